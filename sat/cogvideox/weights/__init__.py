@@ -1,0 +1,1 @@
+"""Weight files: reading and writing SAT checkpoints, classifying names, translating to and from diffusers."""

@@ -1,0 +1,131 @@
+"""Reading one weight file (.pt or .safetensors), without running code from it or loading it into memory.
+
+Tensors stay memory-mapped: they occupy page cache, not anonymous memory, until somebody copies them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideox.errors import CheckpointError
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_LFS_MAGIC = b"version https://git-lfs"
+_UNWANTED_GLOBAL = re.compile(
+    r"GLOBAL ([\w.<>]+)|unrecognized function ([^\n]+)|allowlisted[^\n]* got ([^\n]+)"
+)
+_HASH_BLOCK = 16 * 2**20  # bytes per read: large enough that hashing, not reading, is the limit
+
+
+def _numpy_dtype_classes() -> list[type]:
+    """Classes of the plain number dtypes; their instances appear in pickled numpy scalars and RNG states."""
+    return [type(np.dtype(code)) for code in "?bhilBHILefd"]
+
+
+def _harmless_globals() -> list[Any]:
+    """What old training checkpoints hold beside tensors: arguments, numbers and RNG states.
+
+    None of these runs code from the file when rebuilt. numpy 1 and 2 pickle the same two functions under
+    different module names, so both spellings are listed.
+    """
+    entries: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *_numpy_dtype_classes()]
+    # Taken from an array and a scalar, because numpy 1 and 2 keep them in modules of different names.
+    reconstruct = np.zeros(1).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        entries += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    return entries
+
+
+def load_file(path: Path) -> Any:
+    """Return what a weight file holds, its tensors memory-mapped where the format allows it.
+
+    `.safetensors` gives a dict of tensors; torch files give whatever was saved. Files of torch before 1.6 are not
+    zip archives and can't be mapped: they are read into memory.
+
+    Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for code.
+    """
+    head = _read_head(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    is_zip = head.startswith(_ZIP_MAGIC)
+    if not is_zip and not head.startswith(_PICKLE_MAGICS):
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint (it starts with {head[:12]!r}); valid: .pt or .safetensors"
+        )
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_unpickling_message(path, str(error))) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise CheckpointError(_broken_message(path, error)) from error
+
+
+def _read_head(path: Path) -> bytes:
+    """First bytes of the file, after ruling out what is no weight file at all."""
+    if not path.is_file():
+        raise CheckpointError(f"no weight file at {path}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+    if head.startswith(_LFS_MAGIC):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path} is a web page saved under the name of a weight file: download the file itself"
+        )
+    return head
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_broken_message(path, error)) from error
+
+
+def _unpickling_message(path: Path, text: str) -> str:
+    match = _UNWANTED_GLOBAL.search(text)
+    if match is None:
+        return _broken_message(path, ValueError(text))
+    wanted = next(group for group in match.groups() if group).split(" was not")[0].strip().rstrip(".")
+    return (
+        f"{path} was refused: it asks for {wanted}, which is not among the plain tensors, numbers and arguments "
+        "that a weight file may hold (it could run code). Use a file that holds tensors only"
+    )
+
+
+def _broken_message(path: Path, error: Exception) -> str:
+    first_line = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0][:160]
+    size = f"{path.stat().st_size:,} bytes"
+    return f"{path} is truncated or damaged ({size}; {first_line}): copy or download it again"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in blocks; about 1 s per GB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
