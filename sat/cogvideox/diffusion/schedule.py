@@ -1,0 +1,121 @@
+"""The noise schedule: one table for training, and its sub-sampled twin for sampling.
+
+Letters: b batch, n sampling steps. `timestep` is an integer 0..num_timesteps-1 (0 = almost clean);
+`sqrt_alpha_bar` is the fp32 square root of cumulative alpha (1 = clean, 0 = pure noise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogvideox.diffusion import denoiser
+from cogvideox.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingSchedule:
+    """The levels a sampler walks through, from noise to clean. All tensors live on the CPU.
+
+    timesteps: int64 [n], descending; what the network is told.
+    sqrt_alpha_bar: fp32 [n + 1], ascending; step i goes from level i to level i + 1; the last is 1.0.
+    denoiser_sqrt_alpha_bar: fp32 [n]; level i rounded to the nearest entry of the training table, which turns
+    v into a clean latent.
+    """
+
+    timesteps: Tensor
+    sqrt_alpha_bar: Tensor
+    denoiser_sqrt_alpha_bar: Tensor
+
+
+class NoiseSchedule:
+    """Scaled-linear betas, SNR shift, zero terminal SNR.
+
+    shift_scale: alpha_bar <- alpha_bar / (s + (1 - s) * alpha_bar): 3.0 for 2B, 1.0 for 5B and 1.5.
+    zero_terminal_snr: shift and rescale sqrt(alpha_bar), so that the last timestep is pure noise.
+
+    Deliberately no nn.Module: the tables must stay fp32, and training engines cast the buffers of a module.
+
+    Source: Rombach et al. 2022 (betas); CogVideoX report, section 3.1, and Esser et al. 2024, section 5.3.2
+    (shift); Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1
+    (zero terminal SNR).
+    Raises: ConfigError for values that give no decreasing schedule.
+    """
+
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        shift_scale: float = 3.0,
+        zero_terminal_snr: bool = True,
+    ) -> None:
+        if num_timesteps < 2:
+            raise ConfigError(f"schedule: num_timesteps is {num_timesteps}, at least 2 are needed")
+        if not 0.0 < beta_start <= beta_end < 1.0:
+            raise ConfigError(
+                f"schedule: need 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
+            )
+        if shift_scale <= 0.0:
+            raise ConfigError(
+                f"schedule: shift_scale is {shift_scale}, must be above 0 (3.0 for 2B, 1.0 for 5B and 1.5)"
+            )
+        self.num_timesteps = num_timesteps
+        self.beta_start = beta_start
+        self.beta_end = beta_end
+        self.shift_scale = shift_scale
+        self.zero_terminal_snr = zero_terminal_snr
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+        alpha_bar = torch.cumprod(1.0 - betas, dim=0)
+        # float64, shifted but not yet rescaled: sub-sampling starts from here.
+        self._alpha_bar = alpha_bar / (shift_scale + (1.0 - shift_scale) * alpha_bar)
+        self.sqrt_alpha_bar = self._levels(self._alpha_bar)
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    def _levels(self, alpha_bar: Tensor) -> Tensor:
+        """float64 alpha_bar, descending -> fp32 sqrt_alpha_bar; the rescale itself is done in fp32, as the
+        weights were trained."""
+        levels = alpha_bar.float().sqrt()
+        if not self.zero_terminal_snr:
+            return levels
+        first, last = levels[0].clone(), levels[-1].clone()
+        return (levels - last) * (first / (first - last)) if len(levels) > 1 else torch.zeros(1)
+
+    def level(self, timestep: Tensor) -> Tensor:
+        """sqrt_alpha_bar of each timestep: int64 [b] -> fp32 [b] on the same device, without a host sync."""
+        table = self._on_device.get(timestep.device)
+        if table is None:
+            table = self._on_device[timestep.device] = self.sqrt_alpha_bar.to(timestep.device)
+        return table[timestep]
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """latent [b, ...], noise [b, ...], timestep int64 [b] -> noised_latent fp32 [b, ...]."""
+        return denoiser.add_noise(latent, noise, self.level(timestep))
+
+    def nearest(self, sqrt_alpha_bar: Tensor) -> Tensor:
+        """Round levels [n] to the nearest entries of the training table, fp32 [n]."""
+        distance = (sqrt_alpha_bar[:, None] - self.sqrt_alpha_bar[None, :]).abs()
+        return self.sqrt_alpha_bar[distance.argmin(dim=1)]
+
+    def sampling(self, num_steps: int) -> SamplingSchedule:
+        """The schedule of a sampler with `num_steps` steps.
+
+        The zero-SNR rescale runs after sub-sampling, with the sub-sample's own first element: the levels are
+        close to, but not a subset of, the training table. Raises: ConfigError unless 1 <= num_steps <=
+        num_timesteps.
+        """
+        if not 1 <= num_steps <= self.num_timesteps:
+            raise ConfigError(
+                f"sampler: num_steps is {num_steps}, must be between 1 and {self.num_timesteps}"
+            )
+        # linspace(last, 0, n, endpoint=False) truncated. In float64, not in exact integers: for 34 of the
+        # 1000 possible step counts a rounding error moves a timestep by one, and the released models' sampler
+        # has that rounding.
+        last = self.num_timesteps - 1
+        timesteps = torch.tensor(
+            [int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64
+        )
+        levels = self._levels(self._alpha_bar[timesteps.flip(0)]).flip(0)
+        return SamplingSchedule(timesteps, torch.cat([levels, torch.ones(1)]), self.nearest(levels))

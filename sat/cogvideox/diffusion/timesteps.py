@@ -1,0 +1,113 @@
+"""The randomness of a training step, as a function of (seed, epoch, sample id) and nothing else.
+
+A sample meets the same timestep, noise, posterior noise and caption dropout whatever the world size, the
+batch split, the device and the number of resumes. Values come from the counter-based Philox generator, keyed
+by a 128-bit hash, drawn on the CPU in fp32.
+
+Letters: b batch, f y x latent frames, height and width, c latent channels.
+
+Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WORD = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
+
+
+@dataclass(frozen=True)
+class StepRandomness:
+    """What is random in one training step.
+
+    timestep: int64 [b]; noise and posterior_noise: fp32 [b, f, c, y, x], standard normal; keep_caption: bool
+    [b].
+    """
+
+    timestep: Tensor
+    noise: Tensor
+    posterior_noise: Tensor
+    keep_caption: Tensor
+
+    def to(self, device: torch.device | str) -> StepRandomness:
+        """The same on another device. To CUDA through pinned memory, so that the host does not wait."""
+        device = torch.device(device)
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+        parts = (self.timestep, self.noise, self.posterior_noise, self.keep_caption)
+        return StepRandomness(*((p.pin_memory() if pin else p).to(device, non_blocking=True) for p in parts))
+
+
+def _digest(key: Sequence[int | str]) -> bytes:
+    return hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+
+
+def random_word(*key: int | str) -> int:
+    """A uniform integer in 0..2^64-1 that depends on the key only."""
+    return int.from_bytes(_digest(key)[:8], "little")
+
+
+def gaussian(shape: Sequence[int], *key: int | str) -> Tensor:
+    """Standard normal values, fp32 on the CPU, that depend on the shape and the key only."""
+    bits = np.random.Philox(key=np.frombuffer(_digest(key), dtype=np.uint64))
+    return torch.from_numpy(np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32))
+
+
+def uniform_timestep(num_timesteps: int, seed: int, epoch: int, sample_id: int) -> int:
+    """A uniform timestep in 0..num_timesteps-1 for one sample in one epoch."""
+    return random_word("timestep", seed, epoch, sample_id) * num_timesteps // _WORD
+
+
+def stratified_timestep(num_timesteps: int, seed: int, epoch: int, position: int) -> int:
+    """A timestep for the sample at `position` in the epoch's global order.
+
+    The golden-ratio sequence with a random start: uniform for each sample, and evenly spread over any run of
+    consecutive samples, that is over any global batch of any size, however the ranks share it out.
+    """
+    word = (random_word("stratified", seed, epoch) + position * _GOLDEN) % _WORD
+    return word * num_timesteps // _WORD
+
+
+def keep_caption(dropout: float, seed: int, epoch: int, sample_id: int) -> bool:
+    """False with probability `dropout`."""
+    return random_word("caption", seed, epoch, sample_id) >= dropout * _WORD
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    sample_ids: Sequence[int],
+    latent_shape: Sequence[int],
+    num_timesteps: int,
+    *,
+    caption_dropout: float = 0.0,
+    positions: Sequence[int] | None = None,
+) -> StepRandomness:
+    """Draw the randomness of a batch.
+
+    sample_ids: one integer per sample; latent_shape: (f, c, y, x) of one sample; positions: the samples'
+    positions in the epoch's global order, which turn on stratified timesteps.
+    """
+    if positions is None:
+        steps = [uniform_timestep(num_timesteps, seed, epoch, sample) for sample in sample_ids]
+    else:
+        assert len(positions) == len(sample_ids), "one position per sample needed"
+        steps = [stratified_timestep(num_timesteps, seed, epoch, position) for position in positions]
+    return StepRandomness(
+        timestep=torch.tensor(steps, dtype=torch.int64),
+        noise=torch.stack([gaussian(latent_shape, "noise", seed, epoch, sample) for sample in sample_ids]),
+        posterior_noise=torch.stack(
+            [gaussian(latent_shape, "posterior", seed, epoch, sample) for sample in sample_ids]
+        ),
+        keep_caption=torch.tensor(
+            [keep_caption(caption_dropout, seed, epoch, sample) for sample in sample_ids]
+        ),
+    )
