@@ -1,0 +1,1 @@
+"""The 3D causal video autoencoder: pixels to latents and back."""

@@ -1,0 +1,279 @@
+"""The 3D causal autoencoder as the rest of the framework sees it.
+
+Letters: b batch, t pixel frames, c channels, h w pixels; f latent frames, y x latent height and width.
+Inside, tensors are b c t h w in channels-last memory; that layout stays in this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cogvideox.errors import CheckpointError, ConfigError, ShapeError
+from cogvideox.vae.causal_conv import CausalState
+from cogvideox.vae.decoder import Decoder
+from cogvideox.vae.encoder import Encoder
+from cogvideox.vae.posterior import DiagonalGaussian
+from cogvideox.weights import vae_map
+from cogvideox.weights.sat_folder import read_vae
+
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class VideoAutoencoder(nn.Module):
+    """Video to latents (4 times fewer frames, 8 times fewer pixels per side) and back. No scale factor in here.
+
+    Args:
+        ckpt_path: weights to load: SAT's 3d-vae.pt, or a diffusers `vae` folder or safetensors file. The autoencoder is
+            then frozen. Without it the weights are random and trainable.
+        z_channels: channels of the latent.
+        in_channels, out_channels: channels of the video that goes in and comes out.
+        ch, ch_mult: the width of level i is ch * ch_mult[i]; levels - 1 times height and width are halved.
+        num_res_blocks: residual blocks per encoder level (the decoder has one more).
+        norm_num_groups: groups of every GroupNorm; divides every width.
+        temporal_compression: a power of two, frames per latent frame.
+        encode_chunk_frames: None encodes a clip in one call, as the model was trained; a multiple of temporal_compression
+            encodes causal chunks of so many frames, the first one taking the remainder (8 is diffusers' rule). Chunks
+            bound the memory; norm statistics are then per chunk, so the result differs beyond the first chunk.
+        decode_chunk_latent_frames: latent frames decoded at a time, the first chunk taking the remainder. 2 is what the
+            original samples with; None decodes in one call (for training the autoencoder).
+
+    Raises: ConfigError for arguments that don't fit together, CheckpointError for weights that don't fit.
+    Source: CogVideoX (arXiv 2408.06072), section 2.1; the encoding and decoding schemes of its released code.
+    """
+
+    def __init__(
+        self,
+        ckpt_path: str | None = None,
+        z_channels: int = 16,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        ch: int = 128,
+        ch_mult: Sequence[int] = (1, 2, 2, 4),
+        num_res_blocks: int = 3,
+        norm_num_groups: int = 32,
+        temporal_compression: int = 4,
+        encode_chunk_frames: int | None = None,
+        decode_chunk_latent_frames: int | None = 2,
+    ) -> None:
+        super().__init__()
+        time_levels = _check_architecture(ch, ch_mult, num_res_blocks, norm_num_groups, temporal_compression)
+        _check_chunks(encode_chunk_frames, decode_chunk_latent_frames, temporal_compression)
+        self.in_channels, self.z_channels = in_channels, z_channels
+        self.temporal_compression = temporal_compression
+        self.spatial_compression = 2 ** (len(ch_mult) - 1)
+        self.encode_chunk_frames = encode_chunk_frames
+        self.decode_chunk_latent_frames = decode_chunk_latent_frames
+        self.encoder = Encoder(
+            in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels
+        )
+        self.decoder = Decoder(
+            out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels
+        )
+        if ckpt_path is not None:
+            self.load_checkpoint(ckpt_path)
+            self.freeze()
+
+    def encode(self, video: Tensor) -> DiagonalGaussian:
+        """Encode clips.
+
+        Args:
+            video: b t c h w, values in [-1, 1], any float dtype (cast to the parameters'). t is k * temporal_compression
+                + 1 (or 1, an image); h and w are multiples of spatial_compression.
+
+        Returns: the posterior over latents b f c y x, f = k + 1, in float32 (float64 for a float64 autoencoder).
+        Raises: ShapeError.
+        """
+        self._check_video(video)
+        with self._autograd(video, self.encoder):
+            chunks = list(
+                self._run_chunks(self.encoder, video, self.encode_chunk_frames, lone_first_frame=True)
+            )
+            moments = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
+            moments = moments.transpose(1, 2)
+            mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
+        return DiagonalGaussian(mean.contiguous(), logvar.contiguous())
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents.
+
+        Args:
+            latent: b f c y x, not scaled (a sample of the posterior), any float dtype (cast to the parameters').
+
+        Returns: video b t c h w in the parameters' dtype, about [-1, 1]. t = 1 + temporal_compression * (f - 1) when f is
+            odd. When f is even, no frame stands alone and t = temporal_compression * f: what the released models do.
+        Raises: ShapeError.
+        """
+        chunks = list(self.decode_chunks(latent))
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+
+    def decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
+        """Decode as `decode` does, yielding each chunk of frames, b t' c h w, as soon as it is there.
+
+        Raises: ShapeError, at the call and not at the first chunk.
+        """
+        self._check_latent(latent)
+        lone_first_frame = latent.shape[1] % 2 == 1
+        chunks = self._run_chunks(
+            self.decoder, latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame
+        )
+        return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
+
+    def freeze(self) -> None:
+        """Evaluation mode without gradients, weights in channels-last memory: for everything but training this itself."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+
+    def load_checkpoint(self, path: str) -> None:
+        """Load all weights from SAT's 3d-vae.pt, or from a diffusers VAE folder or safetensors file.
+
+        Raises: CheckpointError that lists missing, unexpected and misshapen tensors.
+        """
+        folder_file = Path(path).expanduser() / DIFFUSERS_FILE
+        state = read_vae(folder_file if folder_file.is_file() else path)
+        if any(".down_blocks." in name or ".up_blocks." in name for name in state):
+            levels = len(self.encoder.down)
+            state = {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()}
+        _check_state(state, self.state_dict(), path)
+        self.load_state_dict(state)
+
+    def _run_chunks(
+        self,
+        network: Callable[[Tensor, CausalState], Tensor],
+        x: Tensor,
+        chunk: int | None,
+        *,
+        lone_first_frame: bool,
+    ) -> Iterator[Tensor]:
+        """x b t c h w -> b c t' h' w' per chunk. The carried state lives in this generator and dies with it."""
+        bounds = chunk_bounds(x.shape[1], chunk)
+        dtype = next(self.parameters()).dtype
+        tails: dict[nn.Module, Tensor] = {}
+        for start, end in bounds:
+            is_first, is_last = start == 0, end == x.shape[1]
+            state = CausalState(lone_first_frame and is_first, is_last, tails)
+            frames = (
+                x[:, start:end].transpose(1, 2).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+            )
+            yield network(frames, state)
+
+    def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
+        """Set the gradient mode around each step only, so that it does not reach the consumer between two steps."""
+        while True:
+            with self._autograd(x, network):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _autograd(self, x: Tensor, network: nn.Module) -> nullcontext[None] | torch.no_grad:
+        """Autograd as it is set outside, but off when nothing here needs a gradient: then work is done in place."""
+        needed = x.requires_grad or any(parameter.requires_grad for parameter in network.parameters())
+        return nullcontext() if needed else torch.no_grad()
+
+    def _check_video(self, video: Tensor) -> None:
+        _check_rank(video, self.in_channels, "video", "b t c h w")
+        frames, height, width = video.shape[1], *video.shape[-2:]
+        step = self.temporal_compression
+        if frames % step != 1 % step or frames < 1:
+            below = (frames - 1) // step * step + 1
+            nearest = [str(count) for count in (below, below + step) if count > 0]
+            raise ShapeError(
+                f"a clip of {frames} frames can't be encoded: the count must be {step}k + 1; nearest: {' or '.join(nearest)}"
+            )
+        for name, size in (("height", height), ("width", width)):
+            if size % self.spatial_compression or size == 0:
+                raise ShapeError(
+                    f"a video of {height} x {width} (height x width) can't be encoded: the {name} must be a multiple of "
+                    f"{self.spatial_compression}; nearest: {_nearest_multiples(size, self.spatial_compression)}"
+                )
+
+    def _check_latent(self, latent: Tensor) -> None:
+        _check_rank(latent, self.z_channels, "latent", "b f c y x")
+        if 0 in latent.shape:
+            raise ShapeError(f"latent b f c y x is {tuple(latent.shape)}: there is nothing to decode")
+
+
+def chunk_bounds(total: int, chunk: int | None) -> list[tuple[int, int]]:
+    """Start and end of each chunk: `chunk` frames, the first one with the remainder added; None means all at once."""
+    if chunk is None or total < 2 * chunk:
+        return [(0, total)]
+    first = chunk + total % chunk
+    return [(0, first)] + [(start, start + chunk) for start in range(first, total, chunk)]
+
+
+def _check_rank(x: Tensor, channels: int, name: str, letters: str) -> None:
+    if x.dim() != 5 or x.shape[2] != channels:
+        raise ShapeError(f"{name} must be {letters} with c = {channels}, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ShapeError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _nearest_multiples(size: int, unit: int) -> str:
+    below = size // unit * unit
+    return " or ".join(str(value) for value in (below, below + unit) if value > 0)
+
+
+def _check_architecture(
+    ch: int, ch_mult: Sequence[int], num_res_blocks: int, groups: int, temporal: int
+) -> int:
+    """Returns how many levels compress time."""
+    if not ch_mult or num_res_blocks < 1:
+        raise ConfigError(
+            f"a VAE needs levels and blocks: ch_mult is {list(ch_mult)}, num_res_blocks is {num_res_blocks}"
+        )
+    bad_widths = [ch * mult for mult in (1, *ch_mult) if (ch * mult) % groups]
+    if bad_widths:
+        raise ConfigError(
+            f"norm_num_groups {groups} must divide every width of the VAE, but not {bad_widths[0]} (ch * ch_mult)"
+        )
+    levels = temporal.bit_length() - 1
+    if temporal < 1 or temporal != 2**levels or levels > len(ch_mult) - 1:
+        valid = ", ".join(str(2**level) for level in range(len(ch_mult)))
+        raise ConfigError(
+            f"temporal_compression {temporal} is not possible with {len(ch_mult)} levels; valid: {valid}"
+        )
+    return levels
+
+
+def _check_chunks(
+    encode_chunk_frames: int | None, decode_chunk_latent_frames: int | None, temporal: int
+) -> None:
+    if encode_chunk_frames is not None and (encode_chunk_frames < 1 or encode_chunk_frames % temporal):
+        raise ConfigError(
+            f"encode_chunk_frames must be null or a multiple of {temporal}, got {encode_chunk_frames}"
+        )
+    if decode_chunk_latent_frames is not None and decode_chunk_latent_frames < 1:
+        raise ConfigError(
+            f"decode_chunk_latent_frames must be null or at least 1, got {decode_chunk_latent_frames}"
+        )
+
+
+def _check_state(state: dict[str, Tensor], own: dict[str, Tensor], path: str) -> None:
+    problems = []
+    for title, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
+        if names:
+            problems.append(f"{title}: {_some(sorted(names))}")
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if shapes:
+        problems.append(f"wrong shape: {_some(shapes)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit this VAE (check ch, ch_mult, num_res_blocks, z_channels): {'; '.join(problems)}"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
