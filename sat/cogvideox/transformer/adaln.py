@@ -1,0 +1,70 @@
+"""The mixin that makes SAT's layers CogVideoX blocks: adaptive LayerNorm per stream, LayerNorm on queries and keys.
+
+Letters: b batch, l text tokens, v video tokens, d hidden, e time embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from sat.model.base_model import BaseMixin, BaseModel
+from torch import Tensor, nn
+
+from cogvideox.transformer.block import transformer_block
+from cogvideox.transformer.linear import Linear
+from cogvideox.transformer.shape import NetworkShape
+
+QK_NORM_EPS = 1e-6
+_CHUNKS = 12
+
+
+class AdaLNMixin(BaseMixin):
+    """Overrides SAT's `layer_forward` hook with the whole block of block.py.
+
+    The attribute names are stored names (`adaLN_modulations.{i}.1`, `query_layernorm_list.{i}`).
+    """
+
+    def __init__(self, qk_ln: bool = True, *, network: NetworkShape) -> None:
+        super().__init__()
+        self.num_heads = network.num_attention_heads
+        layers = range(network.num_layers)
+        width = network.hidden_size
+        self.adaLN_modulations = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), Linear(network.time_embed_dim, _CHUNKS * width, dtype=network.dtype))
+            for _ in layers
+        )
+        self.qk_ln = qk_ln
+        if qk_ln:
+            self.query_layernorm_list = nn.ModuleList(_head_norm(network) for _ in layers)
+            self.key_layernorm_list = nn.ModuleList(_head_norm(network) for _ in layers)
+        self._block: Callable[..., tuple[Tensor, Tensor]] = transformer_block
+
+    def reinit(self, parent_model: BaseModel | None = None) -> None:
+        """Zero modulation: at first every block passes its input through ("adaLN-Zero", 2212.09748)."""
+        for modulation in self.adaLN_modulations:
+            nn.init.zeros_(modulation[1].weight)
+            nn.init.zeros_(modulation[1].bias)
+
+    def compile_blocks(self) -> None:
+        """Run the block through torch.compile from now on. Modules stay as they are, and so do stored names."""
+        self._block = torch.compile(transformer_block, fullgraph=True)
+
+    def layer_forward(
+        self, text: Tensor, video: Tensor, conditioning: Tensor, *, layer_id: int
+    ) -> tuple[Tensor, Tensor]:
+        """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e]."""
+        return self._block(
+            self.transformer.layers[layer_id],
+            self.adaLN_modulations[layer_id][1],
+            self.query_layernorm_list[layer_id] if self.qk_ln else None,
+            self.key_layernorm_list[layer_id] if self.qk_ln else None,
+            self.num_heads,
+            text,
+            video,
+            conditioning,
+        )
+
+
+def _head_norm(network: NetworkShape) -> nn.LayerNorm:
+    return nn.LayerNorm(network.head_dim, eps=QK_NORM_EPS, dtype=network.dtype)

@@ -1,0 +1,80 @@
+"""The arithmetic of one transformer block, as functions of modules and tensors only.
+
+No process groups, no masks, no values read back to the host: the whole block is one graph for torch.compile, and the
+same compiled code serves every layer.
+
+Letters: b batch, l text tokens, v video tokens, s = l + v (text first), d hidden, n heads, e time embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def transformer_block(
+    layer: nn.Module,
+    modulation: nn.Linear,
+    query_norm: nn.LayerNorm | None,
+    key_norm: nn.LayerNorm | None,
+    num_heads: int,
+    text: Tensor,
+    video: Tensor,
+    conditioning: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One block: joint attention over text and video, then the MLP, each with its own modulation for the two.
+
+    Args:
+        layer: a SAT BaseTransformerLayer (input_layernorm, attention, post_attention_layernorm, mlp).
+        modulation: Linear e -> 12 d. Chunks: shift, scale, gate of the video for attention and for the MLP,
+            then the same six of the text.
+        text, video: the residual streams [b, l, d] and [b, v, d]; kept apart, so that no residual is concatenated.
+        conditioning: [b, e], the SiLU of the time embedding.
+
+    Returns:
+        The new text [b, l, d] and video [b, v, d].
+    """
+    chunks = modulation(conditioning)[:, None].chunk(12, dim=-1)
+    lengths = [text.shape[1], video.shape[1]]
+
+    tokens = modulated_norm(layer.input_layernorm, text, video, (*chunks[6:8], *chunks[0:2]))
+    tokens = joint_attention(layer.attention, query_norm, key_norm, num_heads, tokens)
+    text_out, video_out = tokens.split(lengths, dim=1)
+    text = torch.addcmul(text, chunks[8], text_out)
+    video = torch.addcmul(video, chunks[2], video_out)
+
+    tokens = modulated_norm(layer.post_attention_layernorm, text, video, (*chunks[9:11], *chunks[3:5]))
+    tokens = layer.mlp.dense_4h_to_h(F.gelu(layer.mlp.dense_h_to_4h(tokens), approximate="tanh"))
+    text_out, video_out = tokens.split(lengths, dim=1)
+    return torch.addcmul(text, chunks[11], text_out), torch.addcmul(video, chunks[5], video_out)
+
+
+def modulated_norm(
+    norm: nn.LayerNorm, text: Tensor, video: Tensor, shifts_scales: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> Tensor:
+    """LayerNorm and modulation of both streams as one [b, s, d].
+
+    shifts_scales: shift and scale of the text, shift and scale of the video, each [b, 1, d].
+    """
+    text_shift, text_scale, video_shift, video_scale = shifts_scales
+    text = torch.addcmul(text_shift, norm(text), 1 + text_scale)
+    video = torch.addcmul(video_shift, norm(video), 1 + video_scale)
+    return torch.cat([text, video], dim=1)
+
+
+def joint_attention(
+    attention: nn.Module,
+    query_norm: nn.LayerNorm | None,
+    key_norm: nn.LayerNorm | None,
+    num_heads: int,
+    tokens: Tensor,
+) -> Tensor:
+    """Full self-attention over [b, s, d] with LayerNorm on each head's queries and keys."""
+    query, key, value = (
+        part.unflatten(-1, (num_heads, -1)) for part in attention.query_key_value.forward_parts(tokens, 3)
+    )
+    if query_norm is not None and key_norm is not None:
+        query, key = query_norm(query), key_norm(key)
+    mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return attention.dense(mixed.transpose(1, 2).flatten(2))
