@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Train on several devices.
+#   bash finetune_multi_gpus.sh MODEL.yaml SFT.yaml [key=value ...]   all visible GPUs of this machine; NPROC=4 for another number
+#   HOSTFILE=hosts bash finetune_multi_gpus.sh ...                    the machines in a DeepSpeed hostfile ("name slots=8" a line)
+# Without arguments: the demo of finetune_single_gpu.sh with its training on all devices (two processes where there is no GPU).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$root/tools/setup_env.sh"
+
+devices=$(python -c 'import torch; print(torch.cuda.device_count())')
+NPROC=${NPROC:-$((devices > 0 ? devices : 2))}
+
+if [ $# -eq 0 ]; then
+  exec python "$root/tools/run_demo.py" --processes "$NPROC"
+fi
+if [ -n "${HOSTFILE:-}" ]; then
+  say "deepspeed launcher over the hosts in $HOSTFILE"
+  exec deepspeed --hostfile "$HOSTFILE" "$root/sat/train_video.py" --base "$@"
+fi
+say "torchrun with $NPROC processes"
+exec torchrun --standalone --nproc_per_node "$NPROC" "$root/sat/train_video.py" --base "$@"
