@@ -40,15 +40,15 @@ class ConstantGuidance:
 
 
 class DynamicGuidance:
-    """A scale between 1 and 1 + `scale`: 1 + scale * (1 - cos(pi * ((num_steps - u) / num_steps) ** exp)) /
-    2.
+    """A scale between 1 and 1 + `scale`: 1 + scale * (1 - cos(pi * progress ** exp)) / 2.
 
-    by: what u is. "timestep" is the published behaviour: u is 0..999 although num_steps is about 50, so the
-    scale jumps between
-        its ends from step to step; the released models were tuned, and are sampled by diffusers, that way.
-        "step" rises the scale smoothly from 1 to 1 + `scale`.
+    by: what progress is. "timestep", the published behaviour: (num_steps - timestep) / num_steps with
+    timesteps
+        of 0..999, so the scale jumps between its ends from step to step; diffusers does the same.
+        "step": step / num_steps, so the scale rises smoothly.
     Raises: ConfigError for a negative scale, num_steps < 1, or, by timestep, an exponent that is no whole
-    number (its base is negative).
+    number
+        (progress is negative there).
     """
 
     def __init__(

@@ -66,13 +66,13 @@ def uniform_timestep(num_timesteps: int, seed: int, epoch: int, sample_id: int) 
     return random_word("timestep", seed, epoch, sample_id) * num_timesteps // _WORD
 
 
-def stratified_timestep(num_timesteps: int, seed: int, epoch: int, position: int) -> int:
-    """A timestep for the sample at `position` in the epoch's global order.
+def stratified_timestep(num_timesteps: int, seed: int, position: int) -> int:
+    """A timestep for the sample at `position` in the global stream of samples.
 
     The golden-ratio sequence with a random start: uniform for each sample, and evenly spread over any run of
     consecutive samples, that is over any global batch of any size, however the ranks share it out.
     """
-    word = (random_word("stratified", seed, epoch) + position * _GOLDEN) % _WORD
+    word = (random_word("stratified", seed) + position * _GOLDEN) % _WORD
     return word * num_timesteps // _WORD
 
 
@@ -83,7 +83,7 @@ def keep_caption(dropout: float, seed: int, epoch: int, sample_id: int) -> bool:
 
 def draw(
     seed: int,
-    epoch: int,
+    epoch: int | Sequence[int],
     sample_ids: Sequence[int],
     latent_shape: Sequence[int],
     num_timesteps: int,
@@ -93,21 +93,19 @@ def draw(
 ) -> StepRandomness:
     """Draw the randomness of a batch.
 
-    sample_ids: one integer per sample; latent_shape: (f, c, y, x) of one sample; positions: the samples'
-    positions in the epoch's global order, which turn on stratified timesteps.
+    epoch: one for all, or one per sample; sample_ids: one integer per sample; latent_shape: (f, c, y, x) of one
+    sample; positions: the samples' positions in the global stream, which turn on stratified timesteps.
     """
+    epochs = [epoch] * len(sample_ids) if isinstance(epoch, int) else list(epoch)
+    keys = list(zip(epochs, sample_ids, strict=True))
     if positions is None:
-        steps = [uniform_timestep(num_timesteps, seed, epoch, sample) for sample in sample_ids]
+        steps = [uniform_timestep(num_timesteps, seed, *key) for key in keys]
     else:
         assert len(positions) == len(sample_ids), "one position per sample needed"
-        steps = [stratified_timestep(num_timesteps, seed, epoch, position) for position in positions]
+        steps = [stratified_timestep(num_timesteps, seed, position) for position in positions]
     return StepRandomness(
         timestep=torch.tensor(steps, dtype=torch.int64),
-        noise=torch.stack([gaussian(latent_shape, "noise", seed, epoch, sample) for sample in sample_ids]),
-        posterior_noise=torch.stack(
-            [gaussian(latent_shape, "posterior", seed, epoch, sample) for sample in sample_ids]
-        ),
-        keep_caption=torch.tensor(
-            [keep_caption(caption_dropout, seed, epoch, sample) for sample in sample_ids]
-        ),
+        noise=torch.stack([gaussian(latent_shape, "noise", seed, *key) for key in keys]),
+        posterior_noise=torch.stack([gaussian(latent_shape, "posterior", seed, *key) for key in keys]),
+        keep_caption=torch.tensor([keep_caption(caption_dropout, seed, *key) for key in keys]),
     )
