@@ -50,7 +50,8 @@ def read_checkpoint(path: str | Path, iteration: int | str | None = None) -> Sat
         path: where it is.
         iteration: which one to take instead of the one that `latest` names (a number, or e.g. "500-ema").
 
-    Raises: CheckpointError when it is missing, damaged, split over model-parallel ranks, unsafe or without tensors.
+    Raises: CheckpointError when it is missing, damaged, split over model-parallel ranks, unsafe or without
+        tensors.
     """
     file = find_states_file(path, iteration)
     content = load_file(file)
@@ -91,7 +92,7 @@ def _read_latest(folder: Path) -> str:
     if not file.is_file():
         raise CheckpointError(
             f"{folder} has no file '{LATEST_FILE}' that names an iteration; "
-            f"there: {_describe_iterations(folder)}. Give one of these folders, or write its name into that file"
+            f"there: {_describe_iterations(folder)}. Give one of these, or write its name into that file"
         )
     try:
         name = file.read_text(encoding="utf-8").strip()
@@ -122,7 +123,7 @@ def _single_states_file(folder: Path) -> Path:
         raise CheckpointError(f"{folder} has no {STATES_FILE} (it holds: {names})")
     if len(files) > 1:
         raise CheckpointError(
-            f"{folder} is split over {len(files)} model-parallel ranks ({files[-1].name}); merge it to one file"
+            f"{folder} is split over {len(files)} model-parallel ranks ({files[-1].name}): merge it first"
         )
     return files[0]
 
@@ -155,7 +156,8 @@ def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
 def read_vae(path: str | Path) -> dict[str, Tensor]:
     """Tensors of the VAE under the names encoder.* and decoder.*.
 
-    From 3d-vae.pt, its folder, or a whole-engine checkpoint. What only its training needed (loss.*) is dropped.
+    From 3d-vae.pt, its folder, or a whole-engine checkpoint. What only its training needed (loss.*) is
+    dropped.
     Raises: CheckpointError when it is missing, damaged or holds no VAE.
     """
     path = Path(path).expanduser()
@@ -175,7 +177,7 @@ def read_vae(path: str | Path) -> dict[str, Tensor]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of the weight file that `path` means, in hexadecimal. Raises: CheckpointError if there is none."""
+    """SHA-256, in hexadecimal, of the weight file that `path` means. Raises: CheckpointError for none."""
     return sha256_of(find_states_file(path))
 
 
@@ -218,7 +220,8 @@ def tensor_bytes(module: Mapping[str, Tensor]) -> int:
 def begin_iteration(
     folder: str | Path, iteration: int, needed_bytes: int, *, variant: str = "", overwrite: bool = False
 ) -> tuple[Path, Path]:
-    """First step of a save that puts more than the weights into the iteration folder: (temporary, final folder).
+    """First step of a save, for callers that put more than weights into the folder: (temporary, final
+    folder).
 
     One process calls this; all may then write into the temporary folder; one calls `commit_iteration`.
     Raises: CheckpointError when the final folder exists (unless `overwrite`), or without space or permission.
@@ -261,7 +264,7 @@ def check_finite(module: Mapping[str, Tensor]) -> None:
     if broken:
         shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise CheckpointError(
-            f"not saved: NaN or infinity in {shown}. Training has diverged: lower the learning rate or use bf16"
+            f"not saved: NaN or infinity in {shown}. Training diverged: lower the learning rate or use bf16"
         )
 
 

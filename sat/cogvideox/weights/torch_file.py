@@ -50,10 +50,11 @@ def _harmless_globals() -> list[Any]:
 def load_file(path: Path) -> Any:
     """Return what a weight file holds, its tensors memory-mapped where the format allows it.
 
-    `.safetensors` gives a dict of tensors; torch files give whatever was saved. Files of torch before 1.6 are not
-    zip archives and can't be mapped: they are read into memory.
+    `.safetensors` gives a dict of tensors; torch files give whatever was saved. Files of torch before 1.6
+    are not zip archives and can't be mapped: they are read into memory.
 
-    Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for code.
+    Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for
+        code.
     """
     head = _read_head(path)
     if path.suffix == ".safetensors":
@@ -111,8 +112,8 @@ def _unpickling_message(path: Path, text: str) -> str:
         return _broken_message(path, ValueError(text))
     wanted = next(group for group in match.groups() if group).split(" was not")[0].strip().rstrip(".")
     return (
-        f"{path} was refused: it asks for {wanted}, which is not among the plain tensors, numbers and arguments "
-        "that a weight file may hold (it could run code). Use a file that holds tensors only"
+        f"{path} was refused: it asks for {wanted}, which is not among the plain tensors, numbers and "
+        "arguments that a weight file may hold (it could run code). Use a file that holds tensors only"
     )
 
 

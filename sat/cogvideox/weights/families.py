@@ -1,0 +1,149 @@
+"""What a transformer's tensor names and shapes say: its sizes, positions, LoRA, and which published model
+it is.
+
+Names here are relative: without the prefix `model.diffusion_model.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Size
+
+from cogvideox.errors import CheckpointError
+
+TRANSFORMER_PREFIX = "model.diffusion_model."
+
+_PATCH = "mixins.patch_embed.proj.weight"
+_TEXT = "mixins.patch_embed.text_proj.weight"
+_FINAL = "mixins.final_layer.linear.weight"
+_TABLE = "mixins.pos_embed.pos_embedding"
+_TIME = "time_embed.0.weight"
+_OFS = "ofs_embed.0.weight"
+_ROTARY_SIGNS = ("mixins.pos_embed.freqs_sin", "transformer.position_embeddings.weight")
+_QUERY_NORM = "mixins.adaln_layer.query_layernorm_list.0.weight"
+_LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
+_ADAPTER = re.compile(r"transformer\.layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_A\.\d+$")
+_HEAD_DIM = 64  # of every published model; used when there is no query norm to read it from
+_LATENT_CHANNELS = 16  # of every published VAE; splits a flat patch weight into patch volume and channels
+_SPATIAL_PATCH = 2
+
+
+@dataclass(frozen=True)
+class TransformerFacts:
+    """Sizes of a transformer, read from shapes. The text length and the grid are missing: no shape says."""
+
+    hidden_size: int
+    num_layers: int
+    head_dim: int
+    qk_norm: bool
+    patch_size: tuple[int, int, int]  # frames, height, width
+    in_channels: int
+    out_channels: int
+    text_width: int
+    time_embed_dim: int
+    rotary: bool
+    table_length: int | None  # tokens of the additive position table, text included
+    ofs_embed_dim: int | None
+    lora_rank: int | None
+    flat_patch_weight: bool  # Linear [d, c*pt*ph*pw] instead of Conv2d [d, c, ph, pw]
+
+    @property
+    def num_heads(self) -> int:
+        return self.hidden_size // self.head_dim
+
+    @property
+    def family(self) -> Family | None:
+        """The published model with these sizes, None for any other."""
+        return next((family for family in FAMILIES if family.matches(self)), None)
+
+    @property
+    def summary(self) -> str:
+        """E.g. `CogVideoX-2B (hidden size 1920, 30 layers, sin/cos positions, 16 input channels)`."""
+        name = self.family.name if self.family else "CogVideoX of another size"
+        positions = "rotary" if self.rotary else "sin/cos"
+        positions += " and learned" if self.rotary and self.table_length is not None else ""
+        frames = f", patches of {self.patch_size[0]} frames" if self.patch_size[0] > 1 else ""
+        return (
+            f"{name} (hidden size {self.hidden_size}, {self.num_layers} layers, {positions} positions, "
+            f"{self.in_channels} input channels{frames})"
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published model: what tells it apart, and the YAML that describes it."""
+
+    name: str
+    yaml: str
+    hidden_size: int
+    num_layers: int
+    frames_per_patch: int
+    in_channels: int
+    rotary: bool
+
+    def matches(self, facts: TransformerFacts) -> bool:
+        ours = (self.hidden_size, self.num_layers, self.frames_per_patch, self.in_channels, self.rotary)
+        theirs = (facts.hidden_size, facts.num_layers, facts.patch_size[0], facts.in_channels, facts.rotary)
+        return ours == theirs
+
+
+FAMILIES = (
+    Family("CogVideoX-2B", "configs/cogvideox_2b.yaml", 1920, 30, 1, 16, False),
+    Family("CogVideoX-5B", "configs/cogvideox_5b.yaml", 3072, 42, 1, 16, True),
+    Family("CogVideoX-5B-I2V", "configs/cogvideox_5b_i2v.yaml", 3072, 42, 1, 32, True),
+    Family("CogVideoX1.5-5B", "configs/cogvideox1.5_5b.yaml", 3072, 42, 2, 16, True),
+    Family("CogVideoX1.5-5B-I2V", "configs/cogvideox1.5_5b_i2v.yaml", 3072, 42, 2, 32, True),
+)
+
+
+def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> TransformerFacts:
+    """Derive the sizes from relative names and shapes.
+
+    Raises: CheckpointError when the names are not those of a CogVideoX transformer, or are not complete.
+    """
+    for name in (_PATCH, _TEXT, _FINAL, _TIME):
+        if name not in shapes:
+            hint = (
+                " (it is in diffusers' layout)" if any("transformer_blocks." in key for key in shapes) else ""
+            )
+            first = ", ".join(list(shapes)[:3]) or "none"
+            raise CheckpointError(
+                f"{source} is not a CogVideoX transformer in SAT layout{hint}: no {name}; names: {first}"
+            )
+    patch, final = shapes[_PATCH], shapes[_FINAL]
+    layers = {int(match.group(1)) for name in shapes if (match := _LAYER.match(name))}
+    patch_size, in_channels, out_channels = _patch_facts(patch, final)
+    return TransformerFacts(
+        hidden_size=patch[0],
+        num_layers=len(layers),
+        head_dim=shapes[_QUERY_NORM][0] if _QUERY_NORM in shapes else _HEAD_DIM,
+        qk_norm=_QUERY_NORM in shapes,
+        patch_size=patch_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        text_width=shapes[_TEXT][1],
+        time_embed_dim=shapes[_TIME][0],
+        rotary=any(name in shapes for name in _ROTARY_SIGNS) or _TABLE not in shapes,
+        table_length=shapes[_TABLE][1] if _TABLE in shapes else None,
+        ofs_embed_dim=shapes[_OFS][1] if _OFS in shapes else None,
+        lora_rank=next((shape[0] for name, shape in shapes.items() if _ADAPTER.match(name)), None),
+        flat_patch_weight=len(patch) == 2,
+    )
+
+
+def _patch_facts(patch: Size, final: Size) -> tuple[tuple[int, int, int], int, int]:
+    """(patch size, input channels, output channels) from the first and the last weight."""
+    if len(patch) == 4:
+        volume = patch[2] * patch[3]
+        return (1, patch[2], patch[3]), patch[1], final[0] // volume
+    volume = final[0] // _LATENT_CHANNELS
+    frames = max(volume // _SPATIAL_PATCH**2, 1)
+    return (frames, _SPATIAL_PATCH, _SPATIAL_PATCH), patch[1] // max(volume, 1), _LATENT_CHANNELS
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a stored name is a LoRA matrix."""
+    return ".matrix_A." in name or ".matrix_B." in name

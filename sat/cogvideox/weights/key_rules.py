@@ -1,0 +1,272 @@
+"""Loading stored tensors into a module, with a verdict on every name instead of a silent non-strict load.
+
+A name that the model has and the checkpoint lacks is a new adapter, or it is missing: an error. A name that
+the checkpoint has and the model lacks belongs elsewhere (another part of an old whole-engine checkpoint, a
+table that is computed), or it is unexpected: an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cogvideox.errors import CheckpointError
+from cogvideox.log import get_logger
+from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, is_adapter, read_facts
+
+_log = get_logger(__name__)
+
+_ELSEWHERE_PREFIXES = (
+    "conditioner.",  # the text encoder
+    "first_stage_model.",  # the VAE
+    "loss.",
+    "loss_fn.",
+    "denoiser.",
+    "sampler.",
+    "model_ema.",
+)
+# Tables that are computed, and embeddings that SAT creates but this architecture never reads.
+_ELSEWHERE_NAMES = (
+    "mixins.pos_embed.freqs_sin",
+    "mixins.pos_embed.freqs_cos",
+    "transformer.position_embeddings.weight",
+    "transformer.word_embeddings.weight",
+)
+_TABLE = "mixins.pos_embed.pos_embedding"
+_PATCH = "mixins.patch_embed.proj.weight"
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """The verdict on every name; names are relative to the prefix except in `belongs_elsewhere`."""
+
+    loaded: tuple[str, ...]
+    new_adapter: tuple[
+        str, ...
+    ]  # LoRA matrices that the checkpoint doesn't have: they keep their initial values
+    belongs_elsewhere: tuple[str, ...]  # in the checkpoint, of no concern to this module
+    missing: tuple[str, ...]  # only with partial=True; otherwise an error
+    recomputed: tuple[str, ...] = ()  # fixed tables stored for another size: the model keeps its own
+
+
+def load_module(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str = TRANSFORMER_PREFIX,
+    what: str = "transformer",
+    *,
+    source: str = "the checkpoint",
+    partial: bool = False,
+) -> KeyReport:
+    """Copy stored tensors into the parameters and buffers of `module`, casting to their dtype and device.
+
+    A plain checkpoint loads into a model with LoRA (`x.weight` goes to `x.original.weight`).
+
+    Args:
+        state: stored names and tensors, typically memory-mapped: each is read once and never held.
+        prefix: what stored names of this module start with; names without it are taken as they are if none
+            has it.
+        what: the module's name in messages; "transformer" also compares model families.
+        source: where `state` comes from, for messages.
+        partial: `state` completes weights that are loaded already (adapters, a partly trained model):
+            what it doesn't have stays as it is and is reported as missing. Adapters must still be complete.
+
+    Raises: CheckpointError when names are missing or unexpected, or shapes differ. Nothing is copied then.
+    """
+    match = _match(
+        dict(module.state_dict(keep_vars=True)), state, prefix, is_transformer=what == "transformer"
+    )
+    adapters_missing = [name for name in match.missing if is_adapter(name)]
+    fatal = adapters_missing if partial else match.missing
+    if fatal or match.unexpected or match.wrong_shape:
+        if what == "transformer":
+            _compare_ranks(match, source)
+            if not partial:
+                _explain_transformer(match, select_prefix(state, prefix), source)
+        raise CheckpointError(_misfit_message(match, fatal, what, source))
+    loaded = [name for name in match.pairs if name not in match.recomputed]
+    with torch.no_grad():
+        for name in loaded:
+            target = match.targets[name]
+            assert not target.is_meta, f"{name} is on the meta device: materialise the module first"
+            target.copy_(match.stored[match.pairs[name]].reshape(target.shape))
+    report = KeyReport(
+        loaded=tuple(loaded),
+        new_adapter=tuple(match.new_adapter),
+        belongs_elsewhere=tuple(match.elsewhere),
+        missing=tuple(match.missing),
+        recomputed=tuple(match.recomputed),
+    )
+    _log_report(report, what, source)
+    return report
+
+
+def select_prefix(state: Mapping[str, Tensor], prefix: str = TRANSFORMER_PREFIX) -> dict[str, Tensor]:
+    """The tensors below `prefix` under relative names; all of them when no name has it."""
+    if prefix and any(name.startswith(prefix) for name in state):
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return dict(state)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Model and checkpoint held against each other. Lists hold model names, but for the two marked stored."""
+
+    targets: dict[str, Tensor]  # what the model has
+    stored: dict[str, Tensor]  # what the checkpoint has for it, relative names
+    pairs: dict[str, str]  # model name -> stored name
+    missing: list[str]
+    new_adapter: list[str]
+    wrong_shape: list[str]
+    recomputed: list[str]
+    unexpected: list[str]  # stored, relative
+    elsewhere: list[str]  # stored, full
+
+
+def _match(
+    targets: dict[str, Tensor], state: Mapping[str, Tensor], prefix: str, *, is_transformer: bool
+) -> _Match:
+    stored, elsewhere = _split(state, targets, prefix)
+    pairs = {name: key for name in targets if (key := _stored_name(name, stored)) is not None}
+    absent = [name for name in targets if name not in pairs]
+    has_adapters = any(map(is_adapter, stored))
+    recomputed = [_TABLE] if is_transformer and _is_other_fixed_table(state, prefix, pairs, targets) else []
+    return _Match(
+        targets=targets,
+        stored=stored,
+        pairs=pairs,
+        missing=[name for name in absent if has_adapters or not is_adapter(name)],
+        new_adapter=[name for name in absent if not has_adapters and is_adapter(name)],
+        wrong_shape=[
+            name
+            for name, key in pairs.items()
+            if name not in recomputed and not _fits(name, stored[key], targets[name])
+        ],
+        recomputed=recomputed,
+        unexpected=sorted(set(stored) - set(pairs.values())),
+        elsewhere=elsewhere,
+    )
+
+
+def _split(
+    state: Mapping[str, Tensor], targets: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Separate what concerns the module (relative names) from what belongs elsewhere (full names)."""
+    stored: dict[str, Tensor] = {}
+    elsewhere = []
+    for name, value in state.items():
+        is_ours = bool(prefix) and name.startswith(prefix)
+        relative = name.removeprefix(prefix)
+        is_foreign = relative in _ELSEWHERE_NAMES or (not is_ours and name.startswith(_ELSEWHERE_PREFIXES))
+        if is_foreign and relative not in targets:
+            elsewhere.append(name)
+        else:
+            stored[relative] = value
+    return stored, elsewhere
+
+
+def _stored_name(name: str, stored: Mapping[str, Tensor]) -> str | None:
+    """The stored name that feeds the model's `name`: the same, or the plain one below a LoRA wrapper."""
+    if name in stored:
+        return name
+    plain = name.replace(".original.", ".")
+    return plain if plain != name and plain in stored else None
+
+
+def _fits(name: str, stored: Tensor, target: Tensor) -> bool:
+    """Whether the shapes agree; a Conv2d patch weight [d, c, ph, pw] serves as a Linear [d, c*ph*pw]."""
+    is_flattened = name == _PATCH and stored.numel() == target.numel() and stored.ndim != target.ndim
+    return stored.shape == target.shape or is_flattened
+
+
+def _is_other_fixed_table(
+    state: Mapping[str, Tensor], prefix: str, pairs: Mapping[str, str], targets: Mapping[str, Tensor]
+) -> bool:
+    """Whether the sin/cos table is stored for another clip size than the configured one.
+
+    It is a pure function of the configuration, so the model's own is right. The learned table of rotary
+    models (which carry unused position embeddings) is not.
+    """
+    relative = select_prefix(state, prefix)
+    if _TABLE not in pairs or "transformer.position_embeddings.weight" in relative:
+        return False
+    ours, theirs = targets[_TABLE].shape, relative[_TABLE].shape
+    return len(theirs) == 3 and ours[1] != theirs[1] and ours[2] == theirs[2]
+
+
+def _explain_transformer(match: _Match, relative: Mapping[str, Tensor], source: str) -> None:
+    """Raise the most helpful CheckpointError for a transformer that doesn't fit; return if there is none."""
+    has_adapters = any(map(is_adapter, match.targets))
+    if relative and all(map(is_adapter, relative)):
+        advice = (
+            "load the base model first" if has_adapters else "add lora_config, and load the base model first"
+        )
+        raise CheckpointError(f"{source} holds LoRA adapters only: {advice}")
+    theirs, ours = read_facts(_plain_shapes(relative), source), read_facts(_plain_shapes(match.targets))
+    if _architecture(theirs) != _architecture(ours):
+        right_yaml = theirs.family.yaml if theirs.family else "the YAML that these weights were trained with"
+        raise CheckpointError(
+            f"{source} holds {theirs.summary}, but the configuration describes {ours.summary}: "
+            f"use {right_yaml}"
+        )
+    if theirs.lora_rank is not None and not has_adapters:
+        raise CheckpointError(
+            f"{source} holds LoRA adapters of rank {theirs.lora_rank}, but the model has none: add "
+            "lora_config to the network's modules (as in configs/cogvideox_2b_lora.yaml), or merge them first"
+        )
+
+
+def _plain_shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name.replace(".original.", "."): value.shape for name, value in tensors.items()}
+
+
+def _compare_ranks(match: _Match, source: str) -> None:
+    for name in match.wrong_shape:
+        if ".matrix_A." in name:
+            theirs, ours = match.stored[name].shape[0], match.targets[name].shape[0]
+            raise CheckpointError(
+                f"{source} holds LoRA adapters of rank {theirs}, the configuration asks for rank {ours}: "
+                f"set lora_config.params.r to {theirs}"
+            )
+
+
+def _architecture(facts: TransformerFacts) -> tuple[object, ...]:
+    sizes = (facts.hidden_size, facts.num_layers, facts.in_channels, facts.text_width)
+    return (*sizes, facts.patch_size, facts.rotary)
+
+
+def _misfit_message(match: _Match, missing: list[str], what: str, source: str) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing: {_shorten(missing)}")
+    if match.unexpected:
+        parts.append(f"{len(match.unexpected)} that the model doesn't have: {_shorten(match.unexpected)}")
+    if match.wrong_shape:
+        shapes = [
+            f"{name} {list(match.stored[match.pairs[name]].shape)} for {list(match.targets[name].shape)}"
+            for name in match.wrong_shape
+        ]
+        parts.append(f"{len(shapes)} of another shape: {_shorten(shapes)}")
+    return f"{source} doesn't fit the {what}: " + "; ".join(parts)
+
+
+def _shorten(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _log_report(report: KeyReport, what: str, source: str) -> None:
+    _log.info("%s: loaded %d tensors from %s", what, len(report.loaded), source)
+    if report.belongs_elsewhere:
+        heads = sorted({name.split(".")[0] for name in report.belongs_elsewhere})
+        _log.info(
+            "%s: %d tensors belong elsewhere (%s)", what, len(report.belongs_elsewhere), ", ".join(heads)
+        )
+    if report.new_adapter:
+        _log.info("%s: %d new LoRA matrices keep their initial values", what, len(report.new_adapter))
+    for name in report.recomputed:
+        _log.info("%s: %s is stored for another clip size; the configured one is used", what, name)
