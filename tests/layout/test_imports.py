@@ -1,0 +1,84 @@
+"""Who may import whom. The table is the one in docs/architecture.md."""
+
+from __future__ import annotations
+
+import pytest
+from layout.source_tree import LIBRARY, ROOT, SOURCE, Module, read_modules
+
+LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
+BASE = {"errors", "log", "__init__"}
+ALLOWED = {
+    "errors": set(),
+    "log": set(),
+    "__init__": set(),
+    **{leaf: BASE for leaf in LEAVES},
+    "vae": BASE | {"config", "weights", "parallel"},
+    "transformer": BASE | {"config", "weights", "parallel"},
+    "model": BASE | LEAVES | {"vae", "transformer"},
+    "sampling": BASE | LEAVES | {"vae", "transformer", "model"},
+    "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling"},
+}
+# A package that costs seconds or memory to import, and the only places that may import it.
+ONLY_IN = {
+    "sat": {"transformer", "parallel", "training/optimizers.py"},
+    "deepspeed": {"training/engine.py", "parallel/zero.py"},
+    "decord": {"data/decode.py"},
+    "transformers": {"text"},
+    "omegaconf": {"config"},
+    "diffusers": set(),
+    "peft": set(),
+}
+# Rooms whose import must stay cheap: data workers, config checks and pure maths.
+WITHOUT_TORCH = {"config", "errors", "log"}
+
+MODULES = read_modules(LIBRARY)
+
+
+def ids(module: Module) -> str:
+    return module.name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=ids)
+def test_rooms_import_only_what_stands_below_them(module: Module) -> None:
+    wrong = []
+    for name in module.imports():
+        if not name.startswith("cogvideox."):
+            continue
+        room = name.split(".")[1]
+        if room != module.room and room not in ALLOWED[module.room]:
+            wrong.append(name)
+    assert not wrong, (
+        f"{module.name} ({module.room}) may not import {wrong}; allowed: {sorted(ALLOWED[module.room])}"
+    )
+
+
+@pytest.mark.parametrize("module", MODULES, ids=ids)
+def test_heavy_packages_are_imported_in_their_place_only(module: Module) -> None:
+    inside = str(module.path.relative_to(LIBRARY))
+    for name in module.imports():
+        package = name.split(".")[0]
+        places = ONLY_IN.get(package)
+        if places is not None:
+            assert inside in places or module.room in places, f"{module.name} imports {package}"
+        if module.room in WITHOUT_TORCH:
+            assert package != "torch", f"{module.name} imports torch, which makes every config check slow"
+
+
+def test_every_room_is_known() -> None:
+    assert {module.room for module in MODULES} == set(ALLOWED)
+
+
+def test_scripts_do_not_import_each_other() -> None:
+    scripts = [module for module in read_modules(SOURCE) if module.path.parent == SOURCE]
+    assert scripts
+    for script in scripts:
+        assert not {other.path.stem for other in scripts} & {name.split(".")[0] for name in script.imports()}
+
+
+def test_source_root_is_no_package() -> None:
+    assert not (SOURCE / "__init__.py").exists(), (
+        "sat/__init__.py would hide the installed SwissArmyTransformer"
+    )
+    import sat
+
+    assert sat.__file__ is not None and not sat.__file__.startswith(str(ROOT / "sat"))
