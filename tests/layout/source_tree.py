@@ -14,7 +14,7 @@ LIBRARY = SOURCE / "cogvideox"
 
 @dataclass(frozen=True)
 class Module:
-    """One python file. `room` is the folder below cogvideox, or the module's own name at its top ("errors")."""
+    """One python file. `room` is its folder below cogvideox, or its own name at the top ("errors")."""
 
     path: Path
     tree: ast.Module
@@ -33,7 +33,7 @@ class Module:
         return len(self.path.read_text().splitlines())
 
     def imports(self) -> Iterator[str]:
-        """Dotted names of everything imported, wherever the statement stands (top, function, type checking)."""
+        """Dotted names of everything imported, wherever the statement stands."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)

@@ -11,7 +11,7 @@ ALLOWED = {
     "errors": set(),
     "log": set(),
     "__init__": set(),
-    **{leaf: BASE for leaf in LEAVES},
+    **dict.fromkeys(LEAVES, BASE),
     "vae": BASE | {"config", "weights", "parallel"},
     "transformer": BASE | {"config", "weights", "parallel"},
     "model": BASE | LEAVES | {"vae", "transformer"},
