@@ -1,0 +1,223 @@
+"""Section `deepspeed`: checked and completed to what `deepspeed.initialize(config=...)` takes.
+
+DeepSpeed checks the keys inside its blocks but not at its top level, where a misplaced key is ignored without a word.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from cogvideox.config.report import Report
+from cogvideox.config.tree import Node
+from cogvideox.config.value_types import TypeMismatch, convert
+from cogvideox.errors import ConfigError
+
+_LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
+_TOP_LEVEL: dict[str, str] = {
+    "train_micro_batch_size_per_gpu": "int",
+    "train_batch_size": "int",
+    "gradient_accumulation_steps": "int",
+    "gradient_clipping": "float",
+    "steps_per_print": "int",
+    "zero_allow_untested_optimizer": "bool",
+    "zero_force_ds_cpu_optimizer": "bool",
+    "prescale_gradients": "bool",
+    "gradient_predivide_factor": "float",
+    "communication_data_type": "str | None",
+    "wall_clock_breakdown": "bool",
+    "dump_state": "bool",
+    "optimizer": "dict",
+    "zero_optimization": "dict",
+    "bf16": "dict",
+    "fp16": "dict",
+    "activation_checkpointing": "dict",
+    "data_types": "dict",
+    "flops_profiler": "dict",
+    "comms_logger": "dict",
+}
+_ZERO: dict[str, str] = {
+    "stage": "int",
+    "contiguous_gradients": "bool",
+    "overlap_comm": "bool",
+    "reduce_scatter": "bool",
+    "reduce_bucket_size": "int",
+    "allgather_partitions": "bool",
+    "allgather_bucket_size": "int",
+    "load_from_fp32_weights": "bool",
+    "elastic_checkpoint": "bool",
+    "offload_optimizer": "dict | None",
+    "offload_param": "dict | None",
+    "cpu_offload": "bool",
+    "sub_group_size": "int",
+    "round_robin_gradients": "bool",
+    "ignore_unused_parameters": "bool",
+}
+_FP16: dict[str, str] = {
+    "enabled": "bool",
+    "auto_cast": "bool",
+    "loss_scale": "float",
+    "initial_scale_power": "int",
+    "loss_scale_window": "int",
+    "hysteresis": "int",
+    "consecutive_hysteresis": "bool",
+    "min_loss_scale": "float",
+}
+_BF16: dict[str, str] = {"enabled": "bool", "immediate_grad_update": "bool", "check_grad_overflow": "bool"}
+_OPTIMIZER_PARAMS: dict[str, str] = {
+    "lr": "float",
+    "betas": "tuple[float, float]",
+    "eps": "float",
+    "weight_decay": "float",
+    "torch_adam": "bool",
+    "adam_w_mode": "bool",
+    "bias_correction": "bool",
+    "fused": "bool",
+}
+OPTIMIZERS = ("AdamW", "Adam")
+FUSED_EMA_ADAM = "sat.ops.FusedEmaAdam"
+
+_DEFAULTS: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "gradient_clipping": 0.1,
+    "steps_per_print": 1_000_000_000,  # our progress bar prints; DeepSpeed's line forces a device sync
+    "zero_allow_untested_optimizer": True,
+    "wall_clock_breakdown": False,
+}
+# Overlapping communication and odd bucket sizes have lost gradients in several DeepSpeed versions.
+_ZERO_DEFAULTS: dict[str, Any] = {
+    "stage": 0,
+    "overlap_comm": False,
+    "contiguous_gradients": True,
+    "reduce_scatter": True,
+    "allgather_partitions": True,
+    "reduce_bucket_size": 500_000_000,
+    "allgather_bucket_size": 500_000_000,
+    "load_from_fp32_weights": False,
+}
+_OPTIMIZER_DEFAULTS: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-4}
+
+
+def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
+    """The completed dict. Problems go to the report; values that fail are left at their defaults."""
+    given = _block(node, _TOP_LEVEL, report, allowed_beside=_LOSS_SCALE_KEYS)
+    result: dict[str, Any] = {**_DEFAULTS, **given}
+    result["zero_optimization"] = _read_zero(node, report)
+    result["fp16"] = {"enabled": False, **_block(_child(node, "fp16"), _FP16, report)}
+    result["bf16"] = {"enabled": False, **_block(_child(node, "bf16"), _BF16, report)}
+    result["optimizer"] = _read_optimizer(_child(node, "optimizer"), report)
+    _check_ranges(node, result, report)
+    _warn_misplaced(node, report)
+    return result
+
+
+def check_precision(deepspeed: dict[str, Any], *, cuda_available: bool) -> None:
+    """What the config alone can't know: whether the device can do it.
+
+    Raises:
+        ConfigError: fp16 without CUDA.
+    """
+    if deepspeed.get("fp16", {}).get("enabled") and not cuda_available:
+        raise ConfigError(
+            "deepspeed.fp16.enabled: fp16 needs a CUDA device and none is available; "
+            "use deepspeed.bf16.enabled=true deepspeed.fp16.enabled=false, or neither for fp32"
+        )
+
+
+def _child(node: Node | None, name: str) -> Node | None:
+    child = None if node is None else node.child(name)
+    return None if child is None or child.value is None else child
+
+
+def _block(
+    node: Node | None, types: dict[str, str], report: Report, allowed_beside: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The keys of one mapping that are known and of the right type."""
+    if node is None or node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        report.error(node.origin, f"must be a mapping of keys such as {', '.join(list(types)[:4])}")
+        return {}
+    values = {}
+    for key, child in node.value.items():
+        if key not in types:
+            if key not in allowed_beside:
+                report.unknown(child.origin, key, types)
+            continue
+        try:
+            values[key] = _listed(convert(child.plain(), ast.parse(types[key], mode="eval").body))
+        except TypeMismatch as error:
+            report.error(child.origin, str(error))
+    return values
+
+
+def _listed(value: Any) -> Any:
+    """DeepSpeed's dict is saved as YAML and JSON, which know no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_zero(node: Node | None, report: Report) -> dict[str, Any]:
+    block = _child(node, "zero_optimization")
+    given = _block(block, _ZERO, report)
+    offload = given.pop("cpu_offload", False)
+    if offload:
+        given.setdefault("offload_optimizer", {"device": "cpu", "pin_memory": True})
+    zero = {**_ZERO_DEFAULTS, **given}
+    if block is not None and zero["stage"] not in (0, 1, 2, 3):
+        report.error(block.value["stage"].origin, f"must be 0, 1, 2 or 3, not {zero['stage']}")
+    return zero
+
+
+def _read_optimizer(node: Node | None, report: Report) -> dict[str, Any]:
+    given = _block(node, {"type": "str", "params": "dict"}, report)
+    kind = given.get("type", "AdamW")
+    if kind == FUSED_EMA_ADAM:
+        assert node is not None
+        report.warn(
+            node.value["type"].origin,
+            f"{FUSED_EMA_ADAM} runs as AdamW with the same parameters: no CUDA extension is compiled, and this version keeps "
+            "no moving average (EMA) of the weights",
+        )
+        kind = "AdamW"
+    elif kind not in OPTIMIZERS:
+        assert node is not None
+        report.unknown(node.value["type"].origin, kind, [*OPTIMIZERS, FUSED_EMA_ADAM], "optimizer")
+    params = {**_OPTIMIZER_DEFAULTS, **_block(_child(node, "params"), _OPTIMIZER_PARAMS, report)}
+    return {"type": kind, "params": params}
+
+
+def _check_ranges(node: Node | None, result: dict[str, Any], report: Report) -> None:
+    def fail(path: str, text: str) -> None:
+        here: Node | None = node
+        for key in path.split("."):
+            here = None if here is None else here.child(key)
+        assert here is not None, "a default is out of range"
+        report.error(here.origin, text)
+
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print"):
+        if result[key] < 1:
+            fail(key, f"must be at least 1, not {result[key]}")
+    if result["gradient_clipping"] < 0:
+        fail("gradient_clipping", f"must be 0 (off) or more, not {result['gradient_clipping']:g}")
+    params = result["optimizer"]["params"]
+    for key in ("lr", "eps", "weight_decay"):
+        if params[key] < 0:
+            fail(f"optimizer.params.{key}", f"must not be negative: {params[key]:g}")
+    if not all(0 <= beta < 1 for beta in params["betas"]):
+        fail("optimizer.params.betas", f"must lie in 0..1 (1 excluded), not {params['betas']}")
+    if result["fp16"]["enabled"] and result["bf16"]["enabled"]:
+        fail(
+            "fp16.enabled",
+            "fp16 and bf16 are both enabled: keep one (2B was trained in fp16; the others need bf16)",
+        )
+
+
+def _warn_misplaced(node: Node | None, report: Report) -> None:
+    found = [key for key in _LOSS_SCALE_KEYS if node is not None and node.child(key) is not None]
+    if found and node is not None:
+        report.warn(
+            node.value[found[0]].origin,
+            f"{', '.join(found)}: beside `fp16:` instead of inside it, where DeepSpeed ignores them; left where they are, "
+            "without effect",
+        )

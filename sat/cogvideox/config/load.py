@@ -1,0 +1,238 @@
+"""`--base a.yaml b.yaml key=value` to one checked Config.
+
+Later files win key by key and the command line comes last. A file may start from others with `include:` (one name or
+a list, relative to the file): they are read first. Everything that is wrong is reported at once, with its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import OmegaConf
+
+from cogvideox.config.aliases import translate
+from cogvideox.config.consistency import check_consistency, settle_shared_keys
+from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.paths import check_paths
+from cogvideox.config.report import Origin, Report, suggestion
+from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.sections import field_names, read_model, read_section
+from cogvideox.config.tree import Node, drop_missing, merge, read_override, read_yaml, resolve_interpolations
+from cogvideox.errors import ConfigError
+from cogvideox.log import get_logger
+
+SECTIONS = ("args", "model", "data", "deepspeed")
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the scripts are asked to do. `local_rank` is None outside of a launcher."""
+
+    kind: Kind
+    base: tuple[str, ...]
+    overrides: tuple[str, ...]
+    check: bool
+    allow_unknown: bool
+    debug: bool
+    local_rank: int | None
+
+    def load(self) -> Config:
+        """The checked configuration, with the existence of its paths. Raises: ConfigError."""
+        return load_config(
+            list(self.base),
+            list(self.overrides),
+            self.kind,
+            allow_unknown=self.allow_unknown,
+            check_files=True,
+        )
+
+
+def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
+    """Read `--base FILES key=value ... --seed N --check --allow-unknown --debug --local_rank N`, in any order.
+
+    Raises:
+        ConfigError: an unknown flag, or no file.
+    """
+    parser = _Parser(prog="train_video.py" if kind == "train" else "sample_video.py", allow_abbrev=False)
+    parser.add_argument(
+        "--base", nargs="*", default=[], metavar="YAML", help="files; later ones win key by key"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="win over the files")
+    parser.add_argument("--seed", type=int, help="the same as args.seed=N")
+    parser.add_argument("--check", action="store_true", help="check the configuration and stop")
+    parser.add_argument(
+        "--allow-unknown", "--allow_unknown", action="store_true", help="unknown keys only warn"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
+    parsed = parser.parse_intermixed_args(list(argv))
+    words = [*parsed.base, *parsed.overrides]
+    base = [word for word in words if "=" not in word or Path(word).is_file()]
+    overrides = [word for word in words if word not in base]
+    if not base:
+        raise ConfigError(
+            f"no configuration given: {parser.prog} --base configs/a.yaml [b.yaml ...] [key=value ...]"
+        )
+    if parsed.seed is not None:
+        overrides.append(f"args.seed={parsed.seed}")
+    local_rank = parsed.local_rank
+    if local_rank is None and "LOCAL_RANK" in os.environ:
+        local_rank = int(os.environ["LOCAL_RANK"])
+    return CommandLine(
+        kind, tuple(base), tuple(overrides), parsed.check, parsed.allow_unknown, parsed.debug, local_rank
+    )
+
+
+def load_config(
+    base: Sequence[str],
+    overrides: Sequence[str],
+    kind: Kind,
+    allow_unknown: bool = False,
+    *,
+    check_files: bool = False,
+    partial: bool = False,
+) -> Config:
+    """Read, merge, translate published names, check, and log what was noticed.
+
+    Args:
+        check_files: also report the paths in the configuration that don't exist.
+        partial: the files are only a part of a configuration (a model file alone); what is missing is fine.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    report = Report(allow_unknown)
+    root = _read_all(base, overrides, report)
+    report.raise_if_any()  # nothing more can be said about half a tree
+    _check_sections(root, report)
+    published = translate(root, report)
+    config = _read_sections(root, kind, report, published=published, partial=partial)
+    if check_files:
+        check_paths(config, root, report)
+    report.raise_if_any()
+    for text in report.warnings:
+        _logger.warning("%s", text)
+    for text in report.notices:
+        _logger.info("%s", text)
+    return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
+
+
+def _read_all(base: Sequence[str], overrides: Sequence[str], report: Report) -> Node:
+    root = Node({}, Origin("", None, ""))
+    trees: list[Node] = []
+    for file in base:
+        _read_with_includes(Path(file), (), trees, report)
+    for text in overrides:
+        tree = read_override(text, len(trees), report)
+        if tree is not None:
+            trees.append(tree)
+    for tree in trees:
+        root = merge(root, tree)
+    drop_missing(root)
+    if not report.errors:
+        resolve_interpolations(root, report)
+    return root
+
+
+def _read_with_includes(file: Path, chain: tuple[Path, ...], trees: list[Node], report: Report) -> None:
+    """Append the trees of the file's includes, then the file's own."""
+    tree = read_yaml(file, 0, report)
+    if tree is None:
+        return
+    include = tree.value.pop("include", None)
+    names = [] if include is None else include.value if isinstance(include.value, list) else [include]
+    for name in names:
+        if not isinstance(name.value, str):
+            report.error(name.origin, "must be the name of a file, or a list of names, relative to this file")
+            continue
+        target = file.parent / name.value
+        if target.resolve() in [*(step.resolve() for step in chain), file.resolve()]:
+            report.error(name.origin, f"{name.value} includes this file: a circle")
+        elif not target.is_file():
+            near = suggestion(name.value, [found.name for found in target.parent.glob("*.yaml")])
+            report.error(name.origin, f"no file {target}; {near}")
+        else:
+            _read_with_includes(target, (*chain, file), trees, report)
+    _set_layer(tree, len(trees))
+    trees.append(tree)
+
+
+def _set_layer(node: Node, layer: int) -> None:
+    node.origin = dataclasses.replace(node.origin, layer=layer)
+    children = node.value.values() if isinstance(node.value, dict) else node.value
+    for child in children if isinstance(node.value, dict | list) else ():
+        _set_layer(child, layer)
+
+
+def _check_sections(root: Node, report: Report) -> None:
+    for key in [key for key in root.value if key not in SECTIONS]:
+        node = root.value.pop(key)
+        owners = [
+            name
+            for name, section in (
+                ("args", TrainArgs),
+                ("args", SampleArgs),
+                ("data", DataConfig),
+                ("model", ModelConfig),
+            )
+            if key in field_names(section)
+        ]
+        if owners:
+            report.error(node.origin, f"belongs to section {owners[0]}: write {owners[0]}.{key}")
+        else:
+            report.unknown(node.origin, key, SECTIONS, "section")
+
+
+def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, partial: bool) -> Config:
+    settle_shared_keys(root, kind, report, published=published)
+    args: TrainArgs | SampleArgs
+    if kind == "train":
+        args = read_section(
+            TrainArgs, "args", root.child("args"), report, elsewhere=field_names(SampleArgs), partial=partial
+        )
+    else:
+        args = read_section(
+            SampleArgs, "args", root.child("args"), report, elsewhere=field_names(TrainArgs), partial=partial
+        )
+    model = read_model(root.child("model"), report, partial=partial)
+    data = None
+    if root.child("data") is not None:
+        data = read_section(DataConfig, "data", root.child("data"), report, partial=partial)
+    elif kind == "train" and not partial:
+        report.error(
+            Origin("", None, "data"),
+            "missing section: say how clips are read, e.g. data.video_size=[480,720]",
+        )
+    deepspeed = read_deepspeed(root.child("deepspeed"), report)
+    check_consistency(args, model, data, root, report)
+    text = resolved_yaml(args, model, data, deepspeed)
+    return Config(kind, args, model, data, deepspeed, text)
+
+
+def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any]) -> str:
+    """The values in force as YAML that can be loaded again."""
+    sections = {
+        "args": dataclasses.asdict(args),
+        "model": dataclasses.asdict(model),
+        "data": None if data is None else dataclasses.asdict(data),
+        "deepspeed": deepspeed,
+    }
+    return OmegaConf.to_yaml(
+        OmegaConf.create({key: value for key, value in sections.items() if value is not None})
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises our error instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            f"{message}; usage: {self.prog} --base a.yaml [b.yaml ...] [key=value ...] [--seed N] [--check]"
+        )

@@ -1,0 +1,50 @@
+"""The files and folders that a configuration names: reported together when they don't exist, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogvideox.config.consistency import find
+from cogvideox.config.report import Origin, Report
+from cogvideox.config.schema import Config, SampleArgs
+from cogvideox.config.tree import Node
+
+
+def check_paths(config: Config, root: Node, report: Report) -> None:
+    """Every path that the run will read must exist. Names that a model hub could know are left to the text encoder."""
+    for path, value in _named_paths(config):
+        if "{" in value:
+            text = f"{value!r} is still a placeholder: put the real path here"
+        elif Path(value).expanduser().exists():
+            continue
+        else:
+            text = f"no such file or folder: {value}"
+        node = find(root, path)
+        report.error(Origin("", None, path) if node is None else node.origin, text)
+
+
+def _named_paths(config: Config) -> list[tuple[str, str]]:
+    found: list[tuple[str, str | None]] = [("args.load", config.args.load)]
+    if isinstance(config.args, SampleArgs):
+        if config.args.input_type == "txt" and not config.args.prompts:
+            found.append(("args.input_file", config.args.input_file))
+    else:
+        found += [("args.train_data", folder) for folder in config.args.train_data]
+        found += [("args.valid_data", folder) for folder in config.args.valid_data]
+        if config.args.resume != "latest":
+            found.append(("args.resume", config.args.resume))
+    found.append(
+        (
+            "model.first_stage_config.params.ckpt_path",
+            config.model.first_stage_config["params"].get("ckpt_path"),
+        )
+    )
+    encoder = config.model.conditioner_config["params"].get("encoder") or {}
+    folder = encoder.get("params", {}).get("model_dir")
+    if folder and not _could_be_hub_name(folder):
+        found.append(("model.conditioner_config.params.encoder.params.model_dir", folder))
+    return [(path, value) for path, value in found if value]
+
+
+def _could_be_hub_name(name: str) -> bool:
+    return name[0] not in "./~" and name.count("/") <= 1 and "{" not in name

@@ -1,0 +1,87 @@
+"""All problems of a configuration in one report, each with its place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cogvideox.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a key was written: file (None: the command line, "": nowhere), line, dotted path, and how late (higher wins)."""
+
+    file: str | None
+    line: int | None
+    path: str
+    layer: int = 0
+
+    def place(self) -> str:
+        if self.file is None:
+            return "command line"
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+class Report:
+    """Collects what is wrong (errors), what is doubtful (warnings) and what was done silently otherwise (notices)."""
+
+    def __init__(self, allow_unknown: bool = False) -> None:
+        self.allow_unknown = allow_unknown
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.notices: list[str] = []
+        self._order: list[tuple[str, int, int]] = []
+
+    def error(self, origin: Origin, text: str) -> None:
+        line = _located(origin, text)
+        if line not in self.errors:
+            self._order.append((origin.file or "~", origin.line or 0, len(self.errors)))
+            self.errors.append(line)
+
+    def warn(self, origin: Origin, text: str) -> None:
+        self._once(self.warnings, _located(origin, text))
+
+    def notice(self, text: str) -> None:
+        self._once(self.notices, text)
+
+    def unknown(self, origin: Origin, name: str, valid: Iterable[str], what: str = "key") -> None:
+        """An unknown name: an error, or a warning with `--allow-unknown`."""
+        text = f"unknown {what} {name!r}; {suggestion(name, valid)}"
+        if self.allow_unknown:
+            self.warn(origin, f"{text}; ignored (--allow-unknown)")
+        else:
+            self.error(origin, text)
+
+    def raise_if_any(self) -> None:
+        """Raises: ConfigError: with every problem found, in the order of the files and lines."""
+        if not self.errors:
+            return
+        ordered = [self.errors[index] for _, _, index in sorted(self._order)]
+        if len(ordered) == 1:
+            raise ConfigError(ordered[0])
+        raise ConfigError(
+            f"{len(ordered)} problems in the configuration:\n" + "\n".join(f"  {x}" for x in ordered)
+        )
+
+    @staticmethod
+    def _once(lines: list[str], text: str) -> None:
+        if text not in lines:
+            lines.append(text)
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """`did you mean X?` or, when nothing is near, what there is."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if not names:
+        return "nothing is allowed here"
+    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    return f"known here: {shown}"
+
+
+def _located(origin: Origin, text: str) -> str:
+    return ": ".join(part for part in (origin.place(), origin.path, text) if part)

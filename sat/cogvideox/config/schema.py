@@ -1,0 +1,247 @@
+"""The closed sections of a configuration: every key, its type and its default.
+
+A field is a YAML key of the same name. Types are checked by `value_types` from the annotations as they are written
+here, ranges by `problems()`, which names every offending key at once so that one report can hold them all.
+Shipped configs in configs/ comment the keys; docs/configuration.md lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cogvideox.config.limits import at_least, frame_count_problem, share, size_problem
+
+Kind = Literal["train", "sample"]
+# {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is annotated
+# with this name takes the node itself and builds it; any other parameter gets the built object.
+ComponentNode = dict[str, Any]
+Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be valid)
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Section `args` of a training run. Iterations are optimizer steps; sizes are pixels."""
+
+    # what to run
+    experiment_name: str = "lora"
+    mode: Literal["finetune", "pretrain", "inference"] = "finetune"
+    seed: int = 1234
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    model_parallel_size: int = 1
+    checkpoint_activations: bool = False
+    # where weights come from and go to
+    load: str | None = None
+    no_load_rng: bool = True
+    force_train: bool = True
+    resume: str | None = None
+    save: str = "ckpts"
+    save_interval: int = 500
+    save_full: bool = False
+    keep_last: int | None = None
+    # steps and learning rate
+    train_iters: int = 1000
+    lr_schedule: Literal["constant", "linear", "cosine", "sat"] = "constant"
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0
+    warmup: float = 0.01
+    lr_decay_style: Literal["linear", "cosine", "exponential", "constant"] = "linear"
+    lr_decay_ratio: float = 0.1
+    # data
+    train_data: list[str] = field(default_factory=list)
+    valid_data: list[str] = field(default_factory=list)
+    split: str = "1,0"
+    num_workers: int = 2
+    # evaluation
+    eval_interval: int | None = None
+    eval_iters: int = 1
+    eval_batch_size: int = 1
+    eval_samples: int = 16
+    eval_split: float = 0.0
+    eval_prompts: list[str] = field(default_factory=list)
+    sample_steps: int | None = None
+    sample_num_frames: int | None = None
+    only_log_video_latents: bool = False
+    # logging
+    log_interval: int = 20
+    wandb: bool = False
+    wandb_project: str = "cogvideox"
+
+    def problems(self) -> Problems:
+        if not self.train_data:
+            yield (
+                "train_data",
+                "missing: give the folders with videos and captions, e.g. args.train_data=[clips]",
+            )
+        yield from at_least(
+            self,
+            1,
+            "train_iters",
+            "save_interval",
+            "log_interval",
+            "eval_iters",
+            "eval_batch_size",
+            "eval_samples",
+        )
+        yield from at_least(self, 1, "eval_interval", "sample_steps", "sample_num_frames", "keep_last")
+        yield from at_least(self, 0, "warmup_steps", "num_workers", "seed")
+        yield from share(self, "min_lr_ratio", "warmup", "lr_decay_ratio", "eval_split")
+        if self.warmup_steps >= self.train_iters >= 1 and self.warmup_steps > 0:
+            yield "warmup_steps", f"{self.warmup_steps} is not less than train_iters ({self.train_iters})"
+        if self.model_parallel_size != 1:
+            yield "model_parallel_size", "only 1 is supported: this version has no tensor parallelism"
+        if self.mode == "inference":
+            yield "mode", "'inference' is for sample_video.py; training takes finetune or pretrain"
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """Section `args` of a sampling run. `sampling_num_frames` counts latent frames, sizes are pixels (height, width)."""
+
+    # what to run
+    mode: Literal["inference", "finetune", "pretrain"] = "inference"
+    seed: int = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    model_parallel_size: int = 1
+    bf16: bool = False
+    fp16: bool = False
+    # weights
+    load: str | None = None
+    lora_strength: float = 1.0
+    force_inference: bool = True
+    # prompts
+    image2video: bool = False
+    input_type: Literal["txt", "cli"] = "cli"
+    input_file: str | None = None
+    prompts: list[str] = field(default_factory=list)
+    num_samples: int = 1
+    batch_size: int = 1
+    # the video
+    sampling_image_size: tuple[int, int] = (480, 720)
+    sampling_num_frames: int = 13
+    sampling_fps: int = 8
+    latent_channels: int = 16
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    # output
+    output_dir: str = "outputs"
+    only_save_latents: bool = False
+    save_latents: bool = False
+    overwrite: bool = False
+
+    def problems(self) -> Problems:
+        if not self.load:
+            yield "load", "missing: give the checkpoint folder to sample with, e.g. args.load=ckpts/run/1000"
+        yield from at_least(
+            self, 1, "num_samples", "batch_size", "sampling_num_frames", "sampling_fps", "num_steps"
+        )
+        yield from at_least(self, 0, "seed", "guidance_scale")
+        yield from size_problem(self, "sampling_image_size")
+        if self.image2video:
+            yield "image2video", "this version samples from text only: set it to false"
+        if self.bf16 and self.fp16:
+            yield "fp16", "bf16 and fp16 are both true: keep one"
+        if self.input_type == "txt" and not self.input_file and not self.prompts:
+            yield "input_file", "missing: input_type txt reads one prompt per line from this file"
+        if self.model_parallel_size != 1:
+            yield "model_parallel_size", "only 1 is supported: this version has no tensor parallelism"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Section `data`: how clips are read. `video_size` is (height, width) in pixels, `fps` frames per second."""
+
+    video_size: tuple[int, int] = (480, 720)
+    fps: float = 8.0
+    max_num_frames: int = 49
+    skip_frms_num: float = 3.0
+    reader: Literal["decord", "pyav"] = "decord"
+    short_clips: Literal["error", "skip", "pad"] = "skip"
+    missing_captions: Literal["error", "empty"] = "error"
+    max_failed_share: float = 0.05
+    clip_timeout_s: float = 60.0
+    random_start: bool = False
+
+    def problems(self) -> Problems:
+        yield from size_problem(self, "video_size")
+        yield from frame_count_problem(self, "max_num_frames")
+        yield from at_least(self, 0, "skip_frms_num")
+        yield from share(self, "max_failed_share")
+        for name in ("fps", "clip_timeout_s"):
+            if getattr(self, name) <= 0:
+                yield name, f"must be more than 0, not {getattr(self, name):g}"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Section `model`: components as unbuilt nodes, and flat keys."""
+
+    network_config: ComponentNode
+    first_stage_config: ComponentNode
+    conditioner_config: ComponentNode
+    schedule_config: ComponentNode
+    loss_fn_config: ComponentNode = field(
+        default_factory=lambda: {"target": "cogvideox.diffusion.loss.VideoDiffusionLoss", "params": {}}
+    )
+    sampler_config: ComponentNode = field(
+        default_factory=lambda: {
+            "target": "cogvideox.diffusion.samplers.DPMpp2MSDESampler",
+            "params": {"guidance": {"target": "cogvideox.diffusion.guidance.DynamicGuidance", "params": {}}},
+        }
+    )
+    scale_factor: float = 1.15258426
+    not_trainable_prefixes: list[str] = field(default_factory=lambda: ["first_stage_model", "conditioner"])
+    log_keys: list[str] = field(default_factory=list)
+    lr_scale: float | None = None
+    compile_model: bool = False
+    input_key: str = "mp4"
+    en_and_decode_n_samples_a_time: int | None = None
+    disable_first_stage_autocast: bool = True
+    latent_input: bool = False
+    noised_image_input: bool = False
+    noised_image_all_concat: bool = False
+    noised_image_dropout: float = 0.0
+
+    def problems(self) -> Problems:
+        if self.scale_factor <= 0:
+            yield "scale_factor", f"must be more than 0 (2B: 1.15258426), not {self.scale_factor:g}"
+        yield from at_least(self, 1, "en_and_decode_n_samples_a_time")
+        for name in ("noised_image_input", "noised_image_all_concat"):
+            if getattr(self, name):
+                yield name, "image-to-video models are not supported by this version: set it to false"
+        if self.latent_input:
+            yield (
+                "latent_input",
+                "training from stored latents is not supported by this version: set it to false",
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
+
+    `resolved_yaml` is the text for the run folder: every key with the value in force, in this package's names; it can
+    be loaded again. `warnings` and `notices` are what `load_config` has logged.
+    """
+
+    kind: Kind
+    args: Any  # TrainArgs or SampleArgs, by kind; `train_args` and `sample_args` give it typed
+    model: ModelConfig
+    data: DataConfig | None
+    deepspeed: dict[str, Any]
+    resolved_yaml: str
+    warnings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def train_args(self) -> TrainArgs:
+        assert isinstance(self.args, TrainArgs), "train_args of a sampling configuration"
+        return self.args
+
+    @property
+    def sample_args(self) -> SampleArgs:
+        assert isinstance(self.args, SampleArgs), "sample_args of a training configuration"
+        return self.args

@@ -1,0 +1,118 @@
+"""From the tree of one section to its dataclass."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import Any, TypeVar
+
+from cogvideox.config.report import Origin, Report
+from cogvideox.config.schema import DataConfig, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.targets import check_component
+from cogvideox.config.tree import Node
+from cogvideox.config.value_types import TypeMismatch, convert
+
+Section = TypeVar("Section", TrainArgs, SampleArgs, DataConfig)
+COMPONENTS = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.name.endswith("_config"))
+REQUIRED_COMPONENTS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+)
+# Stands for a required component that is missing or wrong, so that the other keys can still be checked.
+ABSENT: dict[str, Any] = {"target": "", "params": {}}
+
+
+def field_names(section: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def read_section(
+    section: type[Section],
+    name: str,
+    node: Node | None,
+    report: Report,
+    *,
+    elsewhere: Iterable[str] = (),
+    partial: bool = False,
+) -> Section:
+    """Check keys, types and ranges of a flat section. A key that fails keeps its default, and the rest is checked.
+
+    Args:
+        name: of the section in YAML.
+        elsewhere: keys that belong to the other kind of run. A file may hold them; on the command line they are errors.
+        partial: the files are only a part of a configuration, so missing keys are fine.
+    """
+    values, origins = _typed_values(section, _items(node, section, report), report, frozenset(elsewhere))
+    result = section(**values)
+    for key, text in result.problems():
+        if key in origins:
+            report.error(origins[key], text)
+        elif not partial:
+            report.error(_of_section(node, f"{name}.{key}"), text)
+    return result
+
+
+def read_model(node: Node | None, report: Report, *, partial: bool = False) -> ModelConfig:
+    """Section `model`: flat keys by type, components by signature."""
+    items = _items(node, ModelConfig, report)
+    flat = {key: child for key, child in items.items() if key not in COMPONENTS}
+    values, origins = _typed_values(ModelConfig, flat, report)
+    for key in COMPONENTS:
+        child = items.get(key)
+        if child is not None and child.value is not None:
+            values[key] = check_component(child, report) or ABSENT
+        elif key in REQUIRED_COMPONENTS:
+            values[key] = ABSENT
+            if not partial:
+                text = "missing: start from a model file such as configs/cogvideox_2b.yaml"
+                report.error(_of_section(node, f"model.{key}"), text)
+    model = ModelConfig(**values)
+    for key, text in model.problems():
+        report.error(origins[key], text)  # every default is in range
+    return model
+
+
+def _typed_values(
+    section: type, items: dict[str, Node], report: Report, elsewhere: frozenset[str] = frozenset()
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    known = field_names(section)
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for key, child in items.items():
+        origins[key] = child.origin
+        if key in known:
+            try:
+                values[key] = convert(child.plain(), _annotations(section)[key])
+            except TypeMismatch as error:
+                report.error(child.origin, str(error))
+        elif key not in elsewhere:
+            report.unknown(child.origin, key, [*known, *elsewhere])
+        elif child.origin.file is None:
+            report.error(
+                child.origin, "belongs to the other kind of run (training or sampling): no effect here"
+            )
+    return values, origins
+
+
+def _items(node: Node | None, section: type, report: Report) -> dict[str, Node]:
+    if node is None or node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        report.error(node.origin, f"must be a mapping of keys such as {', '.join(field_names(section)[:4])}")
+        return {}
+    return node.value
+
+
+def _of_section(node: Node | None, path: str) -> Origin:
+    """Where a key is missing: the section's file when there is one."""
+    if node is None:
+        return Origin("", None, path)
+    return dataclasses.replace(node.origin, line=None, path=path)
+
+
+@cache
+def _annotations(section: type) -> dict[str, ast.expr]:
+    return {field.name: ast.parse(str(field.type), mode="eval").body for field in dataclasses.fields(section)}

@@ -1,0 +1,160 @@
+"""What a component takes, read from its source with `ast`: no import, so no torch and no SAT behind a config check."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from cogvideox.config.report import suggestion
+from cogvideox.config.value_types import mentions
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+_COMPONENT_ROOMS = ("data", "diffusion", "text", "transformer", "vae")
+
+
+class UnknownTarget(LookupError):
+    """There is no such class; the text says what there is."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One constructor parameter. `supplied`: keyword-only without default, given by the parent and not a YAML key."""
+
+    name: str
+    annotation: ast.expr | None
+    required: bool
+    supplied: bool
+
+    @property
+    def takes_nodes(self) -> bool:
+        return mentions(self.annotation, "ComponentNode")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parameters of a class or function; `open` means that it takes **kwargs (only classes from elsewhere do)."""
+
+    target: str
+    parameters: dict[str, Parameter]
+    open: bool = False
+
+    @property
+    def yaml_keys(self) -> list[str]:
+        return [parameter.name for parameter in self.parameters.values() if not parameter.supplied]
+
+
+@cache
+def read_signature(target: str) -> Signature:
+    """The signature of `package.module.Class`.
+
+    Raises:
+        UnknownTarget: no such module or class; the text names the nearest.
+    """
+    module, _, name = target.rpartition(".")
+    if not module:
+        raise UnknownTarget(f"{target!r} is not a full name such as {known_components()[0]!r}")
+    file = find_module(module)
+    if file is None:
+        raise UnknownTarget(f"unknown target {target!r}; {suggestion(target, known_components())}")
+    definition = _find_definition(file, name)
+    if definition is None:
+        public = [f"{module}.{found}" for found in _public_classes(file)]
+        raise UnknownTarget(f"unknown target {target!r}; {suggestion(target, public or known_components())}")
+    return _signature_of(target, *definition)
+
+
+def known_components() -> list[str]:
+    """Full names of the classes in the rooms that YAML builds from."""
+    return [
+        f"cogvideox.{room}.{file.stem}.{name}"
+        for room in _COMPONENT_ROOMS
+        for file in sorted((SOURCE_ROOT / "cogvideox" / room).glob("*.py"))
+        for name in _public_classes(file)
+    ]
+
+
+def find_module(module: str) -> Path | None:
+    """The file of a module, without importing its packages."""
+    relative = Path(*module.split("."))
+    for root in [SOURCE_ROOT, *(Path(entry or ".") for entry in sys.path)]:
+        for file in (root / relative.with_suffix(".py"), root / relative / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+@cache
+def _syntax(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def _public_classes(file: Path) -> list[str]:
+    return [
+        node.name for node in _syntax(file).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"
+    ]
+
+
+def _find_definition(file: Path, name: str) -> tuple[Path, ast.ClassDef | ast.FunctionDef] | None:
+    """The class or function of that name, following `from x import y`."""
+    for node in _syntax(file).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return file, node
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    source = find_module(node.module)
+                    return None if source is None else _find_definition(source, alias.name)
+    return None
+
+
+def _signature_of(target: str, file: Path, definition: ast.ClassDef | ast.FunctionDef) -> Signature:
+    if isinstance(definition, ast.FunctionDef):
+        return _from_arguments(target, definition.args, skip_first=False)
+    for node in definition.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return _from_arguments(target, node.args, skip_first=True)
+    inherited = _inherited(target, file, definition)
+    if _is_dataclass(definition):
+        own = {parameter.name: parameter for parameter in _dataclass_fields(definition)}
+        return Signature(target, {**inherited.parameters, **own})
+    return inherited
+
+
+def _inherited(target: str, file: Path, definition: ast.ClassDef) -> Signature:
+    """The first base class with a constructor of its own in this source tree; library bases take nothing from YAML."""
+    for base in definition.bases:
+        found = _find_definition(file, base.id) if isinstance(base, ast.Name) else None
+        if found is not None and SOURCE_ROOT in found[0].parents:
+            return _signature_of(target, *found)
+    return Signature(target, {})
+
+
+def _from_arguments(target: str, arguments: ast.arguments, *, skip_first: bool) -> Signature:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    without_default = len(positional) - len(arguments.defaults)
+    parameters = [
+        Parameter(argument.arg, argument.annotation, required=index < without_default, supplied=False)
+        for index, argument in enumerate(positional)
+    ][1 if skip_first else 0 :]
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        parameters.append(
+            Parameter(argument.arg, argument.annotation, required=False, supplied=default is None)
+        )
+    return Signature(target, {p.name: p for p in parameters}, open=arguments.kwarg is not None)
+
+
+def _is_dataclass(definition: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
+
+
+def _dataclass_fields(definition: ast.ClassDef) -> list[Parameter]:
+    return [
+        Parameter(node.target.id, node.annotation, required=node.value is None, supplied=False)
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not mentions(node.annotation, "ClassVar")
+    ]

@@ -1,0 +1,185 @@
+"""YAML as a tree whose every node knows the file, line and key path that it came from.
+
+Values are read by OmegaConf (so that `1e-8` is a number and duplicate keys are errors); lines come from PyYAML's
+composed nodes. Later files win key by key, lists are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cogvideox.config.report import Origin, Report
+
+MISSING = "???"  # OmegaConf's mark for "must be given by a later file or on the command line"
+Path_ = tuple[str | int, ...]
+
+
+@dataclass
+class Node:
+    """A scalar, a dict of Nodes or a list of Nodes."""
+
+    value: Any
+    origin: Origin
+
+    def child(self, name: str) -> Node | None:
+        return self.value.get(name) if isinstance(self.value, dict) else None
+
+    def plain(self) -> Any:
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+def build(value: Any, origin: Origin, lines: dict[Path_, int] | None = None, path: Path_ = ()) -> Node:
+    """Wrap a plain value; keys that `lines` does not know keep their parent's line."""
+    line = (lines or {}).get(path, origin.line)
+    here = replace(origin, line=line, path=".".join(map(str, path)) or origin.path)
+    if isinstance(value, dict):
+        return Node({str(k): build(v, here, lines, (*path, str(k))) for k, v in value.items()}, here)
+    if isinstance(value, list):
+        return Node([build(v, here, lines, (*path, i)) for i, v in enumerate(value)], here)
+    return Node(value, here)
+
+
+def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
+    """One file as a tree; None when it can't be read, which is then in the report."""
+    start = Origin(str(file), 1, "", layer)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        report.error(replace(start, line=None), f"can't be read: {reason}")
+        return None
+    try:
+        composed = yaml.compose(text, Loader=yaml.SafeLoader)
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except yaml.YAMLError as error:
+        report.error(replace(start, line=_error_line(error)), f"not valid YAML: {_error_text(error)}")
+        return None
+    except OmegaConfBaseException as error:
+        report.error(start, f"not valid: {str(error).splitlines()[0]}")
+        return None
+    if not isinstance(plain, dict) or (composed is not None and not isinstance(composed, yaml.MappingNode)):
+        report.error(start, "must hold sections (args, model, data, deepspeed), not a list or a single value")
+        return None
+    lines: dict[Path_, int] = {}
+    if composed is not None:
+        _collect_lines(composed, (), lines)
+    return build(plain, start, lines)
+
+
+def read_override(text: str, layer: int, report: Report) -> Node | None:
+    """`key.sub=value` from the command line as a tree of one branch."""
+    origin = Origin(None, None, text.partition("=")[0], layer)
+    key, equals, raw = text.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        report.error(
+            origin, f"{text!r} is not an override: write section.key=value, e.g. args.train_iters=500"
+        )
+        return None
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)
+        assert isinstance(loaded, dict)
+        value = loaded["value"]
+    except yaml.YAMLError as error:
+        report.error(
+            origin, f"{raw!r} is not valid YAML: {_error_text(error)}; quote text with special characters"
+        )
+        return None
+    except OmegaConfBaseException as error:
+        report.error(origin, f"{raw!r} is not valid: {str(error).splitlines()[0]}")
+        return None
+    path: Path_ = tuple(key.split("."))
+    node = build(value, origin, path=path)
+    for depth in range(len(path) - 1, -1, -1):
+        node = Node({str(path[depth]): node}, replace(origin, path=".".join(map(str, path[:depth]))))
+    return node
+
+
+def merge(base: Node, later: Node) -> Node:
+    """`later` wins key by key. A mapping with numbers as keys changes single items of a list."""
+    if isinstance(base.value, dict) and isinstance(later.value, dict):
+        merged = dict(base.value)
+        for key, node in later.value.items():
+            merged[key] = merge(merged[key], node) if key in merged else node
+        return Node(merged, base.origin)
+    if isinstance(base.value, list) and isinstance(later.value, dict) and later.value:
+        if all(key.isdigit() and int(key) < len(base.value) for key in later.value):
+            items = list(base.value)
+            for key, node in later.value.items():
+                items[int(key)] = merge(items[int(key)], node)
+            return Node(items, base.origin)
+    return later
+
+
+def drop_missing(node: Node) -> None:
+    """Take out `???`: whoever needs the key then says that it is missing."""
+    if isinstance(node.value, dict):
+        for key in [key for key, child in node.value.items() if child.value == MISSING]:
+            del node.value[key]
+    for child in _children(node):
+        drop_missing(child)
+
+
+def resolve_interpolations(root: Node, report: Report) -> None:
+    """Replace `${other.key}` and `${oc.env:NAME}` by their values, in place."""
+    config = OmegaConf.create(root.plain())
+    pending: list[tuple[Node, Path_]] = [(root, ())]
+    while pending:
+        node, path = pending.pop()
+        if isinstance(node.value, dict):
+            pending += [(child, (*path, key)) for key, child in node.value.items()]
+        elif isinstance(node.value, list):
+            pending += [(child, (*path, index)) for index, child in enumerate(node.value)]
+        elif isinstance(node.value, str) and "${" in node.value:
+            _resolve_one(node, path, config, report)
+
+
+def _resolve_one(node: Node, path: Path_, config: Any, report: Report) -> None:
+    parent = config
+    try:
+        for key in path[:-1]:
+            parent = parent[key]
+        value = parent[path[-1]]
+    except OmegaConfBaseException as error:
+        report.error(node.origin, f"can't resolve {node.value}: {str(error).splitlines()[0]}")
+        return
+    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    resolved = build(plain, node.origin)
+    node.value = resolved.value
+
+
+def _children(node: Node) -> list[Node]:
+    if isinstance(node.value, dict):
+        return list(node.value.values())
+    return node.value if isinstance(node.value, list) else []
+
+
+def _collect_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                here = (*path, str(key.value))
+                lines[here] = key.start_mark.line + 1
+                _collect_lines(value, here, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*path, index)] = value.start_mark.line + 1
+            _collect_lines(value, (*path, index), lines)
+
+
+def _error_line(error: yaml.YAMLError) -> int | None:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return None if mark is None else mark.line + 1
+
+
+def _error_text(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error).strip().splitlines()[0]
