@@ -93,8 +93,8 @@ def draw(
 ) -> StepRandomness:
     """Draw the randomness of a batch.
 
-    epoch: one for all, or one per sample; sample_ids: one integer per sample; latent_shape: (f, c, y, x) of one
-    sample; positions: the samples' positions in the global stream, which turn on stratified timesteps.
+    epoch: one for all, or one per sample; sample_ids: one integer per sample; latent_shape: (f, c, y, x) of
+    one sample; positions: the samples' positions in the global stream, which turn on stratified timesteps.
     """
     epochs = [epoch] * len(sample_ids) if isinstance(epoch, int) else list(epoch)
     keys = list(zip(epochs, sample_ids, strict=True))
