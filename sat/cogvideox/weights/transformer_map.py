@@ -1,0 +1,200 @@
+"""Names and layouts of the transformer's tensors in SAT checkpoints and in diffusers' CogVideoXTransformer3DModel.
+
+RULES is the one table for both directions. SAT keeps some tensors whole that diffusers holds in pieces (q, k and v; the
+modulation of a block), so a conversion turns one tensor into several or several into one. Conversions are lists of
+steps that name what they read and write, so that a tool can stream a checkpoint tensor by tensor:
+
+    for step in to_diffusers(state):
+        for name, tensor in zip(step.targets, step.run([state[source] for source in step.sources])):
+            ...
+
+Names are those inside the transformer, without SAT's prefix `model.diffusion_model.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cogvideox.errors import CheckpointError
+
+_WHOLE = ((0,),)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One stored tensor of SAT and the diffusers tensors made of it. {i} is a layer, {p} weight or bias.
+
+    chunks: for each diffusers tensor, which of SAT's equal chunks along dimension 0 it holds, in order.
+    """
+
+    sat: str
+    diffusers: tuple[str, ...]
+    chunks: tuple[tuple[int, ...], ...] = _WHOLE
+
+    @property
+    def num_chunks(self) -> int:
+        """Equal chunks that SAT's tensor consists of."""
+        return sum(len(chosen) for chosen in self.chunks)
+
+
+_BLOCK = "transformer_blocks.{i}"
+RULES = (
+    Rule("mixins.patch_embed.proj.{p}", ("patch_embed.proj.{p}",)),
+    Rule("mixins.patch_embed.text_proj.{p}", ("patch_embed.text_proj.{p}",)),
+    Rule("time_embed.0.{p}", ("time_embedding.linear_1.{p}",)),
+    Rule("time_embed.2.{p}", ("time_embedding.linear_2.{p}",)),
+    Rule("transformer.layers.{i}.input_layernorm.{p}", (f"{_BLOCK}.norm1.norm.{{p}}",)),
+    Rule("transformer.layers.{i}.post_attention_layernorm.{p}", (f"{_BLOCK}.norm2.norm.{{p}}",)),
+    Rule(
+        "transformer.layers.{i}.attention.query_key_value.{p}",
+        (f"{_BLOCK}.attn1.to_q.{{p}}", f"{_BLOCK}.attn1.to_k.{{p}}", f"{_BLOCK}.attn1.to_v.{{p}}"),
+        chunks=((0,), (1,), (2,)),
+    ),
+    Rule("transformer.layers.{i}.attention.dense.{p}", (f"{_BLOCK}.attn1.to_out.0.{{p}}",)),
+    Rule("transformer.layers.{i}.mlp.dense_h_to_4h.{p}", (f"{_BLOCK}.ff.net.0.proj.{{p}}",)),
+    Rule("transformer.layers.{i}.mlp.dense_4h_to_h.{p}", (f"{_BLOCK}.ff.net.2.{{p}}",)),
+    Rule("mixins.adaln_layer.query_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_q.{{p}}",)),
+    Rule("mixins.adaln_layer.key_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_k.{{p}}",)),
+    Rule(
+        # Shift, scale, gate: of the video for attention, of the video for the MLP, then both of the text.
+        "mixins.adaln_layer.adaLN_modulations.{i}.1.{p}",
+        (f"{_BLOCK}.norm1.linear.{{p}}", f"{_BLOCK}.norm2.linear.{{p}}"),
+        chunks=((0, 1, 2, 6, 7, 8), (3, 4, 5, 9, 10, 11)),
+    ),
+    Rule("transformer.final_layernorm.{p}", ("norm_final.{p}",)),
+    Rule("mixins.final_layer.norm_final.{p}", ("norm_out.norm.{p}",)),
+    Rule("mixins.final_layer.adaLN_modulation.1.{p}", ("norm_out.linear.{p}",)),
+    Rule("mixins.final_layer.linear.{p}", ("proj_out.{p}",)),
+)
+# diffusers computes the fixed tables itself; SAT's own position table is stored by rotary models and never used.
+NOT_IN_DIFFUSERS = (
+    "mixins.pos_embed.pos_embedding",
+    "mixins.pos_embed.freqs_sin",
+    "mixins.pos_embed.freqs_cos",
+    "transformer.position_embeddings.weight",
+)
+PATCH_WEIGHTS = ("mixins.patch_embed.proj.weight", "patch_embed.proj.weight")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Part of a conversion: `run` takes the tensors of `sources` and returns those of `targets`, in order."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    run: Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def to_diffusers(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -> list[Step]:
+    """Steps from SAT's names to diffusers', in the order given.
+
+    Raises:
+        CheckpointError: a name that SAT's transformer does not have.
+    """
+    return [_sat_step(name, patch_size) for name in names if name not in NOT_IN_DIFFUSERS]
+
+
+def to_sat(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -> list[Step]:
+    """Steps from diffusers' names to SAT's. Position tables are not among them: the model fills in its own.
+
+    Raises:
+        CheckpointError: a name that diffusers' transformer does not have, or a piece without its siblings.
+    """
+    present = dict.fromkeys(names)
+    steps: dict[str, Step] = {}
+    for name in present:
+        rule, fields = find_rule(RULES, name, "diffusers")
+        target = rule.sat.format(**fields)
+        sources = tuple(template.format(**fields) for template in rule.diffusers)
+        absent = [source for source in sources if source not in present]
+        if absent:
+            raise CheckpointError(
+                f"the diffusers transformer holds {name} but not {absent[0]}; {target} needs both"
+            )
+        steps.setdefault(target, Step(sources, (target,), partial(_join, rule, target, patch_size)))
+    return list(steps.values())
+
+
+def convert_state(state: Mapping[str, Tensor], steps: Iterable[Step]) -> Iterator[tuple[str, Tensor]]:
+    """Run steps over a state dict (or any mapping that loads on access), one at a time."""
+    for step in steps:
+        yield from zip(step.targets, step.run([state[source] for source in step.sources]), strict=True)
+
+
+def find_rule(rules: Iterable[Rule], name: str, family: str) -> tuple[Rule, dict[str, str]]:
+    """The rule that covers a name of `family` ("SAT" or "diffusers"), and what its placeholders stand for.
+
+    Raises:
+        CheckpointError: no rule does.
+    """
+    for rule in rules:
+        for template in (rule.sat,) if family == "SAT" else rule.diffusers:
+            match = _pattern(template).fullmatch(name)
+            if match:
+                return rule, match.groupdict()
+    raise CheckpointError(f"{name!r} is no tensor of a CogVideoX transformer in {family}'s naming")
+
+
+def fit_patch_weight(weight: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """A patch projection in its family's layout: [d, c, ph, pw] when pt is 1, else [d, c * pt * ph * pw].
+
+    Both hold the same numbers in the same order (c, pt, ph, pw).
+
+    Raises:
+        CheckpointError: the weight does not divide into such patches.
+    """
+    frames, height, width = patch_size
+    volume = frames * height * width
+    if weight.ndim not in (2, 4) or weight[0].numel() % volume:
+        raise CheckpointError(
+            f"the patch projection has shape {tuple(weight.shape)}, which is not made of patches {patch_size}"
+        )
+    return weight.reshape(len(weight), -1, height, width) if frames == 1 else weight.flatten(1)
+
+
+def _sat_step(name: str, patch_size: tuple[int, int, int]) -> Step:
+    rule, fields = find_rule(RULES, name, "SAT")
+    targets = tuple(template.format(**fields) for template in rule.diffusers)
+    return Step((name,), targets, partial(_split, rule, name, patch_size))
+
+
+def _split(
+    rule: Rule, name: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]
+) -> list[Tensor]:
+    (whole,) = tensors
+    if name in PATCH_WEIGHTS:
+        return [fit_patch_weight(whole, patch_size)]
+    if rule.chunks == _WHOLE:
+        return [whole]
+    if len(whole) % rule.num_chunks:
+        raise CheckpointError(f"{name} has {len(whole)} rows, which are not {rule.num_chunks} equal parts")
+    pieces = whole.chunk(rule.num_chunks)
+    return [torch.cat([pieces[index] for index in chosen]) for chosen in rule.chunks]
+
+
+def _join(
+    rule: Rule, target: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]
+) -> list[Tensor]:
+    if target in PATCH_WEIGHTS:
+        return [fit_patch_weight(tensors[0], patch_size)]
+    if rule.chunks == _WHOLE:
+        return list(tensors)
+    pieces: dict[int, Tensor] = {}
+    for chosen, tensor in zip(rule.chunks, tensors, strict=True):
+        if len(tensor) % len(chosen):
+            raise CheckpointError(
+                f"a part of {target} has {len(tensor)} rows, which are not {len(chosen)} equal parts"
+            )
+        pieces.update(zip(chosen, tensor.chunk(len(chosen)), strict=True))
+    return [torch.cat([pieces[index] for index in sorted(pieces)])]
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>weight|bias)")
+    return re.compile(escaped.replace(r"\{k\}", r"(?P<k>\d+)"))
