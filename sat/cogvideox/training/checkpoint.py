@@ -1,0 +1,176 @@
+"""Saving a run so that it can be sampled from, exported and continued, and continuing it.
+
+A checkpoint is one folder, whole or absent: weights in SAT's layout, and beside them `training_state/` with what each
+process needs to go on. Order of a save: everything into a temporary folder, sync, rename, `latest`; older ones go last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogvideox.errors import CheckpointError, UserError
+from cogvideox.log import get_logger
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.training.engine import TrainEngine
+from cogvideox.training.run_folder import STATE_FOLDER
+from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
+from cogvideox.weights.torch_file import load_file
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. step: optimizer steps done; position: samples taken from the endless global stream."""
+
+    step: int = 0
+    position: int = 0
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run.
+
+    extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of the transformer,
+    also those that don't train. overwrite: replace iterations that exist, for a run resumed before its last save.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: TrainEngine,
+        groups: ProcessGroups,
+        extra: Mapping[str, Any],
+        *,
+        save_full: bool = False,
+        keep_last: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self._folder, self._engine, self._groups, self._extra = folder, engine, groups, extra
+        self._save_full, self._keep_last, self._overwrite = save_full, keep_last, overwrite
+
+    def save(self, progress: Progress) -> Path:
+        """Write `<folder>/<step>/`; every process takes part and all return, or raise, together.
+
+        Raises:
+            CheckpointError: weights are not finite, no space or permission; the previous checkpoint stays.
+        """
+        weights = saved_weights(self._engine.module, self._save_full)
+        state = {
+            "format": 1,
+            "step": progress.step,
+            "position": progress.position,
+            "processes": self._groups.world_size if self._engine.is_sharded else 1,
+            "optimizer": self._engine.capture(),
+        }
+        partial, final = self._begin(progress.step, weights, state)
+        try:
+            self._attempt(lambda: self._write(partial, progress.step, weights, state))
+            self._on_first(lambda: commit_iteration(partial, final, progress.step))
+        except UserError:
+            if self._groups.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._on_first(self._remove_old)
+        return final
+
+    def _begin(self, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> tuple[Path, Path]:
+        needed = tensor_bytes(weights) + _bytes(state) * state["processes"]
+        made: list[tuple[Path, Path]] = []
+        self._on_first(
+            lambda: made.append(begin_iteration(self._folder, step, needed, overwrite=self._overwrite))
+        )
+        return self._groups.broadcast_object(made[0] if made else None)
+
+    def _write(self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        if self._groups.is_first:
+            write_states(partial, step, weights, self._extra)
+        if self._groups.is_first or self._engine.is_sharded:
+            folder = partial / STATE_FOLDER
+            try:
+                folder.mkdir(exist_ok=True)
+                torch.save(state, folder / _state_name(self._groups.rank))
+            except (OSError, RuntimeError) as error:
+                raise CheckpointError(f"writing {folder} failed: {str(error).splitlines()[0]}; nothing was kept") from error
+
+    def _remove_old(self) -> None:
+        if self._keep_last is None:
+            return
+        iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
+        for iteration in iterations[: -self._keep_last]:
+            shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
+
+    def _on_first(self, action: Any) -> None:
+        self._attempt(action if self._groups.is_first else lambda: None)
+
+    def _attempt(self, action: Any) -> None:
+        """Run it here; raise everywhere what it raised anywhere."""
+        error: UserError | None = None
+        try:
+            action()
+        except UserError as caught:
+            error = caught
+        self._groups.agree(error)
+
+
+def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:
+    """What goes into the weight file, under stored names.
+
+    LoRA: the adapters. Full fine-tuning, and save_full: the whole transformer with its persistent buffers. So a file either
+    needs its base, which it names, or nothing else.
+    """
+    whole = model.state_dict()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    only_adapters = all(".matrix_A." in name or ".matrix_B." in name for name in trainable)
+    if save_full or not only_adapters:
+        return whole
+    return {name: tensor for name, tensor in whole.items() if name in trainable}
+
+
+def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> Progress:
+    """Restore the optimizer from an iteration folder; the weights have been loaded from it already.
+
+    Raises:
+        CheckpointError: on every process, when any can't be restored.
+    """
+    error: UserError | None = None
+    progress = Progress()
+    try:
+        state = _read_state(folder, engine, groups)
+        engine.restore(state["optimizer"])
+        progress = Progress(state["step"], state["position"])
+    except UserError as caught:
+        error = caught
+    groups.agree(error)
+    return progress
+
+
+def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dict[str, Any]:
+    first = load_file(folder / STATE_FOLDER / _state_name(0))
+    processes = groups.world_size if engine.is_sharded else 1
+    if first["processes"] != processes:
+        raise CheckpointError(
+            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} process(es) and this "
+            f"run splits it over {processes}: resume with the same number of processes and ZeRO stage, or start a new run "
+            "from its weights with args.load"
+        )
+    return load_file(folder / STATE_FOLDER / _state_name(groups.rank)) if processes > 1 else first
+
+
+def _state_name(rank: int) -> str:
+    return f"rank_{rank:05d}.pt"
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
