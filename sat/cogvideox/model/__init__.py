@@ -1,0 +1,1 @@
+"""The whole model: transformer, frozen VAE and text encoder, schedule and loss."""

@@ -1,0 +1,99 @@
+"""From a configuration to a model on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cogvideox.config.schema import ModelConfig
+from cogvideox.config.targets import instantiate
+from cogvideox.errors import ConfigError
+from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
+from cogvideox.text.conditioner import Conditioner
+from cogvideox.transformer.model import DiffusionTransformer
+from cogvideox.vae.autoencoder import VideoAutoencoder
+
+LORA_TARGET = "cogvideox.transformer.lora.LoraMixin"
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int,
+    checkpoint_activations: bool | None = None,
+) -> VideoDiffusion:
+    """Build every part. The VAE and the text encoder come with their weights, the transformer with random
+    ones.
+
+    dtype: of the transformer, the VAE and the text encoder: float32, bfloat16, or float16 (CUDA only).
+    seed: of the random weights and of the training randomness; all processes must pass the same one.
+    checkpoint_activations: overrides network_config when given.
+    Raises: ConfigError, CheckpointError when parts are missing or don't fit together.
+    """
+    device = torch.device(device)
+    check_precision(device, dtype)
+    frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
+    transformer = _build_transformer(config, seed, dtype, checkpoint_activations).to(device)
+    _check_fit(transformer, frozen.vae, frozen.conditioner)
+    model = VideoDiffusion(
+        transformer,
+        frozen,
+        instantiate(config.schedule_config),
+        instantiate(config.loss_fn_config),
+        scale_factor=config.scale_factor,
+        seed=seed,
+        samples_at_a_time=config.en_and_decode_n_samples_a_time,
+    )
+    return model.move_frozen(device, dtype)
+
+
+def check_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises: ConfigError for fp16 without CUDA."""
+    if dtype == torch.float16 and device.type != "cuda":
+        raise ConfigError(f"fp16 needs a CUDA device, this run is on {device.type}: use bf16 or fp32")
+
+
+def with_lora(config: ModelConfig, rank: int, alpha: float) -> ModelConfig:
+    """The same configuration with adapters in the network, for checkpoints that hold some."""
+    network = dict(config.network_config)
+    params: dict[str, Any] = dict(network["params"])
+    lora = {"target": LORA_TARGET, "params": {"r": rank, "lora_alpha": alpha}}
+    params["modules"] = {**params["modules"], "lora_config": lora}
+    return replace(config, network_config={**network, "params": params})
+
+
+def has_lora(config: ModelConfig) -> bool:
+    """Whether the network is configured with adapters."""
+    return bool(config.network_config["params"]["modules"].get("lora_config"))
+
+
+def _build_transformer(
+    config: ModelConfig, seed: int, dtype: torch.dtype, checkpoint_activations: bool | None
+) -> DiffusionTransformer:
+    node = {**config.network_config, "params": dict(config.network_config["params"])}
+    if config.compile_model:
+        node["params"]["compile_blocks"] = True
+    if checkpoint_activations is not None:
+        node["params"]["checkpoint_activations"] = checkpoint_activations
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return instantiate(node, dtype=dtype)
+
+
+def _check_fit(transformer: DiffusionTransformer, vae: VideoAutoencoder, conditioner: Conditioner) -> None:
+    """Raises: ConfigError that names the keys of two parts that disagree."""
+    network = transformer.network
+    text_width = transformer.mixins["patch_embed"].text_hidden_size
+    encoder = "the text encoder's"
+    pairs = (
+        ("patch_embed_config text_hidden_size", text_width, f"{encoder} width", conditioner.width),
+        ("network_config text_length", network.text_length, f"{encoder} max_length", conditioner.max_length),
+        ("network_config in_channels", network.in_channels, "first_stage_config z_channels", vae.z_channels),
+    )
+    for ours, our_value, theirs, their_value in pairs:
+        if our_value != their_value:
+            raise ConfigError(f"model: {ours} is {our_value}, but {theirs} is {their_value}; they must agree")
