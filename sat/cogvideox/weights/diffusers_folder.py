@@ -1,0 +1,304 @@
+"""The folders that diffusers opens: transformer/, vae/, scheduler/, text_encoder/, tokenizer/,
+model_index.json.
+
+Everything is written into a folder that the caller made with `atomic.begin_folder`; nothing here imports
+diffusers. Sizes come from the tensors' shapes; what no shape says comes in `PipelineSettings`, from the YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights import lora_map, transformer_map, vae_map
+from cogvideox.weights.families import TransformerFacts
+from cogvideox.weights.safetensors_stream import MAX_SHARD_BYTES, Entry, WrittenFile, write_model
+
+WEIGHTS_STEM = "diffusion_pytorch_model"
+LORA_STEM = "pytorch_lora_weights"
+DIFFUSERS_VERSION = "0.34.0"  # the first release that reads a LoRA's alpha from its file
+DDIM_SCHEDULER, DPM_SCHEDULER = "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"
+
+_TEXT_ENCODER_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+_TEXT_ENCODER_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "tokenizer.json",
+)
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a pipeline needs and no tensor says. The defaults are those of CogVideoX-2B."""
+
+    num_frames: int = 49  # pixel frames of a training clip
+    latent_height: int = 60
+    latent_width: int = 90
+    text_length: int = 226
+    temporal_compression: int = 4
+    spatial_interpolation: float = 1.875
+    temporal_interpolation: float = 1.0
+    scale_factor: float = 1.15258426
+    shift_scale: float = 3.0
+    num_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    zero_terminal_snr: bool = True
+    vae_norm_groups: int = 32
+    scheduler: str = DDIM_SCHEDULER
+
+
+def transformer_config(facts: TransformerFacts, settings: PipelineSettings) -> dict[str, Any]:
+    """config.json of CogVideoXTransformer3DModel."""
+    frames, height, width = facts.patch_size
+    if height != width:
+        raise CheckpointError(
+            f"diffusers takes square patches only; this transformer's are {height} x {width}"
+        )
+    config = {
+        "_class_name": "CogVideoXTransformer3DModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": facts.head_dim,
+        "dropout": 0.0,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": facts.in_channels,
+        "max_text_seq_length": settings.text_length,
+        "norm_elementwise_affine": True,
+        "norm_eps": 1e-05,
+        "num_attention_heads": facts.num_heads,
+        "num_layers": facts.num_layers,
+        "out_channels": facts.out_channels,
+        "patch_size": height,
+        "sample_frames": settings.num_frames,
+        "sample_height": settings.latent_height,
+        "sample_width": settings.latent_width,
+        "spatial_interpolation_scale": settings.spatial_interpolation,
+        "temporal_compression_ratio": settings.temporal_compression,
+        "temporal_interpolation_scale": settings.temporal_interpolation,
+        "text_embed_dim": facts.text_width,
+        "time_embed_dim": facts.time_embed_dim,
+        "timestep_activation_fn": "silu",
+        "use_learned_positional_embeddings": facts.rotary and facts.table_length is not None,
+        "use_rotary_positional_embeddings": facts.rotary,
+    }
+    if facts.flat_patch_weight and frames > 1:
+        config |= {"patch_size_t": frames, "patch_bias": True}
+    if facts.ofs_embed_dim is not None:
+        config["ofs_embed_dim"] = facts.ofs_embed_dim
+    return config
+
+
+def vae_config(shapes: Mapping[str, Size], settings: PipelineSettings) -> dict[str, Any]:
+    """config.json of AutoencoderKLCogVideoX, from the shapes under SAT's names."""
+    widths = _vae_widths(shapes)
+    blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
+    if any(width % settings.vae_norm_groups for width in widths):
+        raise CheckpointError(
+            f"the VAE's widths {widths} don't divide into {settings.vae_norm_groups} norm groups"
+        )
+    return {
+        "_class_name": "AutoencoderKLCogVideoX",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": ["CogVideoXDownBlock3D"] * len(widths),
+        "force_upcast": True,
+        "in_channels": shapes["encoder.conv_in.conv.weight"][1],
+        "latent_channels": shapes["decoder.conv_in.conv.weight"][1],
+        "latents_mean": None,
+        "latents_std": None,
+        "layers_per_block": len(blocks),
+        "norm_eps": 1e-06,
+        "norm_num_groups": settings.vae_norm_groups,
+        "out_channels": shapes["decoder.conv_out.conv.weight"][0],
+        "sample_height": settings.latent_height * 2 ** (len(widths) - 1),
+        "sample_width": settings.latent_width * 2 ** (len(widths) - 1),
+        "scaling_factor": settings.scale_factor,
+        "shift_factor": None,
+        "temporal_compression_ratio": settings.temporal_compression,
+        "up_block_types": ["CogVideoXUpBlock3D"] * len(widths),
+        "use_post_quant_conv": False,
+        "use_quant_conv": False,
+    }
+
+
+def _vae_widths(shapes: Mapping[str, Size]) -> list[int]:
+    """Output channels of each level, outermost first."""
+    needed = ("encoder.conv_in.conv.weight", "decoder.conv_in.conv.weight", "decoder.conv_out.conv.weight")
+    absent = [name for name in needed if name not in shapes]
+    pattern = re.compile(r"encoder\.down\.(\d+)\.block\.0\.conv1\.conv\.weight")
+    found = {int(match.group(1)): shapes[name][0] for name in shapes if (match := pattern.fullmatch(name))}
+    if absent or sorted(found) != list(range(len(found))) or not found:
+        raise CheckpointError(f"not a CogVideoX VAE: no {absent[0] if absent else 'encoder.down.*'}")
+    return [found[level] for level in range(len(found))]
+
+
+def scheduler_config(settings: PipelineSettings) -> dict[str, Any]:
+    """scheduler_config.json of either CogVideoX scheduler."""
+    return {
+        "_class_name": settings.scheduler,
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "beta_end": settings.beta_end,
+        "beta_schedule": "scaled_linear",
+        "beta_start": settings.beta_start,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "num_train_timesteps": settings.num_timesteps,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": settings.zero_terminal_snr,
+        "sample_max_value": 1.0,
+        "set_alpha_to_one": True,
+        "snr_shift_scale": settings.shift_scale,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+        "trained_betas": None,
+    }
+
+
+def model_index(settings: PipelineSettings, tokenizer_class: str = "T5Tokenizer") -> dict[str, Any]:
+    """model_index.json of a text-to-video pipeline."""
+    return {
+        "_class_name": "CogVideoXPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", settings.scheduler],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", tokenizer_class],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+
+
+def transformer_entries(
+    shapes: Mapping[str, tuple[Size, torch.dtype]], facts: TransformerFacts, dtype: torch.dtype | None
+) -> list[Entry]:
+    """What `write_transformer` will write; nothing is computed. `shapes` has plain relative SAT names."""
+    entries = []
+    for step in transformer_map.to_diffusers(shapes, facts.patch_size):
+        whole = [torch.empty(shapes[name][0], dtype=shapes[name][1], device="meta") for name in step.sources]
+        for name, value in zip(step.targets, step.run(whole), strict=True):
+            entries.append(Entry(name, tuple(value.shape), dtype or value.dtype))
+    return entries
+
+
+def write_transformer(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    entries: list[Entry],
+    config: Mapping[str, Any],
+    facts: TransformerFacts,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[WrittenFile]:
+    """Stream a transformer (plain relative SAT names; may be `lora_map.MergedWeights`) into `folder`.
+
+    Raises: CheckpointError for an unknown name, a value beyond the dtype, or a full disk.
+    """
+    steps = transformer_map.to_diffusers(state, facts.patch_size)
+    write_json(folder / "config.json", config)
+    tensors = transformer_map.convert_state(state, steps)
+    return write_model(folder, WEIGHTS_STEM, entries, tensors, max_shard_bytes=max_shard_bytes)
+
+
+def write_vae(
+    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype | None
+) -> list[WrittenFile]:
+    """Stream a VAE (SAT names, as `sat_folder.read_vae` gives them) into `folder`.
+
+    Raises: CheckpointError for an unknown name, a value beyond the dtype, or a full disk.
+    """
+    levels = len(config["block_out_channels"])
+    names = {name: vae_map.sat_to_diffusers(name, levels) for name in state}
+    write_json(folder / "config.json", config)
+    return write_model(folder, WEIGHTS_STEM, _entries(state, names, dtype), _renamed(state, names))
+
+
+def write_lora(
+    folder: Path, adapters: Mapping[str, Tensor], r: int, lora_alpha: float, dtype: torch.dtype | None
+) -> list[WrittenFile]:
+    """Write adapters (relative SAT names) as diffusers' LoRA file, with rank, alpha and targets in its
+    header.
+
+    Raises: CheckpointError for an unknown name, a value beyond the dtype, or a full disk.
+    """
+    names = {step.sources[0]: step.targets[0] for step in lora_map.to_peft(adapters)}
+    header = lora_map.adapter_header(r, lora_alpha)
+    entries = _entries(adapters, names, dtype)
+    return write_model(folder, LORA_STEM, entries, _renamed(adapters, names), header=header)
+
+
+def _entries(state: Mapping[str, Tensor], names: Mapping[str, str], dtype: torch.dtype | None) -> list[Entry]:
+    return [Entry(new, tuple(state[old].shape), dtype or state[old].dtype) for old, new in names.items()]
+
+
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    return ((new, state[old]) for old, new in names.items())
+
+
+def copy_text_encoder(source: Path, folder: Path) -> str:
+    """Copy a T5 folder's files to text_encoder/ and tokenizer/; return the tokenizer's class name.
+
+    Args:
+        source: a folder with all files together, or one with text_encoder/ and tokenizer/ inside.
+
+    Raises: CheckpointError when config, weights or vocabulary are missing, or the disk is full.
+    """
+    inside = (source / "text_encoder").is_dir() and (source / "tokenizer").is_dir()
+    encoder, tokenizer = (source / "text_encoder", source / "tokenizer") if inside else (source, source)
+    files = _matching(encoder, _TEXT_ENCODER_FILES)
+    if not any(file.suffix == ".safetensors" for file in files):
+        files += _matching(encoder, _TEXT_ENCODER_PICKLES)
+    vocabulary = _matching(tokenizer, _TOKENIZER_FILES)
+    if not (encoder / "config.json").is_file() or not any(
+        f.suffix in (".safetensors", ".bin") for f in files
+    ):
+        raise CheckpointError(f"{encoder} is not a T5 text encoder: it needs config.json and weights")
+    if not any(file.name in ("spiece.model", "tokenizer.json") for file in vocabulary):
+        raise CheckpointError(f"{tokenizer} holds no T5 tokenizer: it needs spiece.model or tokenizer.json")
+    _copy(files, folder / "text_encoder")
+    _copy(vocabulary, folder / "tokenizer")
+    return _tokenizer_class(tokenizer)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a configuration file, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    target.mkdir(parents=True)
+    for file in files:
+        try:
+            shutil.copyfile(file, target / file.name)
+        except OSError as error:
+            raise CheckpointError(f"copying {file} to {target} failed: {error.strerror}") from error
+
+
+def _tokenizer_class(folder: Path) -> str:
+    """The slow class of the pair, because diffusers' pipeline looks it up by that name in every release."""
+    file = folder / "tokenizer_config.json"
+    name = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    return (name or "T5Tokenizer").removesuffix("Fast") if name != "PreTrainedTokenizerFast" else name

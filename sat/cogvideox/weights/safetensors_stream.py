@@ -1,0 +1,199 @@
+"""Writing safetensors files tensor by tensor, so that a conversion never holds more than one tensor in
+memory.
+
+The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then
+the data in one gapless piece. All sizes are known beforehand, so the header is written first and the data
+streams after it.
+Source: the format section of safetensors' documentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cogvideox.errors import CheckpointError
+
+MAX_SHARD_BYTES = 10 * 10**9  # what diffusers' own save_pretrained uses
+_ALIGNMENT = 8  # bytes; readers map the data as numbers of up to this size
+_PENDING = 2  # tensors that may wait to be hashed: bounds the memory
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor that will be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One file that was written; `name` is relative to the folder."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def write_model(
+    folder: Path,
+    stem: str,
+    entries: Sequence[Entry],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    header: Mapping[str, str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[WrittenFile]:
+    """Write `<stem>.safetensors`, or numbered shards with `<stem>.safetensors.index.json` when it is too
+    large.
+
+    Args:
+        entries: every tensor, in the order in which `tensors` gives them.
+        tensors: names and values; each is cast to its entry's dtype and dropped after it is written.
+        header: text for the file's `__metadata__`.
+
+    Raises: CheckpointError when a value does not fit the dtype, or the disk is full.
+    """
+    shards = _split_shards(entries, max_shard_bytes)
+    names = [f"{stem}-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    stream = iter(tensors)
+    written = [
+        write_file(folder / name, shard, stream, header=header)
+        for name, shard in zip(names, shards, strict=True)
+    ]
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(entry.num_bytes for entry in entries)},
+            "weight_map": {
+                entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard
+            },
+        }
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+    return written
+
+
+def write_file(
+    path: Path,
+    entries: Sequence[Entry],
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    header: Mapping[str, str] | None = None,
+) -> WrittenFile:
+    """Write one safetensors file, taking as many tensors from the iterator as it has entries.
+
+    Raises: CheckpointError when a value does not fit the dtype, or the disk is full.
+    """
+    head = _header_bytes(entries, header or {"format": "pt"})
+    try:
+        with path.open("wb", buffering=0) as file, _BackgroundHash() as digest:
+            file.write(head)
+            digest.update(head)
+            for entry in entries:
+                name, value = next(tensors)
+                assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+                data = _raw_bytes(_cast(name, value, entry.dtype))
+                _write_all(file.fileno(), data)
+                digest.update(data)
+            return WrittenFile(path.name, file.tell(), digest.hexdigest())
+    except OSError as error:
+        raise CheckpointError(f"writing {path} failed: {error.strerror}") from error
+
+
+def _split_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.num_bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.num_bytes
+    return shards
+
+
+def _header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for entry in entries:
+        span = [offset, offset + entry.num_bytes]
+        header[entry.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The value in `dtype`. Raises: CheckpointError if that makes infinities of finite numbers."""
+    if value.dtype == dtype:
+        return value
+    cast = value.to(dtype)
+    if dtype == torch.float16 and value.numel() and not torch.isfinite(cast.abs().max()):
+        raise CheckpointError(
+            f"{name} holds {value.abs().max().item():.3g}, beyond float16's 65504: choose bfloat16"
+        )
+    return cast
+
+
+def _raw_bytes(value: Tensor) -> memoryview:
+    """The tensor's memory; a memory-mapped tensor is not copied. The view keeps the tensor alive."""
+    return value.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    """One write() call transfers at most 2 GiB, so large tensors take several."""
+    while len(data):
+        data = data[os.write(descriptor, data) :]
+
+
+class _BackgroundHash:
+    """SHA-256 in one thread beside the writing; hashlib lets go of the interpreter lock for large blocks."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> _BackgroundHash:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._pending.append(self._pool.submit(self._digest.update, data))
+        if len(self._pending) > _PENDING:
+            self._pending.pop(0).result()
+
+    def hexdigest(self) -> str:
+        for future in self._pending:
+            future.result()
+        return self._digest.hexdigest()
