@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from cogvideox.config.aliases import OPTIMIZER_ALIASES
 from cogvideox.config.report import Report
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
 from cogvideox.errors import ConfigError
 
+_BATCH_FACTORS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
 _TOP_LEVEL: dict[str, str] = {
     "train_micro_batch_size_per_gpu": "int",
@@ -75,7 +77,8 @@ _OPTIMIZER_PARAMS: dict[str, str] = {
     "fused": "bool",
 }
 OPTIMIZERS = ("AdamW", "Adam")
-FUSED_EMA_ADAM = "sat.ops.FusedEmaAdam"
+ZERO_STAGES = (0, 1, 2)
+_ZERO_3 = "stage 3 is not supported by this version"
 
 _DEFAULTS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
@@ -101,8 +104,14 @@ _OPTIMIZER_DEFAULTS: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 
 
 def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
     """The completed dict. Problems go to the report; values that fail are left at their defaults."""
-    given = _block(node, _TOP_LEVEL, report, allowed_beside=_LOSS_SCALE_KEYS)
+    given = _block(node, _TOP_LEVEL, report, allowed_beside=(*_LOSS_SCALE_KEYS, "scheduler"))
     result: dict[str, Any] = {**_DEFAULTS, **given}
+    if (
+        "train_batch_size" in given
+    ):  # DeepSpeed derives the factor that is not given from the number of processes
+        for key in _BATCH_FACTORS:
+            if key not in given:
+                del result[key]
     result["zero_optimization"] = _read_zero(node, report)
     result["fp16"] = {"enabled": False, **_block(_child(node, "fp16"), _FP16, report)}
     result["bf16"] = {"enabled": False, **_block(_child(node, "bf16"), _BF16, report)}
@@ -164,25 +173,21 @@ def _read_zero(node: Node | None, report: Report) -> dict[str, Any]:
     if offload:
         given.setdefault("offload_optimizer", {"device": "cpu", "pin_memory": True})
     zero = {**_ZERO_DEFAULTS, **given}
-    if block is not None and zero["stage"] not in (0, 1, 2, 3):
-        report.error(block.value["stage"].origin, f"must be 0, 1, 2 or 3, not {zero['stage']}")
+    if block is not None and zero["stage"] not in ZERO_STAGES:
+        report.error(block.value["stage"].origin, f"must be 0, 1 or 2, not {zero['stage']}: {_ZERO_3}")
     return zero
 
 
 def _read_optimizer(node: Node | None, report: Report) -> dict[str, Any]:
     given = _block(node, {"type": "str", "params": "dict"}, report)
     kind = given.get("type", "AdamW")
-    if kind == FUSED_EMA_ADAM:
-        assert node is not None
-        report.warn(
-            node.value["type"].origin,
-            f"{FUSED_EMA_ADAM} runs as AdamW with the same parameters: no CUDA extension is compiled, and this version keeps "
-            "no moving average (EMA) of the weights",
-        )
+    if kind in OPTIMIZER_ALIASES and node is not None:
+        text = f"{kind} runs as {OPTIMIZER_ALIASES[kind]} with the same parameters: nothing is compiled, and this version"
+        report.warn(node.value["type"].origin, f"{text} keeps no moving average (EMA) of the weights")
+        kind = OPTIMIZER_ALIASES[kind]
+    elif kind not in OPTIMIZERS and node is not None:
+        report.unknown(node.value["type"].origin, kind, [*OPTIMIZERS, *OPTIMIZER_ALIASES], "optimizer")
         kind = "AdamW"
-    elif kind not in OPTIMIZERS:
-        assert node is not None
-        report.unknown(node.value["type"].origin, kind, [*OPTIMIZERS, FUSED_EMA_ADAM], "optimizer")
     params = {**_OPTIMIZER_DEFAULTS, **_block(_child(node, "params"), _OPTIMIZER_PARAMS, report)}
     return {"type": kind, "params": params}
 
@@ -195,8 +200,8 @@ def _check_ranges(node: Node | None, result: dict[str, Any], report: Report) -> 
         assert here is not None, "a default is out of range"
         report.error(here.origin, text)
 
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print"):
-        if result[key] < 1:
+    for key in (*_BATCH_FACTORS, "train_batch_size", "steps_per_print"):
+        if key in result and result[key] < 1:
             fail(key, f"must be at least 1, not {result[key]}")
     if result["gradient_clipping"] < 0:
         fail("gradient_clipping", f"must be 0 (off) or more, not {result['gradient_clipping']:g}")
@@ -214,6 +219,12 @@ def _check_ranges(node: Node | None, result: dict[str, Any], report: Report) -> 
 
 
 def _warn_misplaced(node: Node | None, report: Report) -> None:
+    scheduler = _child(node, "scheduler")
+    if scheduler is not None:
+        report.error(
+            scheduler.origin,
+            "the learning rate follows args.lr_schedule, args.warmup_steps and args.min_lr_ratio",
+        )
     found = [key for key in _LOSS_SCALE_KEYS if node is not None and node.child(key) is not None]
     if found and node is not None:
         report.warn(

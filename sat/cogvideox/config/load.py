@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from cogvideox.config.aliases import translate
 from cogvideox.config.consistency import check_consistency, settle_shared_keys
 from cogvideox.config.deepspeed_section import read_deepspeed
 from cogvideox.config.paths import check_paths
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names, read_model, read_section
+from cogvideox.config.translate import translate
 from cogvideox.config.tree import Node, drop_missing, merge, read_override, read_yaml, resolve_interpolations
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
