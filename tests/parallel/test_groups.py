@@ -1,0 +1,80 @@
+"""The process group: alone, in pairs, and when the others do not come."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from processes import free_port, run_processes
+
+from cogvideox.errors import ConfigError, DataError
+from cogvideox.parallel.groups import start_process_groups
+
+
+def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    groups = start_process_groups("cpu")
+    assert (groups.rank, groups.world_size, groups.is_first, groups.device.type) == (0, 1, True, "cpu")
+    value = torch.tensor([1.0, 2.0])
+    assert torch.equal(groups.mean(value), value) and torch.equal(groups.max(value), value)
+    assert groups.gather_objects("me") == ["me"] and groups.share([1, 2, 3]) == [1, 2, 3]
+    groups.agree(None)
+    groups.barrier()
+
+
+def test_cuda_without_a_device_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"):
+        start_process_groups("cuda")
+
+
+def _collectives() -> dict[str, object]:
+    groups = start_process_groups("cpu")
+    error = DataError("clip 7 is broken") if groups.rank == 1 else None
+    raised = ""
+    try:
+        groups.agree(error)
+    except DataError as agreed:
+        raised = str(agreed)
+    groups.barrier()
+    rank = torch.tensor(float(groups.rank))
+    return {
+        "mean": float(groups.mean(rank)),
+        "sum": float(groups.sum(rank)),
+        "max": float(groups.max(rank)),
+        "objects": groups.gather_objects(groups.rank),
+        "first": groups.broadcast_object(f"from {groups.rank}"),
+        "share": groups.share(range(5)),
+        "raised": raised,
+    }
+
+
+def test_two_processes_agree():
+    first, second = run_processes(_collectives, 2)
+    assert (first["mean"], first["sum"], first["max"]) == (0.5, 1.0, 1.0)
+    assert first["objects"] == [0, 1] and second["first"] == "from 0"
+    assert sorted(first.pop("share") + second.pop("share")) == [0, 1, 2, 3, 4]
+    assert first == second and first["raised"] == "clip 7 is broken"
+
+
+def _meet_nobody(rank: int) -> tuple[str, float]:
+    import os
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(free_port()))
+    started = time.perf_counter()
+    try:
+        start_process_groups("cpu", rendezvous_seconds=1.0)
+    except ConfigError as error:
+        return str(error), time.perf_counter() - started
+    return "met somebody", 0.0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_missing_processes_are_reported_in_time(rank):
+    ((message, seconds),) = run_processes(_meet_nobody, 1, rank)
+    assert f"process {rank} of 2 could not reach the others at 127.0.0.1:" in message
+    assert "are all of them started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE" in message
+    assert seconds < 30

@@ -1,0 +1,63 @@
+"""A regression network in place of the video model, for what the engine does whatever the model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogvideox.parallel.groups import ProcessGroups, start_process_groups
+from cogvideox.training.engine import TrainEngine, read_dtype
+from cogvideox.training.lr_schedules import build_schedule
+from cogvideox.training.optimizers import read_optimizer
+
+
+class Toy(nn.Module):
+    """Losses fp32 [b] of inputs [b, 8]; the first layer is frozen, as a base model under adapters is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 3))
+        self.net[0].requires_grad_(False)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        weight = self.net[0].weight
+        target = batch[:, :3].float().sin()
+        return (self.net(batch.to(weight.dtype)).float() - target).square().mean(1)
+
+
+def section(stage: int = 0, *, accumulation: int = 1, micro: int = 4, clip: float = 0.5, **extra: Any) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": {"stage": stage},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95]}},
+        **extra,
+    }
+
+
+def build(given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant") -> TrainEngine:
+    groups = groups or start_process_groups("cpu")
+    model = Toy().to(read_dtype(given, groups.device))
+    return TrainEngine(model, given, read_optimizer(given), build_schedule(schedule, 20), groups)
+
+
+def inputs(step: int, samples: int = 4) -> Tensor:
+    return torch.randn(samples, 8, generator=torch.Generator().manual_seed(step))
+
+
+def train(engine: TrainEngine, steps: range, world_size: int = 1, rank: int = 0) -> list[float]:
+    """Losses of global batches of 4, split over ranks and micro batches in order."""
+    losses = []
+    for step in steps:
+        mine = inputs(step).chunk(world_size)[rank]
+        result = engine.step(step, mine.chunk(engine.sizes.accumulation))
+        losses.append(float(result.loss))
+    return losses
+
+
+def weights(engine: TrainEngine) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
