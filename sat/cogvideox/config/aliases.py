@@ -1,7 +1,7 @@
 """The one table from published names to ours: targets, their parameters, and what has no counterpart here.
 
-`translate.py` applies it. A published component is one of three things: a class of ours under another name, a part that
-is folded into its parent (`target` None), or a piece of a model family that this version does not have.
+`translate.py` applies it. A published component is one of three things: a class of ours under another name,
+a part that is folded into its parent (`target` None), or a piece of a family that this version does not have.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Alias:
     Attributes:
         target: our class; None for a part that its parent takes in.
         rename: published parameter -> ours. A parameter that is in none of these maps keeps its name.
-        fixed: parameters that this program always computes in one way: that value is accepted, another is an error.
+        fixed: parameters that this program computes in one way only: any other value is an error.
         no_effect: parameters that say nothing here; named once in a message.
-        parts: published parameter -> the one target that it may hold, because that is what this program computes.
+        parts: published parameter -> the one target that it may hold, which is what this program computes.
         defaults: our parameters whose published default differs from ours.
         unsupported: why there is no counterpart; the model family that needs it.
     """

@@ -1,4 +1,4 @@
-"""Keys that say the same thing in two places: settled before the sections are read, and compared afterwards."""
+"""Keys that say the same in two places: settled before the sections are read, compared afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
     """Give every component the value of the flat key that stands for it; the flat key wins.
 
     Args:
-        published: whether the files use published names: then a missing learning-rate schedule means SAT's own.
+        published: the files use published names, so a missing learning-rate schedule means SAT's own.
     """
     if find(root, "model.network_config") is not None:
         network = "model.network_config.params"
@@ -61,7 +61,7 @@ def _tie(root: Node, flat: str, param: str) -> None:
 
 
 def _settle_sampler(root: Node) -> None:
-    """args.num_steps and args.guidance_scale go to the sampler, and the step count to its dynamic guidance as well."""
+    """args.num_steps and args.guidance_scale go to the sampler, the steps to its dynamic guidance too."""
     guidance = find(root, "model.sampler_config.params.guidance")
     steps = find(root, "args.num_steps")
     if steps is not None and steps.value is not None and find(root, "model.sampler_config") is not None:
@@ -79,8 +79,8 @@ def _settle_schedule(root: Node, report: Report, *, published: bool) -> None:
     if published or own:
         put(root, "args.lr_schedule", Node("sat", Origin("", None, "args.lr_schedule")))
         report.notice(
-            "args.lr_schedule is not given: sat (SAT's own: 100 steps at 5 % of lr, then annealing), as these files have "
-            "always run; args.lr_schedule=constant or cosine keeps the rate that is written"
+            "args.lr_schedule is not given: sat (SAT's own: 100 steps at 5 % of lr, then annealing), as these "
+            "files have always run; args.lr_schedule=constant keeps the rate that is written"
         )
 
 

@@ -1,6 +1,6 @@
 """Section `deepspeed`: checked and completed to what `deepspeed.initialize(config=...)` takes.
 
-DeepSpeed checks the keys inside its blocks but not at its top level, where a misplaced key is ignored without a word.
+DeepSpeed checks the keys inside its blocks but not at its top level, where a misplaced key is ignored.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def _read_optimizer(node: Node | None, report: Report) -> dict[str, Any]:
     given = _block(node, {"type": "str", "params": "dict"}, report)
     kind = given.get("type", "AdamW")
     if kind in OPTIMIZER_ALIASES and node is not None:
-        text = f"{kind} runs as {OPTIMIZER_ALIASES[kind]} with the same parameters: nothing is compiled, and this version"
-        report.warn(node.value["type"].origin, f"{text} keeps no moving average (EMA) of the weights")
+        text = f"{kind} runs as {OPTIMIZER_ALIASES[kind]} with the same parameters: nothing is compiled"
+        report.warn(node.value["type"].origin, f"{text}, and no moving average (EMA) of the weights is kept")
         kind = OPTIMIZER_ALIASES[kind]
     elif kind not in OPTIMIZERS and node is not None:
         report.unknown(node.value["type"].origin, kind, [*OPTIMIZERS, *OPTIMIZER_ALIASES], "optimizer")
@@ -229,6 +229,6 @@ def _warn_misplaced(node: Node | None, report: Report) -> None:
     if found and node is not None:
         report.warn(
             node.value[found[0]].origin,
-            f"{', '.join(found)}: beside `fp16:` instead of inside it, where DeepSpeed ignores them; left where they are, "
-            "without effect",
+            f"{', '.join(found)} beside `fp16:` instead of inside it: DeepSpeed ignores them there; "
+            "move them into fp16 if you mean them",
         )

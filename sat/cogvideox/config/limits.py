@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# What every CogVideoX VAE and patch embedding need: 8x in the VAE times a patch of 2; one frame, then groups of 4.
+# What the VAE and the patches need: 8x in the VAE times a patch of 2; one frame, then groups of 4.
 SIZE_MULTIPLE = 16
 SPATIAL_COMPRESSION = 8
 TEMPORAL_COMPRESSION = 4

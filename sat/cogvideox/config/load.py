@@ -1,7 +1,7 @@
 """`--base a.yaml b.yaml key=value` to one checked Config.
 
-Later files win key by key and the command line comes last. A file may start from others with `include:` (one name or
-a list, relative to the file): they are read first. Everything that is wrong is reported at once, with its place.
+Later files win key by key and the command line comes last. A file may start from others with `include:` (one
+name or a list, relative to the file): they are read first. All mistakes are reported at once, each with its place.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CommandLine:
 
 
 def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
-    """Read `--base FILES key=value ... --seed N --check --allow-unknown --debug --local_rank N`, in any order.
+    """Read `--base FILES key=value --seed N --check --allow-unknown --debug --local_rank N`, in any order.
 
     Raises:
         ConfigError: an unknown flag, or no file.
@@ -212,11 +212,14 @@ def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, p
         )
     deepspeed = read_deepspeed(root.child("deepspeed"), report)
     check_consistency(args, model, data, root, report)
-    text = resolved_yaml(args, model, data, deepspeed)
+    trains = kind == "train" or root.child("deepspeed") is not None
+    text = resolved_yaml(args, model, data, deepspeed if trains else None)
     return Config(kind, args, model, data, deepspeed, text)
 
 
-def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any]) -> str:
+def resolved_yaml(
+    args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any] | None
+) -> str:
     """The values in force as YAML that can be loaded again."""
     sections = {
         "args": dataclasses.asdict(args),

@@ -1,4 +1,4 @@
-"""The files and folders that a configuration names: reported together when they don't exist, before anything is built."""
+"""Files and folders that a configuration names: those that don't exist are reported before anything is built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cogvideox.config.tree import Node
 
 
 def check_paths(config: Config, root: Node, report: Report) -> None:
-    """Every path that the run will read must exist. Names that a model hub could know are left to the text encoder."""
+    """Every path that the run reads must exist. Names that a hub could know are left to the text encoder."""
     for path, value in _named_paths(config):
         if "{" in value:
             text = f"{value!r} is still a placeholder: put the real path here"

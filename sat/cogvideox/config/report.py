@@ -11,7 +11,7 @@ from cogvideox.errors import ConfigError
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a key was written: file (None: the command line, "": nowhere), line, dotted path, and how late (higher wins)."""
+    """Where a key was written. file: None for the command line, "" for nowhere. layer: higher ones win."""
 
     file: str | None
     line: int | None
@@ -25,7 +25,7 @@ class Origin:
 
 
 class Report:
-    """Collects what is wrong (errors), what is doubtful (warnings) and what was done silently otherwise (notices)."""
+    """Collects what is wrong (errors), what is doubtful (warnings) and what should be known (notices)."""
 
     def __init__(self, allow_unknown: bool = False) -> None:
         self.allow_unknown = allow_unknown

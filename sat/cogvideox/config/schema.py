@@ -1,7 +1,7 @@
 """The closed sections of a configuration: every key, its type and its default.
 
-A field is a YAML key of the same name. Types are checked by `value_types` from the annotations as they are written
-here, ranges by `problems()`, which names every offending key at once so that one report can hold them all.
+A field is a YAML key of the same name. Types are checked by `value_types` from the annotations as written,
+ranges by `problems()`, which names every offending key at once so that one report can hold them all.
 Shipped configs in configs/ comment the keys; docs/configuration.md lists them.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from cogvideox.config.limits import at_least, frame_count_problem, share, size_problem
 
 Kind = Literal["train", "sample"]
-# {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is annotated
-# with this name takes the node itself and builds it; any other parameter gets the built object.
+# {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is
+# annotated with this name takes the node itself and builds it; any other parameter gets the built object.
 ComponentNode = dict[str, Any]
 Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be valid)
 
@@ -31,6 +31,7 @@ class TrainArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
+    rendezvous_timeout_s: float = 600.0
     checkpoint_activations: bool = False
     # where weights come from and go to
     load: str | None = None
@@ -87,6 +88,7 @@ class TrainArgs:
         )
         yield from at_least(self, 1, "eval_interval", "sample_steps", "sample_num_frames", "keep_last")
         yield from at_least(self, 0, "warmup_steps", "num_workers", "seed")
+        yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from share(self, "min_lr_ratio", "warmup", "lr_decay_ratio", "eval_split")
         if self.warmup_steps >= self.train_iters >= 1 and self.warmup_steps > 0:
             yield "warmup_steps", f"{self.warmup_steps} is not less than train_iters ({self.train_iters})"
@@ -98,7 +100,7 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class SampleArgs:
-    """Section `args` of a sampling run. `sampling_num_frames` counts latent frames, sizes are pixels (height, width)."""
+    """Section `args` of sampling. `sampling_num_frames` counts latent frames, sizes are (height, width)."""
 
     # what to run
     mode: Literal["inference", "finetune", "pretrain"] = "inference"
@@ -106,6 +108,7 @@ class SampleArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
+    rendezvous_timeout_s: float = 600.0
     bf16: bool = False
     fp16: bool = False
     # weights
@@ -138,6 +141,7 @@ class SampleArgs:
         yield from at_least(
             self, 1, "num_samples", "batch_size", "sampling_num_frames", "sampling_fps", "num_steps"
         )
+        yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from at_least(self, 0, "seed", "guidance_scale")
         yield from size_problem(self, "sampling_image_size")
         if self.image2video:
@@ -152,7 +156,7 @@ class SampleArgs:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Section `data`: how clips are read. `video_size` is (height, width) in pixels, `fps` frames per second."""
+    """Section `data`: how clips are read. `video_size` is (height, width) in pixels."""
 
     video_size: tuple[int, int] = (480, 720)
     fps: float = 8.0
@@ -223,8 +227,8 @@ class ModelConfig:
 class Config:
     """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
 
-    `resolved_yaml` is the text for the run folder: every key with the value in force, in this package's names; it can
-    be loaded again. `warnings` and `notices` are what `load_config` has logged.
+    `resolved_yaml` is the text for the run folder: every key with the value in force, in our names. It
+    can be loaded again. `warnings` and `notices` are what `load_config` has logged.
     """
 
     kind: Kind

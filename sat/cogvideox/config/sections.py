@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 from cogvideox.config.report import Origin, Report
@@ -38,11 +38,11 @@ def read_section(
     elsewhere: Iterable[str] = (),
     partial: bool = False,
 ) -> Section:
-    """Check keys, types and ranges of a flat section. A key that fails keeps its default, and the rest is checked.
+    """Check keys, types and ranges of a flat section. A key that fails keeps its default meanwhile.
 
     Args:
         name: of the section in YAML.
-        elsewhere: keys that belong to the other kind of run. A file may hold them; on the command line they are errors.
+        elsewhere: keys of the other kind of run. A file may hold them; on the command line they are errors.
         partial: the files are only a part of a configuration, so missing keys are fine.
     """
     values, origins = _typed_values(section, _items(node, section, report), report, frozenset(elsewhere))

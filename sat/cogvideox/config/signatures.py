@@ -1,11 +1,11 @@
-"""What a component takes, read from its source with `ast`: no import, so no torch and no SAT behind a config check."""
+"""What a component takes, read from its source with `ast`: a config check imports neither torch nor SAT."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from cogvideox.config.report import suggestion
@@ -21,7 +21,7 @@ class UnknownTarget(LookupError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One constructor parameter. `supplied`: keyword-only without default, given by the parent and not a YAML key."""
+    """One constructor parameter. `supplied`: keyword-only without default, given by the parent."""
 
     name: str
     annotation: ast.expr | None
@@ -35,7 +35,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters of a class or function; `open` means that it takes **kwargs (only classes from elsewhere do)."""
+    """The parameters of a class or function; `open`: it takes **kwargs (only classes from elsewhere do)."""
 
     target: str
     parameters: dict[str, Parameter]
@@ -124,7 +124,7 @@ def _signature_of(target: str, file: Path, definition: ast.ClassDef | ast.Functi
 
 
 def _inherited(target: str, file: Path, definition: ast.ClassDef) -> Signature:
-    """The first base class with a constructor of its own in this source tree; library bases take nothing from YAML."""
+    """The first base class with a constructor in this source tree; library bases take nothing from YAML."""
     for base in definition.bases:
         found = _find_definition(file, base.id) if isinstance(base, ast.Name) else None
         if found is not None and SOURCE_ROOT in found[0].parents:

@@ -16,7 +16,7 @@ __all__ = ["ComponentNode", "check_component", "instantiate"]
 
 
 def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
-    """Build a component, inside out. `supplied` are the keyword-only parameters that the parent gives in code.
+    """Build a component, inside out. `supplied`: the keyword-only parameters that the parent gives in code.
 
     Nodes under a parameter that is annotated with ComponentNode are handed over unbuilt.
 
@@ -46,7 +46,7 @@ def is_component(value: Any) -> bool:
 
 
 def check_component(node: Node, report: Report) -> ComponentNode | None:
-    """The node with converted values, always with `params`; None when it can't be used, which is then in the report."""
+    """The node with converted values, always with `params`; None when it can't be used (see the report)."""
     if not isinstance(node.value, dict):
         report.error(node.origin, "must be a component: target (a class) and params")
         return None
@@ -81,7 +81,7 @@ def _check_params(node: Node, target: Node, signature: Signature, report: Report
         if parameter is None and not signature.open:
             if child.origin.layer < target.origin.layer:
                 report.notice(
-                    f"{child.origin.place()}: {child.origin.path} is not used: the target is now {signature.target}"
+                    f"{child.origin.place()}: {child.origin.path} is not used by {signature.target}"
                 )
             else:
                 report.unknown(child.origin, name, signature.yaml_keys, f"parameter of {signature.target}:")

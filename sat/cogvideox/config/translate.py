@@ -47,7 +47,7 @@ class _Translation:
         self.schedules: list[Node] = []
 
     def data(self, root: Node) -> None:
-        """`{target: data_video.SFTDataset, params: {...}}` to a flat section; keys written flat beside it win."""
+        """`{target: data_video.SFTDataset, params: ...}` to a flat section; keys beside it win."""
         data = root.child("data")
         if data is None or not isinstance(data.value, dict) or not {"target", "params"} & set(data.value):
             return
@@ -80,7 +80,7 @@ class _Translation:
         self._schedule(model)
 
     def component(self, node: Node | None) -> dict[str, Node]:
-        """Translate one component's target and parameters in place; its parameters, which may be changed further."""
+        """Translate one component in place; returns its parameters, which may be changed further."""
         target = None if node is None else node.child("target")
         if node is None or target is None or not isinstance(target.value, str):
             return {}

@@ -1,7 +1,7 @@
 """YAML as a tree whose every node knows the file, line and key path that it came from.
 
-Values are read by OmegaConf (so that `1e-8` is a number and duplicate keys are errors); lines come from PyYAML's
-composed nodes. Later files win key by key, lists are replaced as a whole.
+Values are read by OmegaConf (so that `1e-8` is a number and duplicate keys are errors); lines come from
+PyYAML's composed nodes. Later files win key by key, lists are replaced as a whole.
 """
 
 from __future__ import annotations
@@ -111,13 +111,18 @@ def merge(base: Node, later: Node) -> Node:
         for key, node in later.value.items():
             merged[key] = merge(merged[key], node) if key in merged else node
         return Node(merged, base.origin)
-    if isinstance(base.value, list) and isinstance(later.value, dict) and later.value:
-        if all(key.isdigit() and int(key) < len(base.value) for key in later.value):
-            items = list(base.value)
-            for key, node in later.value.items():
-                items[int(key)] = merge(items[int(key)], node)
-            return Node(items, base.origin)
+    if isinstance(base.value, list) and _are_indices(later, len(base.value)):
+        items = list(base.value)
+        for key, node in later.value.items():
+            items[int(key)] = merge(items[int(key)], node)
+        return Node(items, base.origin)
     return later
+
+
+def _are_indices(node: Node, length: int) -> bool:
+    if not isinstance(node.value, dict) or not node.value:
+        return False
+    return all(key.isdigit() and int(key) < length for key in node.value)
 
 
 def drop_missing(node: Node) -> None:

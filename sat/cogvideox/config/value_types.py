@@ -1,7 +1,7 @@
 """Whether a YAML value fits a type annotation, read from its syntax tree so that no class has to be imported.
 
-Understood: int float bool str None object Any, unions (`X | None`, Optional, Union), list/Sequence/tuple/dict, Literal.
-Any other annotation accepts every value: the class itself must check it.
+Understood: int float bool str None object Any, unions (`X | None`, Optional, Union), list, Sequence,
+tuple, dict, Literal. Any other annotation accepts every value: the class itself must check it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def mentions(annotation: ast.expr | None, name: str) -> bool:
 
 
 def takes_object(annotation: ast.expr | None) -> bool:
-    """Whether a built component may be given: no annotation, `object`, `Any` or a class that is not a plain value."""
+    """Whether a built component may be given: no annotation, `object`, `Any` or some class."""
     if annotation is None:
         return True
     plain = {"int", "float", "bool", "str", "None", "Literal", "tuple", *_LISTS, *_DICTS}
