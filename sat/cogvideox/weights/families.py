@@ -126,7 +126,7 @@ def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> Tr
         out_channels=out_channels,
         text_width=shapes[_TEXT][1],
         time_embed_dim=shapes[_TIME][0],
-        rotary=any(name in shapes for name in _ROTARY_SIGNS) or _TABLE not in shapes,
+        rotary=any(name in shapes for name in _ROTARY_SIGNS),
         table_length=shapes[_TABLE][1] if _TABLE in shapes else None,
         ofs_embed_dim=shapes[_OFS][1] if _OFS in shapes else None,
         lora_rank=next((shape[0] for name, shape in shapes.items() if _ADAPTER.match(name)), None),
@@ -142,8 +142,3 @@ def _patch_facts(patch: Size, final: Size) -> tuple[tuple[int, int, int], int, i
     volume = final[0] // _LATENT_CHANNELS
     frames = max(volume // _SPATIAL_PATCH**2, 1)
     return (frames, _SPATIAL_PATCH, _SPATIAL_PATCH), patch[1] // max(volume, 1), _LATENT_CHANNELS
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a stored name is a LoRA matrix."""
-    return ".matrix_A." in name or ".matrix_B." in name

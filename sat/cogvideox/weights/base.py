@@ -1,0 +1,141 @@
+"""Transformer weights put together from a checkpoint and, when it holds only what was trained, its base.
+
+Names here are relative (without `model.diffusion_model.`); "plain" means without LoRA's `.original.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Size, Tensor
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.key_rules import select_prefix
+from cogvideox.weights.lora_map import MergedWeights, is_adapter, plain_name
+from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, fingerprint, read_checkpoint
+from cogvideox.weights.transformer_map import RULES
+
+SAT_ALPHA = 1.0  # what SAT's LoRA uses unless told otherwise; old checkpoints don't say
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """Rank and alpha of the adapters in a checkpoint; their scale is alpha / rank."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class TransformerWeights:
+    """A whole transformer: memory-mapped tensors, and the files that they come from."""
+
+    plain: dict[str, Tensor]
+    adapters: dict[str, Tensor]
+    lora: LoraFacts | None
+    files: tuple[Path, ...]  # the checkpoint's, then its base's
+
+    @property
+    def plain_shapes(self) -> dict[str, Size]:
+        return {name: value.shape for name, value in self.plain.items()}
+
+    def merged(self) -> Mapping[str, Tensor]:
+        """The weights with the adapters added (in fp32, when read); the plain ones if there are none."""
+        if self.lora is None:
+            return self.plain
+        return MergedWeights({**self.plain, **self.adapters}, self.lora.scaling)
+
+
+def lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:
+    """What a checkpoint's adapters are; None when it has none. A file that doesn't state alpha has SAT's, 1.
+
+    Raises: CheckpointError when adapters differ in rank, or contradict the stated one.
+    """
+    ranks = {value.shape[0] for name, value in checkpoint.module.items() if ".matrix_A." in name}
+    if not ranks:
+        return None
+    stated: Mapping[str, Any] = checkpoint.extra.get("lora") or {}
+    if len(ranks) > 1 or stated.get("r", min(ranks)) not in ranks:
+        told = f", and it says {stated['r']}" if "r" in stated else ""
+        raise CheckpointError(f"{checkpoint.path}: its LoRA matrices have ranks {sorted(ranks)}{told}")
+    return LoraFacts(ranks.pop(), float(stated.get("alpha", SAT_ALPHA)))
+
+
+def find_base(checkpoint: SatCheckpoint) -> Path:
+    """The weight file that a checkpoint was trained on, compared with the hash it recorded.
+
+    Raises: CheckpointError when it names none, or the file is gone or has changed.
+    """
+    base: Mapping[str, Any] = checkpoint.extra.get("base") or {}
+    if not base.get("path"):
+        raise CheckpointError(
+            f"{checkpoint.path} holds only a part of a transformer and names no base: give the base model"
+        )
+    recorded = Path(str(base["path"])).expanduser()
+    # A run folder that was moved as a whole still finds a base that is stored relative to it.
+    places = [recorded] if recorded.is_absolute() else [recorded, checkpoint.path.parent / recorded]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds only what was trained, and its base {recorded} is not there: "
+            "put the base back, or save with args.save_full=true"
+        )
+    file = find_states_file(found)
+    actual = fingerprint(file)
+    if base.get("sha256") not in (None, actual):
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on {recorded}, but that file has changed since "
+            f"(sha256 {actual[:12]} instead of {str(base['sha256'])[:12]}): put the original back"
+        )
+    return file
+
+
+def is_complete(names: Mapping[str, object] | set[str], num_layers: int | None = None) -> bool:
+    """Whether plain relative names are those of a whole transformer (fixed tables aside).
+
+    num_layers: how many it should have; by default as many as the highest layer among the names says.
+    """
+    layers = [int(name.split(".")[2]) for name in names if name.startswith("transformer.layers.")]
+    count = max(layers, default=-1) + 1 if num_layers is None else num_layers
+    if count < 1:
+        return False
+    optional = ("query_layernorm_list", "key_layernorm_list")  # absent without qk_ln
+    for rule in RULES:
+        if any(word in rule.sat for word in optional):
+            continue
+        for layer in range(count if "{i}" in rule.sat else 1):
+            if any(rule.sat.format(i=layer, p=p) not in names for p in ("weight", "bias")):
+                return False
+    return True
+
+
+def read_transformer(checkpoint: SatCheckpoint, num_layers: int | None = None) -> TransformerWeights:
+    """The whole transformer of a checkpoint, completed from its base where it holds only what was trained.
+
+    Raises: CheckpointError when it has no transformer, or its base is missing or has changed.
+    """
+    return _read(checkpoint, num_layers, ())
+
+
+def _read(checkpoint: SatCheckpoint, num_layers: int | None, seen: tuple[Path, ...]) -> TransformerWeights:
+    relative = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
+    plain = {plain_name(name): value for name, value in relative.items() if not is_adapter(name)}
+    adapters = {name: value for name, value in relative.items() if is_adapter(name)}
+    lora = lora_facts(checkpoint)
+    files: tuple[Path, ...] = (checkpoint.path,)
+    if not is_complete(plain, num_layers) and (adapters or checkpoint.extra.get("base")):
+        file = find_base(checkpoint)
+        if file in seen:
+            raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
+        base = _read(read_checkpoint(file), num_layers, (*seen, checkpoint.path))
+        plain, adapters = {**base.plain, **plain}, {**base.adapters, **adapters}
+        lora, files = lora or base.lora, (*files, *base.files)
+    return TransformerWeights(plain, adapters, lora, files)
