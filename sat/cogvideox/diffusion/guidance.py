@@ -71,7 +71,7 @@ class DynamicGuidance:
         self.scale = scale
         self.exp = exp
         self.num_steps = num_steps
-        self.by = by
+        self.by: Literal["timestep", "step"] = by
 
     def scale_at(self, timestep: int, step: int) -> float:
         progress = (self.num_steps - timestep if self.by == "timestep" else step) / self.num_steps

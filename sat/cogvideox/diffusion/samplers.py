@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cogvideox.diffusion.guidance import Guidance, guide
+from cogvideox.diffusion.guidance import DynamicGuidance, Guidance, guide
 from cogvideox.diffusion.schedule import NoiseSchedule
 from cogvideox.errors import ConfigError
 
@@ -127,6 +127,14 @@ class Sampler(ABC):
         self.num_steps = num_steps
         self.guidance: Guidance | None = guidance  # type: ignore[assignment]
 
+    def with_steps(self, num_steps: int) -> Sampler:
+        """The same sampler with another number of steps; a dynamic guidance is told as well. Raises:
+        ConfigError."""
+        guidance = self.guidance
+        if isinstance(guidance, DynamicGuidance):
+            guidance = DynamicGuidance(guidance.scale, guidance.exp, num_steps, guidance.by)
+        return type(self)(num_steps, guidance)
+
     @abstractmethod
     def advance(
         self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None
@@ -142,7 +150,7 @@ class Sampler(ABC):
         context: Tensor,
         null_context: Tensor,
         step_noise: StepNoise | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> Tensor:
         """noise fp32 [b, f, c, y, x] and contexts [b, l, e] -> clean latent fp32 [b, f, c, y, x], scaled as
         the network sees it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from cogvideox.vae.autoencoder import VideoAutoencoder
 
 if TYPE_CHECKING:
     from cogvideox.data.loader import Batch
+    from cogvideox.transformer.model import DiffusionTransformer
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class VideoDiffusion(nn.Module):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: DiffusionTransformer,
         frozen: FrozenParts,
         schedule: NoiseSchedule,
         loss: VideoDiffusionLoss,
@@ -67,8 +68,8 @@ class VideoDiffusion(nn.Module):
         self.samples_at_a_time = samples_at_a_time
 
     @property
-    def transformer(self) -> nn.Module:
-        return self.model["diffusion_model"]
+    def transformer(self) -> DiffusionTransformer:
+        return cast("DiffusionTransformer", self.model["diffusion_model"])
 
     @property
     def vae(self) -> VideoAutoencoder:

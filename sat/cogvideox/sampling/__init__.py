@@ -1,0 +1,1 @@
+"""Prompts to videos: what to sample, sampling it on every process, and writing files."""

@@ -1,0 +1,37 @@
+"""Sample videos: `python sat/sample_video.py --base model.yaml inference.yaml [key=value ...] [--seed N]
+[--check]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cogvideox.config.load import parse_cli
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, join the other processes, sample. Raises: UserError."""
+    command = parse_cli(argv, "sample")
+    setup_logging("DEBUG" if command.debug else "INFO")
+    config = command.load()
+    if command.check:
+        print("the configuration is valid")
+        return
+    setup_logging("DEBUG" if command.debug else config.sample_args.log_level)
+
+    # Imported only now: torch and SAT cost seconds, which a check does not need.
+    from cogvideox.parallel.groups import start_process_groups
+
+    groups = start_process_groups(config.sample_args.device)
+    try:
+        from cogvideox.sampling.run import run_sampling
+
+        run_sampling(config, groups)
+    finally:
+        groups.shut_down()
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
