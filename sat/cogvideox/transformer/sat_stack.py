@@ -32,7 +32,7 @@ def build_transformer(network: NetworkShape) -> BaseTransformer:
 
     When processes run under torch.distributed, all of them must build at the same point: SAT makes its groups together.
     """
-    with _groups_of_one():
+    with groups_of_one():
         transformer = BaseTransformer(
             num_layers=network.num_layers,
             vocab_size=1,
@@ -57,7 +57,7 @@ def own_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def _groups_of_one() -> Iterator[None]:
+def groups_of_one() -> Iterator[None]:
     """SAT's model-parallel groups of size one for the time of the build, and nothing left behind."""
     started = not dist.is_initialized()
     if started:
