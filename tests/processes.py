@@ -16,8 +16,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 240.0) -> list[Any]:
-    """`function(*arguments)` in each of `world_size` fresh processes with a launcher's environment; results in rank order.
+def run_processes(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 240.0
+) -> list[Any]:
+    """`function(*arguments)` in each of `world_size` fresh processes with a launcher's environment; results
+    in rank order.
 
     An exception in any process is raised here as RuntimeError with that process's traceback.
     """
@@ -45,12 +48,16 @@ def run_processes(function: Callable[..., Any], world_size: int, *arguments: Any
 
 def _run(function: Any, rank: int, world_size: int, port: int, arguments: Any, queue: Any) -> None:
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     import torch
 
     torch.set_num_threads(1)
     try:
         queue.put((rank, ("result", function(*arguments))))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the parent has to hear of it
         queue.put((rank, ("error", traceback.format_exc())))

@@ -6,10 +6,9 @@ import time
 
 import pytest
 import torch
-from processes import free_port, run_processes
-
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.parallel.groups import start_process_groups
+from processes import free_port, run_processes
 
 
 def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
@@ -27,7 +26,9 @@ def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
 def test_cuda_without_a_device_is_refused():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"):
+    with pytest.raises(
+        ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"
+    ):
         start_process_groups("cuda")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from cogvideox.errors import ConfigError
 from cogvideox.parallel.launch import Launch, read_launch
 
@@ -14,7 +13,13 @@ def test_plain_python_is_one_process():
 
 
 def test_torchrun_and_deepspeed_variables():
-    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "1234"}
+    environment = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node0",
+        "MASTER_PORT": "1234",
+    }
     assert read_launch(environment) == Launch(5, 8, 1, "node0", 1234)
 
 
@@ -42,7 +47,10 @@ def test_ranks_without_a_local_rank_go_round_the_devices():
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set but RANK is not: start several processes with torchrun"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK=2 must lie in 0..1 \(WORLD_SIZE=2\)"),
         ({"RANK": "first"}, "RANK='first' must be a number"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set: give the address of the machine that runs rank 0"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "MASTER_ADDR is not set: give the address of the machine that runs rank 0",
+        ),
     ],
 )
 def test_contradictions_are_named(environment, message):

@@ -6,12 +6,11 @@ import io
 
 import pytest
 import torch
-from processes import run_processes
-from training.toy import Toy, build, inputs, section, train, weights
-
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.parallel.groups import start_process_groups
 from cogvideox.training.engine import BatchSizes, read_batch_sizes, read_dtype
+from processes import run_processes
+from training.toy import Toy, build, inputs, section, train, weights
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -129,15 +128,19 @@ def test_precisions():
     cpu = torch.device("cpu")
     assert read_dtype({}, cpu) is torch.float32 and read_dtype(BF16, cpu) is torch.bfloat16
     assert read_dtype({"fp16": {"enabled": True}}, torch.device("cuda")) is torch.float16
-    with pytest.raises(ConfigError, match="fp16 training needs a CUDA device; on the CPU use bf16.enabled"):
+    with pytest.raises(ConfigError, match=r"fp16 training needs a CUDA device; on the CPU use bf16.enabled"):
         read_dtype({"fp16": {"enabled": True}}, cpu)
     with pytest.raises(ConfigError, match="exclude each other"):
         read_dtype({"fp16": {"enabled": True}, **BF16}, cpu)
 
 
 def test_batch_sizes():
-    assert read_batch_sizes({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}, 4) == BatchSizes(2, 3, 4)
-    assert read_batch_sizes({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}, 4) == BatchSizes(2, 2, 4)
+    assert read_batch_sizes(
+        {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}, 4
+    ) == BatchSizes(2, 3, 4)
+    assert read_batch_sizes({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}, 4) == BatchSizes(
+        2, 2, 4
+    )
     assert read_batch_sizes({"train_batch_size": 16}, 4).effective == 16
     with pytest.raises(ConfigError, match=r"train_batch_size: 10 is not .* \(2 x 2 x 2\)"):
         read_batch_sizes(

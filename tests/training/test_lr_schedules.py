@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-
 from cogvideox.errors import ConfigError
 from cogvideox.training.lr_schedules import build_sat_schedule, build_schedule, describe_schedule
 
@@ -21,7 +22,7 @@ def test_decay_ends_at_the_floor_and_never_rises(name):
     factor = build_schedule(name, total=30, warmup_steps=3, min_lr_ratio=0.1)
     values = [factor(step) for step in range(4, 31)]
     assert values[0] == 1.0 and values[-1] == pytest.approx(0.1)
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_constant_stays_constant():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from cogvideox.errors import ConfigError
 from cogvideox.training.optimizers import AdamSettings, build_adam, parameter_groups, read_optimizer
+from torch import nn
 
 
 def section(kind: str = "AdamW", **params: object) -> dict[str, object]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
 from cogvideox.training.engine import TrainEngine, read_dtype
 from cogvideox.training.lr_schedules import build_schedule
 from cogvideox.training.optimizers import read_optimizer
+from torch import Tensor, nn
 
 
 class Toy(nn.Module):
@@ -28,7 +27,9 @@ class Toy(nn.Module):
         return (self.net(batch.to(weight.dtype)).float() - target).square().mean(1)
 
 
-def section(stage: int = 0, *, accumulation: int = 1, micro: int = 4, clip: float = 0.5, **extra: Any) -> dict[str, Any]:
+def section(
+    stage: int = 0, *, accumulation: int = 1, micro: int = 4, clip: float = 0.5, **extra: Any
+) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -39,7 +40,9 @@ def section(stage: int = 0, *, accumulation: int = 1, micro: int = 4, clip: floa
     }
 
 
-def build(given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant") -> TrainEngine:
+def build(
+    given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant"
+) -> TrainEngine:
     groups = groups or start_process_groups("cpu")
     model = Toy().to(read_dtype(given, groups.device))
     return TrainEngine(model, given, read_optimizer(given), build_schedule(schedule, 20), groups)

@@ -1,25 +1,25 @@
 """The process group, started once before anything is built and handed around as one object.
 
-SAT starts a process group by itself when a model is built and none is running, and reseeds every random generator while
+SAT starts a process group by itself when a model is built and none is running, and reseeds every random
+generator while
 doing so; DeepSpeed starts one too. Both find this one instead.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cogvideox.errors import ConfigError, UserError
-from cogvideox.log import get_logger
 from cogvideox.parallel.launch import Launch, read_launch
 
-_log = get_logger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class ProcessGroups:
         return gathered
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        """This process's part of `items`; parts differ by at most one item and together hold each item once."""
+        """This process's part of `items`; parts differ by at most one item and together hold each item
+        once."""
         return list(items[self.rank :: self.world_size])
 
     def agree(self, error: UserError | None) -> None:
@@ -85,10 +86,33 @@ class ProcessGroups:
         if errors:
             raise errors[0]
 
+    def attempt(self, action: Callable[[], _T]) -> _T:
+        """Run something local on every process; raise on all of them what it raised on any.
+
+        The action must not communicate: a process that failed early would not take part.
+        Raises: UserError, see agree.
+        """
+        error: UserError | None = None
+        result: _T | None = None
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught
+        self.agree(error)
+        return result  # type: ignore[return-value]
+
+    def first_only(self, action: Callable[[], _T]) -> _T:
+        """Run something on the first process only; its result, or its error, on every process."""
+        return self.broadcast_object(self.attempt(action if self.is_first else _nothing))
+
     def shut_down(self) -> None:
         """Leave the group. Safe to call twice."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _nothing() -> Any:
+    return None
 
 
 def start_process_groups(
@@ -98,11 +122,13 @@ def start_process_groups(
 ) -> ProcessGroups:
     """Join the other processes (gloo on CPU, NCCL on CUDA), or be alone.
 
-    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective later on.
+    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective later
+    on.
     Must run before SAT or DeepSpeed is imported: DeepSpeed chooses its accelerator on import.
 
     Raises:
-        ConfigError: CUDA asked for and absent, environment variables contradictory, other processes not reached in time.
+        ConfigError: CUDA asked for and absent, environment variables contradictory, other processes not
+        reached in time.
     """
     local_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not local_devices:
@@ -111,7 +137,8 @@ def start_process_groups(
     launch = read_launch(os.environ, local_devices if use_cuda else 0)
     if use_cuda and launch.local_rank >= local_devices:
         raise ConfigError(
-            f"process {launch.rank} is number {launch.local_rank} on this machine, which has {local_devices} CUDA "
+            f"process {launch.rank} is number {launch.local_rank} on this machine, which has {local_devices} "
+            "CUDA "
             "devices; start at most one process per device"
         )
     os.environ.update(launch.as_environment())
@@ -144,8 +171,10 @@ def _meet(launch: Launch, seconds: float) -> dist.Store:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=seconds))))
     except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"process {launch.rank} of {launch.world_size} could not reach the others at {where} within {seconds:g} s; "
-            "are all of them started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port open? "
+            f"process {launch.rank} of {launch.world_size} could not reach the others at {where} within "
+            f"{seconds:g} s; "
+            "are all of them started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port "
+            "open? "
             f"({_first_line(error)})"
         ) from error
     store.set(f"hello/{launch.rank}", "")
@@ -154,7 +183,8 @@ def _meet(launch: Launch, seconds: float) -> dist.Store:
     except RuntimeError as error:
         silent = [rank for rank in range(launch.world_size) if not store.check([f"hello/{rank}"])]
         raise ConfigError(
-            f"process {launch.rank} met the store at {where}, but after {seconds:g} s these of {launch.world_size} "
+            f"process {launch.rank} met the store at {where}, but after {seconds:g} s these of "
+            f"{launch.world_size} "
             f"processes have not started: {silent}; look at their machines and logs"
         ) from error
     return store

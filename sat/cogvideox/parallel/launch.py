@@ -1,6 +1,7 @@
 """Which process this is, read from what the launcher left in the environment.
 
-Launchers: plain `python` (nothing set), `torchrun`, `deepspeed --hostfile` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*), and
+Launchers: plain `python` (nothing set), `torchrun`, `deepspeed --hostfile` (RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_*), and
 Open MPI (OMPI_COMM_WORLD_*).
 """
 
@@ -41,7 +42,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launch:
     """Find out which process this is.
 
-    local_devices: accelerators on this machine, used to place ranks when the launcher doesn't say; 0 without any.
+    local_devices: accelerators on this machine, used to place ranks when the launcher doesn't say; 0 without
+    any.
 
     Raises:
         ConfigError: a variable is missing or not a number, or rank and world size contradict each other.
@@ -53,7 +55,8 @@ def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launc
     world_size = _number(environment, names[1], default=1)
     if world_size > 1 and names[0] not in environment:
         raise ConfigError(
-            f"{names[1]}={world_size} is set but {names[0]} is not: start several processes with torchrun or deepspeed, "
+            f"{names[1]}={world_size} is set but {names[0]} is not: start several processes with torchrun or "
+            "deepspeed, "
             f"or unset {names[1]} for one process"
         )
     rank = _number(environment, names[0], default=0)
@@ -61,9 +64,13 @@ def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launc
         raise ConfigError(f"{names[0]}={rank} must lie in 0..{world_size - 1} ({names[1]}={world_size})")
     local_rank = _number(environment, names[2], default=rank % local_devices if local_devices else 0)
     if world_size > 1 and "MASTER_ADDR" not in environment and not _on_one_machine(environment, world_size):
-        raise ConfigError("MASTER_ADDR is not set: give the address of the machine that runs rank 0 (and MASTER_PORT)")
+        raise ConfigError(
+            "MASTER_ADDR is not set: give the address of the machine that runs rank 0 (and MASTER_PORT)"
+        )
     address = environment.get("MASTER_ADDR", "127.0.0.1")
-    return Launch(rank, world_size, local_rank, address, _number(environment, "MASTER_PORT", default=DEFAULT_PORT))
+    return Launch(
+        rank, world_size, local_rank, address, _number(environment, "MASTER_PORT", default=DEFAULT_PORT)
+    )
 
 
 def _on_one_machine(environment: Mapping[str, str], world_size: int) -> bool:

@@ -1,6 +1,7 @@
 """What DeepSpeed is told before it starts, and the optimizer state that it spreads over ranks.
 
-ZeRO 0 keeps one whole copy of the optimizer state per process; ZeRO 1 and 2 keep a slice each, as flat 1-D tensors. A saved
+ZeRO 0 keeps one whole copy of the optimizer state per process; ZeRO 1 and 2 keep a slice each, as flat 1-D
+tensors. A saved
 state is plain numbers and tensors, so that it can be read back with `weights_only=True`.
 """
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 
-# Where each DeepSpeed optimizer keeps its fp32 master weights, by class name. A plain torch optimizer has none.
+# Where each DeepSpeed optimizer keeps its fp32 master weights, by class name. A plain torch optimizer has
+# none.
 _MASTER_ATTRIBUTES = {
     "DeepSpeedZeroOptimizer": "single_partition_of_fp32_groups",
     "BF16_Optimizer": "fp32_groups_flat_partition",
@@ -27,7 +29,8 @@ _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 def prepare_deepspeed(device: torch.device) -> None:
     """Make DeepSpeed use `device`, keep it from compiling anything at start, and quiet its log.
 
-    On CPU it would build a shared-memory collective with g++ (19 s on first use) that only its inference code calls; with
+    On CPU it would build a shared-memory collective with g++ (19 s on first use) that only its inference code
+    calls; with
     the entry preset to "not available" it goes through the running process group.
     """
     import deepspeed.ops
@@ -58,7 +61,9 @@ def capture_optimizer(engine: Any) -> dict[str, Any]:
         "kind": type(engine.optimizer).__name__,
         "base": engine.basic_optimizer.state_dict(),
         "masters": [master.detach() for master in _masters(engine)],
-        "loss_scale": {name: getattr(scaler, name) for scaler in _scalers(engine) for name in _present(scaler)},
+        "loss_scale": {
+            name: getattr(scaler, name) for scaler in _scalers(engine) for name in _present(scaler)
+        },
     }
 
 
@@ -66,25 +71,30 @@ def restore_optimizer(engine: Any, state: dict[str, Any]) -> None:
     """Put a captured state back.
 
     Raises:
-        CheckpointError: it was saved with another precision, ZeRO stage, number of processes or set of trainables.
+        CheckpointError: it was saved with another precision, ZeRO stage, number of processes or set of
+        trainables.
     """
     kind = type(engine.optimizer).__name__
     if state["kind"] != kind:
         raise CheckpointError(
-            f"the optimizer state was saved by {state['kind']}, this run uses {kind}: resume with the precision and ZeRO "
+            f"the optimizer state was saved by {state['kind']}, this run uses {kind}: resume with the "
+            "precision and ZeRO "
             "stage of the saved run, or start a new run with args.load"
         )
     masters = _masters(engine)
     saved_shapes, shapes = [list(map(_shape, each)) for each in (state["masters"], masters)]
     if saved_shapes != shapes:
         raise CheckpointError(
-            f"the optimizer state holds master weights of shapes {_brief(saved_shapes)}, this run has {_brief(shapes)}: "
+            f"the optimizer state holds master weights of shapes {_brief(saved_shapes)}, this run has "
+            f"{_brief(shapes)}: "
             "resume with the trainable weights and number of processes of the saved run"
         )
     try:
         engine.basic_optimizer.load_state_dict(state["base"])
     except ValueError as error:  # other parameter groups
-        raise CheckpointError(f"the optimizer state does not fit this run's trainable weights: {error}") from error
+        raise CheckpointError(
+            f"the optimizer state does not fit this run's trainable weights: {error}"
+        ) from error
     with torch.no_grad():
         for master, saved in zip(masters, state["masters"], strict=True):
             master.copy_(saved)

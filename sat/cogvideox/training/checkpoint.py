@@ -1,7 +1,9 @@
 """Saving a run so that it can be sampled from, exported and continued, and continuing it.
 
-A checkpoint is one folder, whole or absent: weights in SAT's layout, and beside them `training_state/` with what each
-process needs to go on. Order of a save: everything into a temporary folder, sync, rename, `latest`; older ones go last.
+A checkpoint is one folder, whole or absent: weights in SAT's layout, and beside them `training_state/` with
+what each
+process needs to go on. Order of a save: everything into a temporary folder, sync, rename, `latest`; older
+ones go last.
 """
 
 from __future__ import annotations
@@ -16,19 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, UserError
-from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
 from cogvideox.training.run_folder import STATE_FOLDER
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
 from cogvideox.weights.torch_file import load_file
 
-_log = get_logger(__name__)
-
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. step: optimizer steps done; position: samples taken from the endless global stream."""
+    """How far a run is. step: optimizer steps done; position: samples taken from the endless global
+    stream."""
 
     step: int = 0
     position: int = 0
@@ -37,8 +37,10 @@ class Progress:
 class Checkpointer:
     """Writes the checkpoints of one run.
 
-    extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of the transformer,
-    also those that don't train. overwrite: replace iterations that exist, for a run resumed before its last save.
+    extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of
+    the transformer,
+    also those that don't train. overwrite: replace iterations that exist, for a run resumed before its last
+    save.
     """
 
     def __init__(
@@ -62,31 +64,27 @@ class Checkpointer:
             CheckpointError: weights are not finite, no space or permission; the previous checkpoint stays.
         """
         weights = saved_weights(self._engine.module, self._save_full)
+        processes = self._groups.world_size if self._engine.is_sharded else 1
         state = {
             "format": 1,
             "step": progress.step,
             "position": progress.position,
-            "processes": self._groups.world_size if self._engine.is_sharded else 1,
+            "processes": processes,
             "optimizer": self._engine.capture(),
         }
-        partial, final = self._begin(progress.step, weights, state)
+        needed = tensor_bytes(weights) + _bytes(state) * processes
+        partial, final = self._groups.first_only(
+            lambda: begin_iteration(self._folder, progress.step, needed, overwrite=self._overwrite)
+        )
         try:
-            self._attempt(lambda: self._write(partial, progress.step, weights, state))
-            self._on_first(lambda: commit_iteration(partial, final, progress.step))
+            self._groups.attempt(lambda: self._write(partial, progress.step, weights, state))
+            self._groups.first_only(lambda: commit_iteration(partial, final, progress.step))
         except UserError:
             if self._groups.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._on_first(self._remove_old)
+        self._groups.first_only(self._remove_old)
         return final
-
-    def _begin(self, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> tuple[Path, Path]:
-        needed = tensor_bytes(weights) + _bytes(state) * state["processes"]
-        made: list[tuple[Path, Path]] = []
-        self._on_first(
-            lambda: made.append(begin_iteration(self._folder, step, needed, overwrite=self._overwrite))
-        )
-        return self._groups.broadcast_object(made[0] if made else None)
 
     def _write(self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         if self._groups.is_first:
@@ -97,32 +95,25 @@ class Checkpointer:
                 folder.mkdir(exist_ok=True)
                 torch.save(state, folder / _state_name(self._groups.rank))
             except (OSError, RuntimeError) as error:
-                raise CheckpointError(f"writing {folder} failed: {str(error).splitlines()[0]}; nothing was kept") from error
+                raise CheckpointError(
+                    f"writing {folder} failed: {str(error).splitlines()[0]}; nothing was kept"
+                ) from error
 
     def _remove_old(self) -> None:
         if self._keep_last is None:
             return
-        iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
+        iterations = sorted(
+            int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit()
+        )
         for iteration in iterations[: -self._keep_last]:
             shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
-
-    def _on_first(self, action: Any) -> None:
-        self._attempt(action if self._groups.is_first else lambda: None)
-
-    def _attempt(self, action: Any) -> None:
-        """Run it here; raise everywhere what it raised anywhere."""
-        error: UserError | None = None
-        try:
-            action()
-        except UserError as caught:
-            error = caught
-        self._groups.agree(error)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:
     """What goes into the weight file, under stored names.
 
-    LoRA: the adapters. Full fine-tuning, and save_full: the whole transformer with its persistent buffers. So a file either
+    LoRA: the adapters. Full fine-tuning, and save_full: the whole transformer with its persistent buffers. So
+    a file either
     needs its base, which it names, or nothing else.
     """
     whole = model.state_dict()
@@ -139,16 +130,13 @@ def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> P
     Raises:
         CheckpointError: on every process, when any can't be restored.
     """
-    error: UserError | None = None
-    progress = Progress()
-    try:
+
+    def restore() -> Progress:
         state = _read_state(folder, engine, groups)
         engine.restore(state["optimizer"])
-        progress = Progress(state["step"], state["position"])
-    except UserError as caught:
-        error = caught
-    groups.agree(error)
-    return progress
+        return Progress(state["step"], state["position"])
+
+    return groups.attempt(restore)
 
 
 def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dict[str, Any]:
@@ -156,8 +144,10 @@ def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dic
     processes = groups.world_size if engine.is_sharded else 1
     if first["processes"] != processes:
         raise CheckpointError(
-            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} process(es) and this "
-            f"run splits it over {processes}: resume with the same number of processes and ZeRO stage, or start a new run "
+            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} "
+            "process(es) and this "
+            f"run splits it over {processes}: resume with the same number of processes and ZeRO stage, or "
+            "start a new run "
             "from its weights with args.load"
         )
     return load_file(folder / STATE_FOLDER / _state_name(groups.rank)) if processes > 1 else first

@@ -1,6 +1,7 @@
 """DeepSpeed's engine, driven directly: one call is one optimizer step.
 
-Nothing here waits for the device: losses and norms stay tensors until the metrics are read. (DeepSpeed's own ZeRO and
+Nothing here waits for the device: losses and norms stay tensors until the metrics are read. (DeepSpeed's own
+ZeRO and
 16-bit optimizers read one overflow flag per step.)
 
 Letters: b samples of a micro batch.
@@ -37,7 +38,8 @@ from cogvideox.training.optimizers import (
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """micro: samples of one forward on one process; accumulation: micro batches of one step on one process."""
+    """micro: samples of one forward on one process; accumulation: micro batches of one step on one
+    process."""
 
     micro: int
     accumulation: int
@@ -54,7 +56,8 @@ class StepResult:
     """What one optimizer step gave on this process; tensors are scalars on the device.
 
     loss: fp32, mean over this process's samples. grad_norm: before clipping, over all processes.
-    is_bad: true when loss or gradients were not finite (an overflow that fp16's loss scale absorbs doesn't count).
+    is_bad: true when loss or gradients were not finite (an overflow that fp16's loss scale absorbs doesn't
+    count).
     """
 
     loss: Tensor
@@ -73,7 +76,8 @@ def read_dtype(section: Mapping[str, Any], device: torch.device) -> torch.dtype:
         raise ConfigError("deepspeed: bf16.enabled and fp16.enabled exclude each other; enable one")
     if fp16 and device.type == "cpu":
         raise ConfigError(
-            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither for fp32"
+            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or "
+            "neither for fp32"
         )
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
@@ -94,7 +98,8 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
         sizes = BatchSizes(total // ((accumulation or 1) * processes), accumulation or 1, processes)
     if min(sizes.micro, sizes.accumulation) < 1 or (total is not None and sizes.effective != total):
         raise ConfigError(
-            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x gradient_accumulation_steps x "
+            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x "
+            "gradient_accumulation_steps x "
             f"processes ({sizes.micro} x {sizes.accumulation} x {processes})"
         )
     return sizes
@@ -103,7 +108,8 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
 class TrainEngine:
     """Owns the model from here on: in training and evaluation it is reached through this object only.
 
-    model(batch) gives fp32 losses [b]. Its weights are loaded already: DeepSpeed copies them into its fp32 masters now.
+    model(batch) gives fp32 losses [b]. Its weights are loaded already: DeepSpeed copies them into its fp32
+    masters now.
     section: the `deepspeed` section. Zero stages 0, 1, 2.
 
     Raises:
@@ -130,10 +136,15 @@ class TrainEngine:
             client = build_adam(parameters, optimizer)
         prepare_deepspeed(groups.device)
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=client, model_parameters=parameters, config=config, dist_init_required=False
+            model=model,
+            optimizer=client,
+            model_parameters=parameters,
+            config=config,
+            dist_init_required=False,
         )
         forget_initial_step(self._engine)
-        # A plain torch optimizer (fp32, ZeRO 0) is the one case in which DeepSpeed neither measures nor guards the gradients.
+        # A plain torch optimizer (fp32, ZeRO 0) is the one case in which DeepSpeed neither measures nor
+        # guards the gradients.
         self._is_plain = self._engine.optimizer is self._engine.basic_optimizer
 
     @property
@@ -146,7 +157,8 @@ class TrainEngine:
         return self._peak_lr * self._schedule(step)
 
     def step(self, step: int, batches: Sequence[Any]) -> StepResult:
-        """Forward and backward of one micro batch after the other, then one update with the rate of this step."""
+        """Forward and backward of one micro batch after the other, then one update with the rate of this
+        step."""
         assert len(batches) == self.sizes.accumulation, "one step takes `accumulation` micro batches"
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.lr(step)
@@ -160,10 +172,13 @@ class TrainEngine:
             self._engine.step()
         if self._is_plain:
             return StepResult(total, norm, ~(torch.isfinite(total) & torch.isfinite(norm)))
-        return StepResult(total, self._engine.get_global_grad_norm() or 0.0, ~torch.isfinite(total) | self._was_refused())
+        return StepResult(
+            total, self._engine.get_global_grad_norm() or 0.0, ~torch.isfinite(total) | self._was_refused()
+        )
 
     def _measure_and_guard(self) -> Tensor:
-        """Norm of the averaged gradients; clip them; make the fused kernel skip the step when it isn't finite."""
+        """Norm of the averaged gradients; clip them; make the fused kernel skip the step when it isn't
+        finite."""
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip > 0:
@@ -208,7 +223,9 @@ def _deepspeed_config(section: Mapping[str, Any], sizes: BatchSizes) -> tuple[di
     if stage not in (0, 1, 2):
         raise ConfigError(f"deepspeed.zero_optimization.stage: {stage} is not supported; valid are 0, 1, 2")
     if config.pop("scheduler", None):
-        raise ConfigError("deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead")
+        raise ConfigError(
+            "deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead"
+        )
     config.pop("optimizer", None)
     config.update(
         train_batch_size=sizes.effective,

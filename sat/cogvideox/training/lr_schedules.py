@@ -1,6 +1,7 @@
 """Learning-rate schedules: the factor on the configured rate as a function of the step's number.
 
-step: 1 for the first optimizer step, total for the last. Factors are pure functions of the step, so that a resumed run
+step: 1 for the first optimizer step, total for the last. Factors are pure functions of the step, so that a
+resumed run
 follows the same curve.
 """
 
@@ -20,10 +21,13 @@ SAT_HOLD_STEPS = 100
 SAT_HOLD_FACTOR = 0.05
 
 
-def build_schedule(name: ScheduleName, total: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0) -> Schedule:
+def build_schedule(
+    name: ScheduleName, total: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0
+) -> Schedule:
     """constant, linear or cosine with a linear warm-up.
 
-    Warm-up: step k has factor k / warmup_steps, so the full rate is reached at step warmup_steps. Afterwards linear and
+    Warm-up: step k has factor k / warmup_steps, so the full rate is reached at step warmup_steps. Afterwards
+    linear and
     cosine fall to min_lr_ratio, which the last step has.
 
     Raises:
@@ -33,8 +37,8 @@ def build_schedule(name: ScheduleName, total: int, warmup_steps: int = 0, min_lr
         raise ConfigError(f"args.warmup_steps: {warmup_steps} must lie in 0..{total} (args.train_iters)")
     if not 0.0 <= min_lr_ratio <= 1.0:
         raise ConfigError(f"args.min_lr_ratio: {min_lr_ratio} must lie in 0..1")
-    shapes: dict[str, Schedule] = {
-        "constant": lambda progress: 1.0,
+    shapes: dict[str, Callable[[float], float]] = {
+        "constant": lambda _: 1.0,
         "linear": lambda progress: 1.0 - progress,
         "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     }
@@ -62,9 +66,12 @@ def build_sat_schedule(
 ) -> Schedule:
     """SAT's own annealing, for old YAML that names no schedule.
 
-    warmup: share of the run. decay_style: linear | cosine | anything else is constant, as in SAT. decay_ratio: where cosine
-    ends. mode finetune: the first 100 steps run at 5 % of the rate (or at the warm-up's value if that is lower); then the
-    curve continues as if nothing had happened, so that a run of 500 steps has a mean rate of 34 % of the configured one.
+    warmup: share of the run. decay_style: linear | cosine | anything else is constant, as in SAT.
+    decay_ratio: where cosine
+    ends. mode finetune: the first 100 steps run at 5 % of the rate (or at the warm-up's value if that is
+    lower); then the
+    curve continues as if nothing had happened, so that a run of 500 steps has a mean rate of 34 % of the
+    configured one.
 
     Raises:
         ConfigError: warm-up outside 0..1, decay ratio outside (0, 1].
@@ -89,14 +96,17 @@ def build_sat_schedule(
         if decay_style == "linear":
             return 1.0 - progress
         if decay_style == "cosine":
-            return decay_ratio * (1.0 + (math.cos(math.pi * min(progress, 1.0)) + 1.0) * (1.0 / decay_ratio - 1.0) / 2.0)
+            return decay_ratio * (
+                1.0 + (math.cos(math.pi * min(progress, 1.0)) + 1.0) * (1.0 / decay_ratio - 1.0) / 2.0
+            )
         return 1.0
 
     return factor
 
 
 def describe_schedule(schedule: Schedule, base_lr: float, total: int, points: int = 5) -> str:
-    """One line with the rate at some steps and its mean, as in `lr 1: 1e-05, 50: 5e-04, ... mean 3.4e-04 (34 %)`."""
+    """One line with the rate at some steps and its mean, as in `lr 1: 1e-05, 50: 5e-04, ... mean 3.4e-04 (34
+    %)`."""
     steps = sorted({1 + round(index * (total - 1) / max(1, points - 1)) for index in range(points)})
     curve = ", ".join(f"{step}: {base_lr * schedule(step):.3g}" for step in steps)
     mean = sum(schedule(step) for step in range(1, total + 1)) / max(1, total)

@@ -1,6 +1,7 @@
 """Figures of a run, gathered on the device and read now and then.
 
-Reading waits for the device and talks to the other processes; it happens at `log_interval` and every few steps for the guard
+Reading waits for the device and talks to the other processes; it happens at `log_interval` and every few
+steps for the guard
 against runs that have gone bad, never at every step.
 """
 
@@ -28,7 +29,8 @@ class TrainingDiverged(UserError):
 class Reading:
     """Means since the last reading.
 
-    loss: over all processes' samples; grad_norm: before clipping; seconds: per step; tokens: per second over all processes;
+    loss: over all processes' samples; grad_norm: before clipping; seconds: per step; tokens: per second over
+    all processes;
     peak_gib: most memory held so far on the fullest process (device memory on CUDA, resident memory on CPU).
     """
 
@@ -76,8 +78,10 @@ class StepMeter:
         longest = int(self._groups.max(self._longest_bad_run))
         if longest >= BAD_STEPS_LIMIT:
             raise TrainingDiverged(
-                f"loss or gradients were NaN or infinite in {longest} steps in a row (at step {step}); stopped, and no such "
-                "weights were saved. Lower deepspeed.optimizer.params.lr, add args.warmup_steps, or train in bf16 or fp32"
+                f"loss or gradients were NaN or infinite in {longest} steps in a row (at step {step}); "
+                "stopped, and no such "
+                "weights were saved. Lower deepspeed.optimizer.params.lr, add args.warmup_steps, or train in "
+                "bf16 or fp32"
             )
 
     def read(self, step: int) -> Reading:
@@ -85,7 +89,9 @@ class StepMeter:
         assert self._steps, "nothing to read"
         loss, norm = (self._groups.mean(self._sums) / self._steps).tolist()
         seconds = (time.perf_counter() - self._started) / self._steps
-        peak = float(self._groups.max(torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device)))
+        peak = float(
+            self._groups.max(torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device))
+        )
         reading = Reading(step, loss, norm, seconds, self._tokens_per_step / seconds, peak)
         self._restart()
         return reading

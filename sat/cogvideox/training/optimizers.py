@@ -1,6 +1,7 @@
 """The optimizer that the DeepSpeed section asks for, and its parameter groups.
 
-By default AdamW is torch's fused kernel: nothing is compiled at start. DeepSpeed's own kernels are compiled on first use;
+By default AdamW is torch's fused kernel: nothing is compiled at start. DeepSpeed's own kernels are compiled
+on first use;
 they are taken when asked for (`torch_adam: false`) and for an optimizer that is offloaded to the CPU.
 """
 
@@ -22,7 +23,8 @@ _PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "b
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """lr: peak rate. decoupled: AdamW; otherwise the decay is added to the gradient. by_deepspeed: compile and use its kernel."""
+    """lr: peak rate. decoupled: AdamW; otherwise the decay is added to the gradient. by_deepspeed: compile
+    and use its kernel."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -43,13 +45,17 @@ def read_optimizer(deepspeed_section: Mapping[str, Any]) -> AdamSettings:
         raise ConfigError(f"{_WHERE}: missing; give type: AdamW and params: {{lr: ...}}")
     kind = str(section.get("type", "AdamW"))
     if kind.lower() not in _ADAM_TYPES:
-        raise ConfigError(f"{_WHERE}.type: {kind!r} is not available; valid are AdamW, Adam, sat.ops.FusedEmaAdam")
+        raise ConfigError(
+            f"{_WHERE}.type: {kind!r} is not available; valid are AdamW, Adam, sat.ops.FusedEmaAdam"
+        )
     params = dict(section.get("params") or {})
     unknown = sorted(set(params) - set(_PARAMS))
     if unknown:
         raise ConfigError(f"{_WHERE}.params: unknown {', '.join(unknown)}; valid are {', '.join(_PARAMS)}")
     if "lr" not in params:
-        raise ConfigError(f"{_WHERE}.params.lr: missing; LoRA with alpha 1 takes 1e-4 to 1e-3, full fine-tuning 1e-5")
+        raise ConfigError(
+            f"{_WHERE}.params.lr: missing; LoRA with alpha 1 takes 1e-4 to 1e-3, full fine-tuning 1e-5"
+        )
     settings = AdamSettings(
         lr=_at_least_zero(params, "lr", 0.0),
         betas=_betas(params.get("betas", (0.9, 0.999))),
@@ -80,14 +86,17 @@ def _at_least_zero(params: Mapping[str, Any], name: str, default: float) -> floa
 def _betas(value: Any) -> tuple[float, float]:
     betas = tuple(float(each) for each in value)
     if len(betas) != 2 or not all(0.0 <= each < 1.0 for each in betas):
-        raise ConfigError(f"{_WHERE}.params.betas: {list(betas)} must be two numbers in [0, 1), for example [0.9, 0.95]")
+        raise ConfigError(
+            f"{_WHERE}.params.betas: {list(betas)} must be two numbers in [0, 1), for example [0.9, 0.95]"
+        )
     return betas[0], betas[1]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: decayed, and not decayed.
 
-    Not decayed are biases, norm weights (all parameters with fewer than two dimensions) and position tables: shrinking them
+    Not decayed are biases, norm weights (all parameters with fewer than two dimensions) and position tables:
+    shrinking them
     regularises nothing.
 
     Raises:
@@ -96,7 +105,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError(
-            "model.not_trainable_prefixes: leaves nothing to train; ['all'] is for LoRA and needs a lora_config"
+            "model.not_trainable_prefixes: leaves nothing to train; ['all'] is for LoRA and needs a "
+            "lora_config"
         )
 
     def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -109,7 +119,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_adam(groups: list[dict[str, Any]], settings: AdamSettings) -> torch.optim.Optimizer:
-    """torch's fused Adam(W). Its rate is 0 until the engine sets that of the first step: DeepSpeed may run a step while it
+    """torch's fused Adam(W). Its rate is 0 until the engine sets that of the first step: DeepSpeed may run a
+    step while it
     starts, which must not move a weight."""
     kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
     return kind(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)

@@ -1,8 +1,8 @@
 """The folder of a run: `<save>/<experiment_name>-MM-DD-HH-MM/`, and finding one to resume.
 
-    training_config.yaml   the configuration in force      model_config.json   its model section, for tools
-    <iteration>/           checkpoints (weights.sat_folder) latest              the newest whole one
-    metrics.jsonl, tensorboard/, samples/, summary.json
+training_config.yaml   the configuration in force      model_config.json   its model section, for tools
+<iteration>/           checkpoints (weights.sat_folder) latest              the newest whole one
+metrics.jsonl, tensorboard/, samples/, summary.json
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def find_resume(resume: str, save: str, experiment_name: str) -> Path:
         runs = _runs(Path(save).expanduser(), experiment_name)
         if not runs:
             raise CheckpointError(
-                f"args.resume: latest, but {save} holds no run of {experiment_name!r} with a checkpoint; start without "
+                f"args.resume: latest, but {save} holds no run of {experiment_name!r} with a checkpoint; "
+                "start without "
                 "args.resume, or give the path of a run folder"
             )
         resume = str(runs[-1])
@@ -78,7 +79,8 @@ def find_resume(resume: str, save: str, experiment_name: str) -> Path:
         raise CheckpointError(f"args.resume: {error}") from error
     if not (folder / STATE_FOLDER).is_dir():
         raise CheckpointError(
-            f"args.resume: {folder} holds weights but no {STATE_FOLDER}/ (optimizer, data position); to start a new run from "
+            f"args.resume: {folder} holds weights but no {STATE_FOLDER}/ (optimizer, data position); to "
+            "start a new run from "
             "these weights give them as args.load"
         )
     return folder

@@ -1,6 +1,7 @@
 """Where a run's figures go: progress bar or log lines, TensorBoard, metrics.jsonl, Weights & Biases.
 
-TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a step),
+TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a
+step),
 Train/valid_loss. Only the first process writes.
 """
 
@@ -22,12 +23,19 @@ _log = get_logger(__name__)
 class RunLog:
     """Open for the length of a run, as a context manager.
 
-    folder: the run folder. first_step, last_step: of this call, for the bar and the time left. quiet: write nothing (all
+    folder: the run folder. first_step, last_step: of this call, for the bar and the time left. quiet: write
+    nothing (all
     processes but the first).
     """
 
     def __init__(
-        self, folder: Path, first_step: int, last_step: int, *, quiet: bool = False, wandb_project: str | None = None
+        self,
+        folder: Path,
+        first_step: int,
+        last_step: int,
+        *,
+        quiet: bool = False,
+        wandb_project: str | None = None,
     ) -> None:
         self._quiet, self._last_step = quiet, last_step
         self._step_seconds: float | None = None
@@ -38,7 +46,8 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._wandb = _start_wandb(wandb_project, folder) if wandb_project else None
-        # A bar is for people: in a file it would be thousands of lines. There, one log line per reading takes its place.
+        # A bar is for people: in a file it would be thousands of lines. There, one log line per reading takes
+        # its place.
         self._has_bar = sys.stderr.isatty()
         total = last_step - first_step + 1
         self._bar = tqdm(total=total, unit="step", dynamic_ncols=True, disable=not self._has_bar)
@@ -77,7 +86,9 @@ class RunLog:
         self._bar.set_postfix_str(text)
         if not self._has_bar:
             left = (self._last_step - reading.step) * reading.seconds
-            _log.info("step %d/%d: %s, %s left", reading.step, self._last_step, text, tqdm.format_interval(left))
+            _log.info(
+                "step %d/%d: %s, %s left", reading.step, self._last_step, text, tqdm.format_interval(left)
+            )
 
     def validation(self, step: int, loss: float) -> None:
         """The held-out loss."""
@@ -88,7 +99,9 @@ class RunLog:
     def _write(self, step: int, figures: dict[str, float]) -> None:
         for tag, value in figures.items():
             self._board.add_scalar(tag, value, step)
-        self._lines.write(json.dumps({"step": step, **{tag.removeprefix("Train/"): figures[tag] for tag in figures}}) + "\n")
+        self._lines.write(
+            json.dumps({"step": step, **{tag.removeprefix("Train/"): figures[tag] for tag in figures}}) + "\n"
+        )
         self._lines.flush()
         if self._wandb is not None:
             self._wandb.log(figures, step=step)

@@ -1,0 +1,96 @@
+"""What a run is judged by: the loss on held-out clips, and videos of fixed prompts.
+
+Both mean the same at every evaluation, on every number of processes and in every run: each held-out clip
+meets a noise and
+a timestep that depend on the clip alone, with the timesteps spread evenly over the clips; each prompt has its
+own seed.
+
+Letters: b batch, t frames, h w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cogvideox.data.loader import Batch
+from cogvideox.diffusion import timesteps
+from cogvideox.diffusion.samplers import Sampler
+from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.sampling.prompts import SampleJob, folder_name
+from cogvideox.sampling.run import VideoFormat, sample_latents
+from cogvideox.sampling.write_video import write_video
+
+# Of evaluation and preview videos, whatever the run's own seed is, so that runs can be compared with each
+# other.
+EVALUATION_SEED = 20240806
+
+
+@torch.no_grad()
+def held_out_loss(
+    losses_of: Callable[..., Tensor], batches: Iterable[Batch], model: VideoDiffusion, groups: ProcessGroups
+) -> float:
+    """Mean loss over the held-out clips.
+
+    losses_of: the engine in evaluation mode: (batch, randomness) -> fp32 [b]. batches: this process's share;
+    rows that
+    only fill it up are not counted.
+    """
+    total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
+    for batch in batches:
+        losses = losses_of(batch.to(groups.device), fixed_randomness(model, batch))
+        counted = batch.counted.to(losses)
+        total += torch.stack([(losses * counted).sum(), counted.sum()])
+    loss, count = groups.sum(total).tolist()
+    return loss / count
+
+
+def fixed_randomness(model: VideoDiffusion, batch: Batch) -> timesteps.StepRandomness:
+    """Noise and timestep of each clip by its identity and its place among the held-out; captions are kept."""
+    _, frames, _, height, width = batch.video.shape
+    return timesteps.draw(
+        EVALUATION_SEED,
+        [0] * len(batch.captions),
+        batch.sample_ids.tolist(),
+        model.latent_shape(latent_frames(model, frames), height, width),
+        model.schedule.num_timesteps,
+        positions=batch.positions.tolist(),
+    )
+
+
+def latent_frames(model: VideoDiffusion, num_frames: int) -> int:
+    """Latent frames of 4k + 1 frames: the first one alone, then 4 at a time."""
+    return (num_frames - 1) // model.vae.temporal_compression + 1
+
+
+def sample_prompts(
+    model: VideoDiffusion,
+    sampler: Sampler,
+    prompts: Sequence[str],
+    form: VideoFormat,
+    folder: Path,
+    groups: ProcessGroups,
+) -> None:
+    """Write `<folder>/<n>_<prompt>.mp4` for each prompt, each on one of the processes.
+
+    Raises:
+        UserError: on every process, when a video can't be made or written on any.
+    """
+    jobs = [SampleJob(prompt, number, 0, EVALUATION_SEED, folder) for number, prompt in enumerate(prompts)]
+
+    def sample_mine() -> None:
+        for job in groups.share(jobs):
+            (latent,) = sample_latents(model, sampler, [job], form)
+            name = f"{job.prompt_index}_{folder_name(job.prompt)}.mp4"
+            write_video(folder / name, _pieces(model, latent), form.fps)
+
+    groups.attempt(sample_mine)
+
+
+def _pieces(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:
+    """Latent [f, c, y, x] to pieces [t, 3, h, w] as they are decoded."""
+    return (chunk[0] for chunk in model.decode_chunks(latent[None]))

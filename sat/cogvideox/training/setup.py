@@ -1,0 +1,232 @@
+"""From a configuration to the parts of a run, in the order that fails early and cheaply.
+
+Process group, then data folders, model, weights, engine; the run folder comes last, so that nothing is
+written by a run
+that doesn't start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideox.config.schema import Config, DataConfig, TrainArgs
+from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
+from cogvideox.data.sources import find_pairs
+from cogvideox.data.timing import ClipSpec
+from cogvideox.errors import ConfigError, DataError
+from cogvideox.log import get_logger
+from cogvideox.model.build import build_model
+from cogvideox.model.loading import base_reference, load_transformer
+from cogvideox.model.trainable import TrainableReport, freeze
+from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.training.checkpoint import Progress, load_progress
+from cogvideox.training.engine import TrainEngine, read_dtype
+from cogvideox.training.evaluation import latent_frames
+from cogvideox.training.lr_schedules import (
+    Schedule,
+    build_sat_schedule,
+    build_schedule,
+    describe_schedule,
+)
+from cogvideox.training.optimizers import read_optimizer
+from cogvideox.training.run_folder import check_save_folder, find_resume, make_run_folder, write_config
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop works with. base: of adapters, for their checkpoints; None when they are saved
+    whole."""
+
+    model: VideoDiffusion
+    engine: TrainEngine
+    train_data: VideoDataset
+    held_out: VideoDataset | None
+    trainable: TrainableReport
+    progress: Progress
+    folder: Path
+    checkpoint_extra: dict[str, Any]
+
+
+def prepare(config: Config, groups: ProcessGroups) -> Parts:
+    """Check, build, load, and make the run folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, ShapeError: on every process.
+    """
+    args = config.train_args
+    dtype = read_dtype(config.deepspeed, groups.device)
+    optimizer = read_optimizer(config.deepspeed)
+    schedule = make_schedule(args)
+    check_save_folder(args.save)
+    resumed = groups.attempt(lambda: _resume_folder(args))
+    groups.attempt(lambda: _check_folders(config, groups))
+    model = groups.attempt(
+        lambda: build_model(config.model, device=groups.device, dtype=dtype, seed=args.seed)
+    )
+    groups.attempt(lambda: _load(model, args, resumed))
+    trainable = freeze(model, config.model.not_trainable_prefixes)
+    extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, resumed))
+    train_data, held_out = groups.first_only(lambda: prepare_data(config, model))
+    _check_enough(train_data, held_out, groups)
+    if config.model.lr_scale is not None:
+        schedule = _scaled(schedule, config.model.lr_scale)
+    engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
+    progress = load_progress(resumed, engine, groups) if resumed is not None else Progress()
+    _announce(config, engine, trainable, schedule, optimizer.lr)
+    folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
+    return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra)
+
+
+def make_schedule(args: TrainArgs) -> Schedule:
+    """The schedule that `args` asks for. Raises: ConfigError."""
+    if args.lr_schedule == "sat":
+        return build_sat_schedule(
+            args.train_iters, args.warmup, args.lr_decay_style, args.lr_decay_ratio, args.mode
+        )
+    return build_schedule(args.lr_schedule, args.train_iters, args.warmup_steps, args.min_lr_ratio)
+
+
+def _scaled(schedule: Schedule, scale: float) -> Schedule:
+    return lambda step: scale * schedule(step)
+
+
+def _resume_folder(args: TrainArgs) -> Path | None:
+    if args.resume is not None:
+        return find_resume(args.resume, args.save, args.experiment_name)
+    if args.load is None and args.mode == "finetune":
+        raise ConfigError(
+            "args.load: missing: fine-tuning starts from the weights of a transformer; give their folder, or "
+            "set "
+            "args.mode=pretrain to start from random weights"
+        )
+    return None
+
+
+def _check_folders(config: Config, groups: ProcessGroups) -> None:
+    """The mistakes in data folders that show without reading a video, before weights are read."""
+    args = config.train_args
+    pairs = find_pairs(args.train_data, _data(config).missing_captions)
+    if args.valid_data:
+        find_pairs(args.valid_data, _data(config).missing_captions)
+    if pairs.num_videos < groups.world_size:
+        raise DataError(_too_few(groups.world_size, pairs.num_videos))
+
+
+def _load(model: VideoDiffusion, args: TrainArgs, resumed: Path | None) -> None:
+    source = resumed if resumed is not None else args.load
+    if source is None:
+        _log.warning("args.load is not set: the transformer starts from random weights")
+    else:
+        load_transformer(model, source)
+
+
+def _checkpoint_extra(
+    model: VideoDiffusion, trainable: TrainableReport, args: TrainArgs, resumed: Path | None
+) -> dict[str, Any]:
+    """The entries "lora" and "base" of the checkpoints to come (see weights.sat_folder)."""
+    if trainable.lora_rank is None:
+        return {"lora": None, "base": None}
+    mixin = model.transformer.mixins["lora"]  # type: ignore[index, union-attr]
+    layers = model.transformer.network.num_layers  # type: ignore[union-attr]
+    lora = {"r": mixin.r, "alpha": mixin.lora_alpha, "layers": layers}
+    source = resumed if resumed is not None else args.load
+    is_whole = args.save_full or trainable.adapter < trainable.trainable or source is None
+    return {"lora": lora, "base": None if is_whole else base_reference(source)}  # type: ignore[arg-type]
+
+
+def prepare_data(config: Config, model: VideoDiffusion) -> tuple[VideoDataset, VideoDataset | None]:
+    """Clips to train on, and those held out: from `valid_data`, else split off when `eval_split` says so."""
+    args, data = config.train_args, _data(config)
+
+    def read(roots: list[str]) -> VideoDataset:
+        return build_dataset(
+            roots,
+            clip_spec(data),
+            reader=data.reader,
+            missing_captions=data.missing_captions,
+            max_failed_share=data.max_failed_share,
+            clip_timeout_s=data.clip_timeout_s,
+            num_workers=args.num_workers,
+            count_tokens=model.conditioner.count_tokens,
+            max_tokens=model.conditioner.max_length,
+        )
+
+    train, held_out = read(args.train_data), None
+    if args.valid_data:
+        held_out = read(args.valid_data)
+    elif args.eval_split > 0:
+        train, held_out = split_held_out(train, args.eval_split)
+    if held_out is not None:
+        held_out = held_out.first(args.eval_samples)
+        _log.info("evaluation on %d held-out clips", len(held_out))
+    return train, held_out
+
+
+def clip_spec(data: DataConfig) -> ClipSpec:
+    """What every clip becomes, from section `data`."""
+    return ClipSpec(
+        video_size=data.video_size,
+        fps=data.fps,
+        max_num_frames=data.max_num_frames,
+        skip_frms_num=data.skip_frms_num,
+        short_clips=data.short_clips,
+        random_start=data.random_start,
+    )
+
+
+def _data(config: Config) -> DataConfig:
+    if config.data is None:
+        raise ConfigError("data: section missing; training needs video_size, fps and max_num_frames")
+    return config.data
+
+
+def _check_enough(train: VideoDataset, held_out: VideoDataset | None, groups: ProcessGroups) -> None:
+    if len(train) < groups.world_size:
+        raise DataError(_too_few(groups.world_size, len(train)))
+
+
+def _too_few(processes: int, clips: int) -> str:
+    return (
+        f"{processes} processes but only {clips} usable clips to train on: start at most {max(clips, 1)} processes, "
+        "or add clips"
+    )
+
+
+def _announce(
+    config: Config, engine: TrainEngine, trainable: TrainableReport, schedule: Schedule, peak_lr: float
+) -> None:
+    """What a person checks before the first step."""
+    sizes, total = engine.sizes, config.train_args.train_iters
+    _log.info("%s", trainable.text())
+    _log.info(
+        "effective batch %d = %d per process x %d accumulated x %d processes",
+        sizes.effective, sizes.micro, sizes.accumulation, sizes.processes,
+    )  # fmt: skip
+    _log.info("%s", describe_schedule(schedule, peak_lr, total))
+
+
+def _run_folder(config: Config, resumed: Path | None, progress: Progress) -> Path:
+    args = config.train_args
+    folder = resumed.parent if resumed is not None else make_run_folder(args.save, args.experiment_name)
+    write_config(folder, config, progress.step)
+    _log.info("run folder %s", folder)
+    return folder
+
+
+def tokens_per_sample(model: VideoDiffusion, data: DataConfig) -> int:
+    """Text and video tokens that one clip puts through the transformer."""
+    network = model.transformer.network  # type: ignore[union-attr]
+    f, _, y, x = model.latent_shape(latent_frames(model, data.max_num_frames), *data.video_size)
+    pf, py, px = network.patch_size
+    return network.text_length + -(-f // pf) * (y // py) * (x // px)
+
+
+def every(interval: int | None, last: int) -> Callable[[int], bool]:
+    """Whether something is due after a step: at each multiple of the interval, and after the last step."""
+    return lambda step: step == last or (interval is not None and step % interval == 0)

@@ -1,0 +1,167 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogvideox.config.schema import Config
+from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_loader
+from cogvideox.diffusion.timesteps import random_word
+from cogvideox.log import get_logger
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.sampling.run import VideoFormat, build_sampler
+from cogvideox.training.checkpoint import Checkpointer, Progress
+from cogvideox.training.evaluation import held_out_loss, latent_frames, sample_prompts
+from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
+from cogvideox.training.run_log import RunLog
+from cogvideox.training.setup import Parts, every, prepare, tokens_per_sample
+
+_log = get_logger(__name__)
+
+
+class Trainer:
+    """One run of train_video.py on one of its processes. `fit` does everything."""
+
+    def __init__(self, config: Config, groups: ProcessGroups) -> None:
+        self._config, self._args, self._groups = config, config.train_args, groups
+        self._readings: list[Reading] = []
+        self._evaluations: list[tuple[int, float]] = []
+        self._samples: dict[str, str] = {}
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last iteration; the summary, which is also written to `<run folder>/summary.json`.
+
+        Raises:
+            UserError: configuration, data, weights or place to save don't fit, or the run diverged; on every
+            process.
+        """
+        started = time.monotonic()
+        parts = self._parts = prepare(self._config, self._groups)
+        first, last = parts.progress.step + 1, self._args.train_iters
+        checkpoint = None
+        with ExitStack() as stack:
+            loader = stack.enter_context(self._loader(parts))
+            self._log = stack.enter_context(self._open_log(first, last))
+            self._meter = self._start_meter(parts)
+            checkpointer = self._checkpointer(parts)
+            save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
+            self._evaluate(first - 1)
+            for step in range(first, last + 1):
+                torch.manual_seed(random_word("dropout", self._args.seed, step, self._groups.rank) % 2**63)
+                batches = list(itertools.islice(loader, parts.engine.sizes.accumulation))
+                self._meter.add(parts.engine.step(step, batches))
+                self._log.advance()
+                self._report(step, log_due(step))
+                if self._evaluation_due(step):
+                    self._evaluate(step)
+                if save_due(step):
+                    with self._meter.pause():
+                        checkpoint = checkpointer.save(Progress(step, loader.position))
+        return self._summarise(checkpoint, time.monotonic() - started)
+
+    def _loader(self, parts: Parts) -> VideoLoader:
+        return build_loader(
+            parts.train_data,
+            parts.engine.sizes.micro,
+            rank=self._groups.rank,
+            world_size=self._groups.world_size,
+            seed=self._args.seed,
+            start_position=parts.progress.position,
+            num_workers=self._args.num_workers,
+        )
+
+    def _open_log(self, first: int, last: int) -> RunLog:
+        project = self._args.wandb_project if self._args.wandb else None
+        return RunLog(self._parts.folder, first, last, quiet=not self._groups.is_first, wandb_project=project)
+
+    def _start_meter(self, parts: Parts) -> StepMeter:
+        assert self._config.data is not None
+        tokens = tokens_per_sample(parts.model, self._config.data) * parts.engine.sizes.effective
+        return StepMeter(self._groups, tokens)
+
+    def _checkpointer(self, parts: Parts) -> Checkpointer:
+        return Checkpointer(
+            parts.folder,
+            parts.engine,
+            self._groups,
+            parts.checkpoint_extra,
+            save_full=self._args.save_full,
+            keep_last=self._args.keep_last,
+            overwrite=self._args.resume is not None,
+        )
+
+    def _report(self, step: int, is_due: bool) -> None:
+        """The guard every few steps, the figures at log_interval: the only places where the host waits for
+        the device."""
+        if is_due or step % BAD_STEPS_LIMIT == 0:
+            self._meter.check(step)
+        if is_due:
+            reading = self._meter.read(step)
+            self._readings.append(reading)
+            self._log.training(reading, self._parts.engine.lr(step))
+
+    def _evaluation_due(self, step: int) -> bool:
+        return every(self._args.eval_interval, self._args.train_iters)(step)
+
+    def _evaluate(self, step: int) -> None:
+        """Held-out loss and preview videos, as far as they are configured: at the start, at eval_interval, at
+        the end."""
+        parts = self._parts
+        with self._meter.pause(), parts.engine.evaluating() as losses_of:
+            if parts.held_out is not None:
+                loader = build_evaluation_loader(
+                    parts.held_out,
+                    self._args.eval_batch_size,
+                    self._groups.rank,
+                    self._groups.world_size,
+                    self._args.num_workers,
+                )
+                loss = held_out_loss(losses_of, loader, parts.model, self._groups)
+                self._evaluations.append((step, loss))
+                self._log.validation(step, loss)
+            if self._args.eval_prompts:
+                folder = parts.folder / "samples" / str(step)
+                sampler = build_sampler(self._config.model.sampler_config, self._args.sample_steps)
+                sample_prompts(
+                    parts.model, sampler, self._args.eval_prompts, self._video_format(), folder, self._groups
+                )
+                self._samples[str(step)] = str(folder)
+
+    def _video_format(self) -> VideoFormat:
+        data = self._config.data
+        assert data is not None
+        frames = latent_frames(self._parts.model, self._args.sample_num_frames or data.max_num_frames)
+        height, width = data.video_size
+        return VideoFormat(frames, height, width, data.fps)
+
+    def _summarise(self, checkpoint: Path | None, seconds: float) -> dict[str, Any]:
+        parts, readings = self._parts, self._readings
+        steady = readings[1:] or readings  # the first reading includes warming up
+        summary = {
+            "run_folder": str(parts.folder),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "iterations": self._args.train_iters,
+            "train_loss_first": readings[0].loss if readings else None,
+            "train_loss_last": readings[-1].loss if readings else None,
+            "valid_loss": [list(each) for each in self._evaluations],
+            "seconds_total": seconds,
+            "seconds_per_step": sum(each.seconds for each in steady) / len(steady) if steady else None,
+            "tokens_per_second": sum(each.tokens for each in steady) / len(steady) if steady else None,
+            "peak_memory_bytes": int(max((each.peak_gib for each in readings), default=0.0) * 2**30),
+            "trainable_parameters": parts.trainable.trainable,
+            "lora_scale": parts.trainable.lora_scale,
+            "effective_batch": parts.engine.sizes.effective,
+            "samples": self._samples,
+        }
+        if self._groups.is_first:
+            text = json.dumps(summary, indent=2)
+            (parts.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            _log.info("finished after %.0f s: %s", seconds, checkpoint)
+        return summary

@@ -1,0 +1,40 @@
+"""Fine-tune a CogVideoX transformer: train_video.py --base configs/model.yaml configs/sft.yaml [key=value
+...]
+
+One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration and
+stops.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cogvideox.config.load import parse_cli
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
+
+
+def main(argv: Sequence[str]) -> None:
+    command = parse_cli(argv, "train")
+    setup_logging("DEBUG" if command.debug else "INFO")
+    config = command.load()
+    if command.check:
+        print("configuration is valid")
+        return
+    setup_logging("DEBUG" if command.debug else config.train_args.log_level)
+
+    # Imported now: a check should not wait for torch, and DeepSpeed chooses its device when it is imported.
+    from cogvideox.parallel.groups import start_process_groups
+
+    groups = start_process_groups(config.train_args.device)
+    try:
+        from cogvideox.training.trainer import Trainer
+
+        Trainer(config, groups).fit()
+    finally:
+        groups.shut_down()
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
