@@ -1,0 +1,186 @@
+"""A batch, and how its rows are read: by the pool's workers, failed files replaced by the samples that follow
+them.
+
+Letters: b batch, t frames, c colours, h w pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cogvideox.data.clips import Failure, ReadJob
+from cogvideox.data.dataset import VideoDataset
+from cogvideox.data.order import SampleStream
+from cogvideox.data.pool import DecodePool, ReadDone, Task, open_pool
+from cogvideox.data.report import shown
+from cogvideox.errors import DataError
+from cogvideox.log import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One process's rows of a global batch.
+
+    Args:
+        video: uint8 [b, t, c, h, w], 0 to 255; the only field that moves to a device.
+        captions: b texts.
+        sample_ids: int64 [b].
+        epochs: int64 [b]; a batch may straddle epochs. Randomness of a row is a function of (seed, its epoch,
+            its sample id).
+        positions: int64 [b]; place of each row in its epoch's order.
+        counted: bool [b]; False for rows of evaluation batches that only fill up a process's share.
+        paths: b files.
+        next_position: stream position after this batch on all processes; where training resumes.
+    """
+
+    video: Tensor
+    captions: tuple[str, ...]
+    sample_ids: Tensor
+    epochs: Tensor
+    positions: Tensor
+    counted: Tensor
+    paths: tuple[str, ...]
+    next_position: int
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the first row, for display."""
+        return int(self.epochs[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """With the video on a device; pinned memory is copied without waiting."""
+        return replace(self, video=self.video.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Stream positions of one process's rows, which of them count, and the stream position after all
+    processes' rows.
+    """
+
+    positions: tuple[int, ...]
+    counted: tuple[bool, ...]
+    next_position: int
+
+
+@dataclass(eq=False)
+class _Row:
+    """A row under way: the sample that is tried now, after so many substitutes."""
+
+    position: int
+    counted: bool
+    into: Tensor  # uint8 [t, c, h, w]
+    substitutes: int = 0
+    epoch: int = 0
+    place: int = 0
+    index: int = 0
+    ready: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _UnderWay:
+    plan: BatchPlan
+    video: Tensor
+    rows: tuple[_Row, ...]
+
+
+class BatchReader:
+    """Turns plans into batches, and keeps all workers busy with the batches that follow."""
+
+    def __init__(
+        self, dataset: VideoDataset, stream: SampleStream, seed: int, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.pool: DecodePool = open_pool(dataset.decoder, num_workers, dataset.clip_timeout_s)
+        self.failures: dict[str, str] = {}
+        self.read_by: dict[str, int] = {}
+        self._dataset = dataset
+        self._stream = stream
+        self._seed = seed
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
+        """One batch for every plan; ends early when the pool is told to stop waiting.
+
+        Raises:
+            DataError: too many files have failed.
+        """
+        under_way: deque[_UnderWay] = deque()
+        while True:
+            while not under_way or sum(len(batch.rows) for batch in under_way) < self._num_workers + len(
+                under_way[0].rows
+            ):
+                plan = next(plans, None)
+                if plan is None:
+                    break
+                under_way.append(self._begin(plan))
+            if not under_way:
+                return
+            while not all(row.ready for row in under_way[0].rows):
+                result = self.pool.next_result()
+                if result is None:
+                    return
+                self._settle(*result)
+            yield self._finish(under_way.popleft())
+
+    def _begin(self, plan: BatchPlan) -> _UnderWay:
+        shape = (len(plan.positions), *self._dataset.decoder.clip_shape)
+        video = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        rows = tuple(map(_Row, plan.positions, plan.counted, video))
+        for row in rows:
+            self._try(row)
+        return _UnderWay(plan, video, rows)
+
+    def _try(self, row: _Row) -> None:
+        """Ask for the row's sample, or the first one after it that has not failed."""
+        while True:
+            row.epoch, row.place, row.index = self._stream.at(row.position, row.substitutes)
+            sample = self._dataset.samples[row.index]
+            if sample.video_path not in self.failures:
+                break
+            row.substitutes += 1
+        self.pool.submit(
+            Task(row, ReadJob(sample.video_path, sample.sample_id, self._seed, row.epoch), row.into)
+        )
+
+    def _settle(self, key: object, outcome: object) -> None:
+        assert isinstance(key, _Row), key
+        if isinstance(outcome, Failure):
+            self._note_failure(self._dataset.samples[key.index].video_path, outcome.reason)
+            self._try(key)
+            return
+        assert isinstance(outcome, ReadDone), outcome
+        self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
+        key.ready = True
+
+    def _note_failure(self, path: str, reason: str) -> None:
+        if path in self.failures:
+            return
+        self.failures[path] = reason
+        total, share = len(self._dataset), self._dataset.max_failed_share
+        _log.warning("left out from now on, another clip takes its place: %s", shown(reason))
+        if len(self.failures) == total or len(self.failures) > share * total:
+            raise DataError(
+                f"{len(self.failures)} of {total} videos failed to decode, more than "
+                f"max_failed_share={share:g} allows; the last: {shown(reason)}"
+            )
+
+    def _finish(self, batch: _UnderWay) -> Batch:
+        samples = [self._dataset.samples[row.index] for row in batch.rows]
+        return Batch(
+            video=batch.video,
+            captions=tuple(sample.caption for sample in samples),
+            sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
+            epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
+            positions=torch.tensor([row.place for row in batch.rows], dtype=torch.int64),
+            counted=torch.tensor([row.counted for row in batch.rows]),
+            paths=tuple(sample.video_path for sample in samples),
+            next_position=batch.plan.next_position,
+        )

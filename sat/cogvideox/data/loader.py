@@ -1,0 +1,243 @@
+"""Loaders: an endless one for training, a repeatable one for evaluation.
+
+The samples of all epochs form one endless stream (order.SampleStream). A global batch is the next range of
+positions in it, and every process takes its rows of every such range, so what a global batch holds depends
+neither on the number of processes nor on how it is split into micro batches.
+
+Letters: b batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+
+from cogvideox.data.batches import Batch, BatchPlan, BatchReader
+from cogvideox.data.dataset import VideoDataset
+from cogvideox.data.order import SampleStream
+from cogvideox.errors import DataError, UserError
+
+__all__ = ["Batch", "EvaluationLoader", "VideoLoader", "build_evaluation_loader", "build_loader"]
+
+
+class VideoLoader:
+    """An endless iterator over training batches of one process. Close it (a with-statement does) to end its
+    workers.
+    """
+
+    def __init__(
+        self, reader: BatchReader, plans: Iterator[BatchPlan], start_position: int, prefetch: bool
+    ) -> None:
+        self.position = start_position
+        self._reader = reader
+        self._batches = reader.batches(plans)
+        self._ahead = _ReadAhead(self._batches) if prefetch else None
+        self._closed = False
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Files of this process that failed to decode so far, and why."""
+        return dict(self._reader.failures)
+
+    @property
+    def read_by(self) -> dict[str, int]:
+        """How many clips which reader has read: PyAV steps in for decord."""
+        return dict(self._reader.read_by)
+
+    def __iter__(self) -> VideoLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next micro batch; `position` then counts it.
+
+        Raises:
+            DataError: too many files have failed to decode.
+        """
+        assert not self._closed, "the loader is closed"
+        batch = next(self._batches) if self._ahead is None else self._ahead.take()
+        self.position = batch.next_position
+        return batch
+
+    def close(self) -> None:
+        """End the workers. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.pool.stop_waiting()
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._reader.pool.close()
+
+    def __enter__(self) -> VideoLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _ReadAhead:
+    """Runs the reader in a thread, one finished batch ahead, so that workers get new jobs while the device
+    computes.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._queue: queue.Queue[Batch | None] = queue.Queue(maxsize=1)
+        self._error: UserError | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for batch in self._batches:
+                self._put(batch)
+                if self._stopped.is_set():
+                    return
+        except UserError as error:
+            self._error = error
+        finally:
+            # Whatever ended the thread, nobody may wait for it for ever.
+            self._put(None)
+
+    def _put(self, item: Batch | None) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def take(self) -> Batch:
+        batch = self._queue.get()
+        if batch is not None:
+            return batch
+        if self._error is not None:
+            raise self._error
+        raise RuntimeError("the reading thread has ended; its traceback is above")
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+def build_loader(
+    dataset: VideoDataset,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    start_position: int = 0,
+    num_workers: int = 2,
+    pin_memory: bool | None = None,
+) -> VideoLoader:
+    """Training batches of one process.
+
+    Micro batch number q of all processes together is the range of `world_size * micro_batch_size` stream
+    positions from start_position on; gradient accumulation takes consecutive micro batches. So the same
+    product of processes, micro batch size and accumulation steps sees the same data in every optimizer step.
+
+    Args:
+        dataset: what to read.
+        micro_batch_size: b.
+        rank, world_size: which process this is, and of how many.
+        seed: of order and augmentation; the same on all processes.
+        start_position: a loader's `position` (count of samples that all processes have taken), to go on from
+            there.
+        num_workers: decoding processes of this process; 0 decodes on demand without reading ahead.
+        pin_memory: None pins if CUDA is there.
+
+    Raises:
+        DataError: for a batch size below 1, or more processes than samples.
+    """
+    _check_sizes(micro_batch_size, rank, world_size)
+    if world_size > len(dataset):
+        raise DataError(
+            f"{world_size} processes but {len(dataset)} samples; "
+            f"use at most {len(dataset)} processes, or more clips"
+        )
+    assert start_position >= 0, start_position
+    stream = SampleStream(dataset.sample_ids(), seed)
+    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    reader = BatchReader(dataset, stream, seed, num_workers, pin)
+    plans = _training_plans(micro_batch_size, rank, world_size, start_position)
+    return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0)
+
+
+def _training_plans(size: int, rank: int, world_size: int, start: int) -> Iterator[BatchPlan]:
+    while True:
+        end = start + size * world_size
+        first = start + rank * size
+        yield BatchPlan(tuple(range(first, first + size)), (True,) * size, end)
+        start = end
+
+
+class EvaluationLoader:
+    """Passes over a data set in a fixed order; every pass gives every process the same number of batches.
+
+    Row j of global batch k is sample k * world_size * b + j, so rows don't depend on anything but the number
+    of processes, and the sum over counted rows on that neither. Rows beyond the last sample repeat others and
+    are not counted. A file that
+    fails is not replaced for good: its row is filled by another sample and not counted.
+    """
+
+    def __init__(
+        self, dataset: VideoDataset, micro_batch_size: int, rank: int, world_size: int, num_workers: int
+    ) -> None:
+        self._dataset = dataset
+        self._size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._num_workers = num_workers
+
+    def __len__(self) -> int:
+        """Batches of each process in a pass."""
+        return -(-len(self._dataset) // (self._size * self._world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass. Workers start with it and end with it.
+
+        Raises:
+            DataError: too many files have failed to decode.
+        """
+        stream = SampleStream(self._dataset.sample_ids(), seed=0, shuffle=False)
+        reader = BatchReader(
+            self._dataset, stream, 0, min(self._num_workers, len(self)), torch.cuda.is_available()
+        )
+        try:
+            yield from reader.batches(self._plans())
+        finally:
+            reader.pool.close()
+
+    def _plans(self) -> Iterator[BatchPlan]:
+        for plan in _training_plans(self._size, self._rank, self._world_size, 0):
+            yield replace(plan, counted=tuple(position < len(self._dataset) for position in plan.positions))
+            if plan.next_position >= len(self._dataset):
+                return
+
+
+def build_evaluation_loader(
+    dataset: VideoDataset, micro_batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 2
+) -> EvaluationLoader:
+    """Evaluation batches of one process; iterate as often as needed.
+
+    The mean over the data set is sum(value * counted) / sum(counted) over the batches of all processes.
+
+    Raises:
+        DataError: for a batch size below 1.
+    """
+    _check_sizes(micro_batch_size, rank, world_size)
+    return EvaluationLoader(dataset, micro_batch_size, rank, world_size, num_workers)
+
+
+def _check_sizes(micro_batch_size: int, rank: int, world_size: int) -> None:
+    if micro_batch_size < 1:
+        raise DataError(f"the micro batch size is {micro_batch_size}; it has to be at least 1")
+    assert 0 <= rank < world_size, (rank, world_size)

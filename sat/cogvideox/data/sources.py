@@ -1,0 +1,225 @@
+"""Finding clips and their captions in folders of same-named pairs.
+
+Two layouts, also mixed, at any depth: `a/x.mp4` with `a/x.txt` beside it, or `a/videos/b/x.mp4` with
+`a/labels/b/x.txt`. Pairs are made from whole path components relative to the root, never by replacing text
+inside a path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cogvideox.data.order import hash_words
+from cogvideox.data.report import Problem, shown
+from cogvideox.errors import DataError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+MISSING_CAPTIONS = ("error", "empty")
+_VIDEO_FOLDER, _LABEL_FOLDER = "videos", "labels"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip with its caption.
+
+    Args:
+        video_path: where the file is.
+        caption: first line of the caption file, stripped; empty where there is none and that is allowed.
+        sample_id: 63 bits from the path relative to its root: the same on every machine and for every order
+            of roots, unless two roots hold the same relative path (then the later one counts on).
+        root: the root as it was given.
+    """
+
+    video_path: str
+    caption: str
+    sample_id: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the folders hold: samples in order (roots as given, then by relative path) and what is wrong with
+    captions.
+    """
+
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
+    num_videos: int
+
+
+def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error") -> Pairs:
+    """Walk the roots and pair every video with its caption. Reads no video.
+
+    Hidden files and folders (a leading dot) are left out; links to folders are followed.
+
+    Raises:
+        DataError: no roots; a root that is missing, no folder, inside another root or without videos; an
+            unknown `missing_captions`. Problems of single items are in the result instead.
+    """
+    if missing_captions not in MISSING_CAPTIONS:
+        raise DataError(
+            f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}"
+        )
+    _check_roots(roots)
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    num_videos = 0
+    for root in roots:
+        files = _Files.walk(Path(root))
+        num_videos += len(files.videos)
+        for relative in files.videos:
+            caption, found = _caption_of(files, relative, missing_captions)
+            problems += found
+            if caption is not None:
+                name = _identity(relative)
+                seen[name] = seen.get(name, -1) + 1
+                sample_id = hash_words("sample", name, seen[name])
+                samples.append(Sample(str(files.root / relative), caption, sample_id, str(root)))
+        problems += files.captions_without_video()
+    return Pairs(tuple(samples), tuple(problems), num_videos)
+
+
+def _check_roots(roots: Sequence[str | Path]) -> None:
+    if not roots:
+        raise DataError("no data folder is given; args.train_data has to name at least one")
+    for root in roots:
+        if not Path(root).is_dir():
+            kind = "is a file" if Path(root).exists() else "does not exist"
+            raise DataError(f"data folder {root} {kind}; it has to be a folder of videos with captions")
+    real = [Path(root).resolve() for root in roots]
+    for index, path in enumerate(real):
+        for other in range(len(real)):
+            if other != index and path.is_relative_to(real[other]):
+                raise DataError(
+                    f"data folder {roots[index]} lies inside {roots[other]}: its clips would count twice"
+                )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a root by their paths relative to it."""
+
+    root: Path
+    videos: tuple[PurePosixPath, ...]
+    captions: dict[str, PurePosixPath]  # by identity of the path without suffix
+    used: set[str]
+
+    @classmethod
+    def walk(cls, root: Path) -> _Files:
+        videos: list[PurePosixPath] = []
+        captions: dict[str, PurePosixPath] = {}
+        for relative in _walk(root):
+            suffix = relative.suffix.lower()
+            if suffix in VIDEO_SUFFIXES:
+                videos.append(relative)
+            elif suffix == ".txt":
+                captions[_identity(relative.with_suffix(""))] = relative
+        if not videos:
+            raise DataError(
+                f"data folder {root} holds no video; looked for {', '.join(VIDEO_SUFFIXES)} at every depth"
+            )
+        return cls(root, tuple(sorted(videos, key=_identity)), captions, set())
+
+    def captions_without_video(self) -> list[Problem]:
+        left = sorted(str(path) for key, path in self.captions.items() if key not in self.used)
+        return [
+            Problem("caption without video", str(self.root / path), "no video has this name") for path in left
+        ]
+
+
+def _walk(root: Path) -> Iterator[PurePosixPath]:
+    visited: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"data folder {error.filename} can't be read: {error.strerror}")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link that leads back up
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        yield from (relative / name for name in names if not name.startswith("."))
+
+
+def _identity(path: PurePosixPath) -> str:
+    """A name that survives copying between systems that store accents composed and decomposed, or not as
+    UTF-8 at all.
+    """
+    text = unicodedata.normalize("NFC", str(path))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _caption_of(files: _Files, video: PurePosixPath, missing: str) -> tuple[str | None, list[Problem]]:
+    """The caption of a video, None if it can't be used, and what is to be said about it."""
+    path = str(files.root / video)
+    keys = [key for key in _caption_keys(files.root, video) if key in files.captions]
+    files.used.update(keys)
+    if len(keys) > 1:
+        both = " and ".join(shown(str(files.captions[key])) for key in keys)
+        return None, [Problem("ambiguous caption", path, f"{both} both belong to it")]
+    if keys:
+        return _read_caption(files.root / files.captions[keys[0]], path)
+    sibling = _sibling_labels(files.root, video)
+    if sibling is not None and sibling.is_file():
+        return _read_caption(sibling, path)
+    if missing == "empty":
+        return "", [Problem("missing caption", path, "trained with an empty caption", effect="kept")]
+    return None, [
+        Problem("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")
+    ]
+
+
+def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
+    """Where the caption may be, inside the root: beside, or with one component `videos` turned into
+    `labels`.
+    """
+    stem = video.with_suffix("")
+    keys = [_identity(stem)]
+    for index, part in enumerate(stem.parts[:-1]):
+        if part == _VIDEO_FOLDER:
+            keys.append(
+                _identity(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :]))
+            )
+    return keys
+
+
+def _sibling_labels(root: Path, video: PurePosixPath) -> Path | None:
+    """The root itself may be the folder `videos`, with `labels` beside it."""
+    absolute = Path(os.path.abspath(root))
+    if absolute.name != _VIDEO_FOLDER:
+        return None
+    return absolute.parent / _LABEL_FOLDER / video.with_suffix(".txt")
+
+
+def _read_caption(file: Path, video: str) -> tuple[str | None, list[Problem]]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return None, [
+            Problem(
+                "unreadable caption", video, f"{shown(str(file))} is not UTF-8: byte {error.start} is wrong"
+            )
+        ]
+    except OSError as error:
+        return None, [Problem("unreadable caption", video, f"{shown(str(file))}: {error.strerror}")]
+    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines(): it also cuts at U+2028 and others
+    caption = lines[0].strip()
+    problems: list[Problem] = []
+    if not caption:
+        reason = "its first line is empty" if text.strip() else "the file is empty"
+        problems.append(Problem("empty caption", video, f"{shown(str(file))}: {reason}", effect="kept"))
+    filled = sum(bool(line.strip()) for line in lines)
+    if filled > 1:
+        problems.append(
+            Problem("multi-line caption", video, f"only the first of {filled} lines is used", effect="kept")
+        )
+    return caption, problems

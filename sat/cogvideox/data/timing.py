@@ -1,0 +1,160 @@
+"""Which frames of a clip are read: chosen by time, so that a clip plays at the configured rate whatever its
+own rate is.
+
+Letters: t frames of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideox.errors import DataError, ShapeError
+
+SHORT_CLIPS = ("error", "skip", "pad")
+# Timestamps come rounded (float32 in decord, milliseconds in Matroska). A target halfway between two frames
+# takes the earlier one even when rounding puts it slightly past the middle, so that both readers choose the
+# same frames.
+_TIE_SHARE = 1e-2
+
+
+class ClipTooShortError(DataError):
+    """A clip that lasts less than the frames asked for, after the frames dropped at both ends."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What every clip becomes.
+
+    Args:
+        video_size: height and width in pixels of the result.
+        fps: frames per second of the result.
+        max_num_frames: frames of the result, t = 4 k + 1.
+        skip_frms_num: frames of the SOURCE that are dropped at its start and again at its end; a whole
+            number.
+        short_clips: what happens to a clip that is too short: "error" refuses the data set, "skip" leaves the
+            clip out, "pad" repeats its last frame.
+        random_start: start anywhere in the clip, drawn from (seed, epoch, sample), instead of at its
+            beginning.
+
+    Raises:
+        ShapeError: for a size that is not positive or a frame count that is not 4 k + 1.
+        DataError: for any other value out of range.
+    """
+
+    video_size: tuple[int, int]
+    fps: float = 8.0
+    max_num_frames: int = 49
+    skip_frms_num: float = 0.0
+    short_clips: str = "error"
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.video_size) != 2 or min(self.video_size) < 1:
+            raise ShapeError(
+                f"video_size is {list(self.video_size)}; it has to be [height, width], both at least 1"
+            )
+        if self.max_num_frames < 1 or self.max_num_frames % 4 != 1:
+            below = max(1, (self.max_num_frames - 1) // 4 * 4 + 1)
+            raise ShapeError(
+                f"max_num_frames is {self.max_num_frames}; it has to be 4 k + 1, "
+                f"the nearest are {below} and {below + 4}"
+            )
+        if not self.fps > 0:
+            raise DataError(f"fps is {self.fps}; it has to be above 0")
+        if self.skip_frms_num < 0 or self.skip_frms_num != int(self.skip_frms_num):
+            raise DataError(
+                f"skip_frms_num is {self.skip_frms_num}; it has to be a whole number of frames, at least 0"
+            )
+        if self.short_clips not in SHORT_CLIPS:
+            raise DataError(
+                f"short_clips is {self.short_clips!r}; it has to be one of {', '.join(SHORT_CLIPS)}"
+            )
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last frame of the result."""
+        return (self.max_num_frames - 1) / self.fps
+
+
+Timestamps = NDArray[
+    np.float64
+]  # [n], seconds from the first frame to each of a file's n frames, ascending, the first 0
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChoice:
+    """The frames to read.
+
+    Args:
+        indices: int64 [t], ascending, with repeats where the source is slower than the result or has ended.
+        effective_fps: result frames per second of source time, over the frames before any padding; 0 if that
+            is one frame.
+        num_repeated: frames that repeat their predecessor because the source has fewer frames per second.
+        num_padded: frames at the end that repeat the last one because the source has ended.
+    """
+
+    indices: NDArray[np.int64]
+    effective_fps: float
+    num_repeated: int
+    num_padded: int
+
+
+def average_fps(timestamps: Timestamps) -> float:
+    """Frames per second of a file, 0 where one frame says nothing."""
+    return (len(timestamps) - 1) / float(timestamps[-1]) if len(timestamps) > 1 else 0.0
+
+
+def frame_indices(timestamps: Timestamps, spec: ClipSpec, start_fraction: float = 0.0) -> FrameChoice:
+    """Choose the frame nearest in time to each of t moments spaced 1 / fps.
+
+    Args:
+        timestamps: float64 [n], of the file.
+        spec: what the clip becomes.
+        start_fraction: in [0, 1]; where in the time to spare the first frame lies, 0 = at the start.
+
+    Raises:
+        ClipTooShortError: unless `short_clips` is "pad"; with "pad" only when dropping frames at both ends
+            leaves none.
+    """
+    skip = int(spec.skip_frms_num)
+    last = len(timestamps) - 1 - skip
+    if last < skip:
+        raise ClipTooShortError(
+            f"has {len(timestamps)} frames and skip_frms_num={skip} drops {2 * skip}: none are left"
+        )
+    interval = float(np.median(np.diff(timestamps))) if len(timestamps) > 1 else 1 / spec.fps
+    spare = float(timestamps[last] - timestamps[skip]) - spec.duration_s
+    # The last frame is still the nearest one half an interval after it began.
+    if spare + interval / 2 < -1e-6 and spec.short_clips != "pad":
+        raise ClipTooShortError(_too_short(timestamps, spec, interval))
+    targets = timestamps[skip] + start_fraction * max(spare, 0.0) + np.arange(spec.max_num_frames) / spec.fps
+    indices = np.clip(_nearest(timestamps, targets, interval), skip, last)
+    padded = int(np.sum(targets > timestamps[last] + interval / 2 + 1e-6))
+    real = indices[: spec.max_num_frames - padded]
+    elapsed = float(timestamps[real[-1]] - timestamps[real[0]])
+    return FrameChoice(
+        indices=indices,
+        effective_fps=(len(real) - 1) / elapsed if elapsed > 0 else 0.0,
+        num_repeated=int(np.sum(np.diff(real) == 0)),
+        num_padded=padded,
+    )
+
+
+def _nearest(timestamps: Timestamps, targets: NDArray[np.float64], interval: float) -> NDArray[np.int64]:
+    after = np.clip(np.searchsorted(timestamps, targets), 0, len(timestamps) - 1)
+    before = np.maximum(after - 1, 0)
+    closer = timestamps[after] - targets + _TIE_SHARE * interval < targets - timestamps[before]
+    return np.where(closer, after, before).astype(np.int64)
+
+
+def _too_short(timestamps: Timestamps, spec: ClipSpec, interval: float) -> str:
+    skip = int(spec.skip_frms_num)
+    needed = spec.duration_s + 2 * skip * interval
+    skipped = f" after dropping skip_frms_num={skip} frames at both ends" if skip else ""
+    return (
+        f"spans {timestamps[-1]:.2f} s ({len(timestamps)} frames at {average_fps(timestamps):.2f} fps); "
+        f"{spec.max_num_frames} frames at {spec.fps:g} fps{skipped} need {needed:.2f} s"
+    )

@@ -1,0 +1,65 @@
+"""The program of a decoding process: `python -m cogvideox.data.worker <connection fd> <clip file fd> <parent
+pid>`.
+
+Started by pool.ProcessPool and by nothing else. It is a fresh interpreter, not a fork and not a
+multiprocessing child: forks of a process with threads and a device are unsafe, and multiprocessing would
+    import the training script, SAT included.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+from cogvideox.data.clips import Clip, ClipDecoder
+from cogvideox.errors import DataError
+
+READY = "ready"
+
+
+def main(connection_fd: int, clip_fd: int, parent_pid: int) -> None:
+    """Answer jobs until the other side closes. Clips go into the clip file, everything else through the
+    connection.
+    """
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides when we stop
+    threading.Thread(target=_exit_with, args=(parent_pid,), daemon=True).start()
+    torch.set_num_threads(1)
+    connection = Connection(connection_fd)
+    try:
+        decoder: ClipDecoder = connection.recv()
+        connection.send(READY)
+        while True:
+            job = connection.recv()
+            try:
+                result = decoder.run(job)
+            except DataError as error:
+                connection.send(("failed", str(error)))
+                continue
+            if isinstance(result, Clip):
+                os.pwrite(clip_fd, result.video.numpy().data, 0)
+                connection.send(("clip", result.reader))
+            else:
+                connection.send(("survey", result))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _exit_with(parent_pid: int) -> None:
+    """A process that hangs in a decoder can't see its connection close: this thread ends it when the parent
+    is gone.
+    """
+    while os.getppid() == parent_pid:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
