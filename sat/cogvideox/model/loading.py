@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.transformer.lora import LoraLinear
+from cogvideox.weights.base import LoraFacts, find_base, lora_facts
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import KeyReport, load_module, select_prefix
 from cogvideox.weights.lora_map import is_adapter, plain_name
-from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, fingerprint, read_checkpoint
+from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkpoint
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class LoraFacts:
-    """Rank and alpha of the adapters in a checkpoint; the scale is alpha / rank."""
-
-    rank: int
-    alpha: float
 
 
 def load_transformer(
@@ -41,7 +31,7 @@ def load_transformer(
 def read_lora(load_path: str | Path, iteration: int | str | None = None) -> LoraFacts | None:
     """The adapters that a checkpoint holds; None for a plain one. Files that don't say have alpha 1, as SAT
     does."""
-    return _lora_facts(read_checkpoint(load_path, iteration))
+    return lora_facts(read_checkpoint(load_path, iteration))
 
 
 def base_reference(load_path: str | Path, iteration: int | str | None = None) -> dict[str, str]:
@@ -60,10 +50,9 @@ def base_reference(load_path: str | Path, iteration: int | str | None = None) ->
 def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...]) -> KeyReport:
     _check_alpha(model, checkpoint)
     base = checkpoint.extra.get("base")
-    partial = False
-    if base is not None and _is_partial(model, checkpoint):
-        partial = True
-        file = _find_base(checkpoint, base)
+    partial = base is not None and _is_partial(model, checkpoint)
+    if partial:
+        file = find_base(checkpoint)
         if file in seen:
             raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
         logger.info("%s was trained on %s: loading that first", checkpoint.path, file)
@@ -74,47 +63,15 @@ def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ..
 
 
 def _is_partial(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
-    stored = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
-    plain = {plain_name(name) for name in stored}
+    """Whether weights other than adapters, which the model has, are not in the checkpoint."""
+    stored = {plain_name(name) for name in select_prefix(checkpoint.module, TRANSFORMER_PREFIX)}
     needed = (name for name in model.transformer.state_dict() if not is_adapter(name))
-    return not _covers(plain, needed)
-
-
-def _covers(stored: set[str], needed: Iterable[str]) -> bool:
-    return all(plain_name(name) in stored for name in needed)
-
-
-def _find_base(checkpoint: SatCheckpoint, base: dict[str, Any]) -> Path:
-    """The base's weight file, compared with the recorded hash."""
-    recorded = Path(str(base.get("path", ""))).expanduser()
-    # A run folder that was moved as a whole still finds a base that is stored relative to it.
-    places = [recorded] if recorded.is_absolute() else [recorded, checkpoint.path.parent / recorded]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        raise CheckpointError(
-            f"{checkpoint.path} holds only what was trained, and its base {recorded} is not there: "
-            "put the base back, or save with args.save_full=true"
-        )
-    file = find_states_file(found)
-    if fingerprint(file) != base.get("sha256"):
-        raise CheckpointError(
-            f"{checkpoint.path} was trained on {recorded}, but that file has changed since (sha256 "
-            f"{fingerprint(file)[:12]} instead of {str(base.get('sha256'))[:12]}): put the original back"
-        )
-    return file
-
-
-def _lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:
-    ranks = [value.shape[0] for name, value in checkpoint.module.items() if ".matrix_A." in name]
-    if not ranks:
-        return None
-    stated = checkpoint.extra.get("lora") or {}
-    return LoraFacts(rank=ranks[0], alpha=float(stated.get("alpha", 1.0)))
+    return not all(plain_name(name) in stored for name in needed)
 
 
 def _check_alpha(model: VideoDiffusion, checkpoint: SatCheckpoint) -> None:
     """Raises: CheckpointError when adapters would run at another strength than they were trained with."""
-    facts = _lora_facts(checkpoint)
+    facts = lora_facts(checkpoint)
     layer = next((module for module in model.modules() if isinstance(module, LoraLinear)), None)
     if facts is None or layer is None or not (checkpoint.extra.get("lora") or {}):
         return

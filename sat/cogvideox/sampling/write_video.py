@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _open_stream(container: Any, height: int, width: int, fps: float) -> Any:
         raise ShapeError(
             f"a video of {height} x {width} (height x width) can't be written as H.264: both must be even"
         )
-    stream = container.add_stream("libx264", rate=round(fps * 1000) if fps % 1 else round(fps))
+    stream = container.add_stream("libx264", rate=Fraction(round(fps * 1000), 1000))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.options = {"crf": QUALITY, "preset": "medium"}
     # Said explicitly: players guess another matrix for large frames, and colours would shift.
@@ -126,7 +127,7 @@ def write_png(path: str | Path, picture: Tensor) -> Path:
     path = Path(path)
     codec: Any = av.CodecContext.create("png", "w")
     codec.height, codec.width, codec.pix_fmt = picture.shape[0], picture.shape[1], "rgb24"
-    codec.time_base = "1/1"
+    codec.time_base = Fraction(1)
     frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
     data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
     with _complete_file(path) as partial:
