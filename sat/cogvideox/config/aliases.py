@@ -61,9 +61,7 @@ ALIASES: dict[str, Alias] = {
     ),
     f"{_DIT}ImagePatchEmbeddingMixin": Alias("cogvideox.transformer.patch_embed.PatchEmbedMixin"),
     f"{_DIT}Basic3DPositionEmbeddingMixin": Alias("cogvideox.transformer.positions.SinCosPositionMixin"),
-    f"{_DIT}Rotary3DPositionEmbeddingMixin": Alias(
-        unsupported="rotary positions: CogVideoX 5B, 5B-I2V and 1.5"
-    ),
+    f"{_DIT}Rotary3DPositionEmbeddingMixin": Alias(unsupported="rotary positions: CogVideoX 5B, 5B-I2V and 1.5"),
     f"{_DIT}AdaLNMixin": Alias("cogvideox.transformer.adaln.AdaLNMixin"),
     f"{_DIT}FinalLayerMixin": Alias("cogvideox.transformer.final_layer.FinalLayerMixin"),
     "sat.model.finetune.lora2.LoraMixin": Alias(
@@ -105,9 +103,7 @@ ALIASES: dict[str, Alias] = {
     f"{_SGM}guiders.VanillaCFG": Alias(
         "cogvideox.diffusion.guidance.ConstantGuidance", no_effect=frozenset({"dyn_thresh_config"})
     ),
-    f"{_SGM}sampling.VPSDEDPMPP2MSampler": Alias(
-        "cogvideox.diffusion.samplers.DPMpp2MSDESampler", **_SAMPLER
-    ),
+    f"{_SGM}sampling.VPSDEDPMPP2MSampler": Alias("cogvideox.diffusion.samplers.DPMpp2MSDESampler", **_SAMPLER),
     f"{_SGM}sampling.VPODEDPMPP2MSampler": Alias("cogvideox.diffusion.samplers.DPMpp2MSampler", **_SAMPLER),
     f"{_SGM}sampling.VideoDDIMSampler": Alias("cogvideox.diffusion.samplers.DDIMSampler", **_SAMPLER),
     # VAE
@@ -123,9 +119,7 @@ ALIASES: dict[str, Alias] = {
 }
 
 # For a component that got our target from a later file while its parameters are still the published ones.
-BY_OUR_TARGET: dict[str, Alias] = {
-    alias.target: alias for alias in ALIASES.values() if alias.target is not None
-}
+BY_OUR_TARGET: dict[str, Alias] = {alias.target: alias for alias in ALIASES.values() if alias.target is not None}
 
 # DeepSpeed's optimizer.type.
 OPTIMIZER_ALIASES: dict[str, str] = {"sat.ops.FusedEmaAdam": "AdamW"}

@@ -1,180 +1,143 @@
-"""Keys that say the same in two places: settled before the sections are read, compared afterwards."""
+"""What must agree between the sections: sizes of the clip, the network, the VAE and the text encoder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from cogvideox.config.limits import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
-from cogvideox.config.tree import Node
+from cogvideox.config.limits import frame_count_problem, size_problem
+from cogvideox.config.report import Origin, Report, suggestion
+from cogvideox.config.schema import DataConfig, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.tree import Node, find
 
-_SAT_SCHEDULE_KEYS = ("warmup", "lr_decay_style", "lr_decay_ratio")
-
-
-def find(root: Node, path: str) -> Node | None:
-    """The node at a dotted path, or None."""
-    node: Node | None = root
-    for key in path.split("."):
-        node = None if node is None else node.child(key)
-    return node
+_NETWORK = "model.network_config.params"
+# Entries of the network's `modules`; all but the last must be there.
+NETWORK_SLOTS = ("pos_embed_config", "patch_embed_config", "adaln_layer_config", "final_layer_config", "lora_config")
 
 
-def put(root: Node, path: str, node: Node) -> None:
-    """Set a node at a dotted path; mappings on the way are made."""
-    *parents, last = path.split(".")
-    here = root
-    for key in parents:
-        step = here.child(key)
-        if step is None or step.value is None:
-            step = Node({}, node.origin)
-            here.value[key] = step
-        if not isinstance(step.value, dict):
-            return  # a wrong type, which the section's own check reports
-        here = step
-    here.value[last] = node
+@dataclass(frozen=True)
+class _Sizes:
+    """What the model does to a clip: pixels per latent, latents per patch, and the largest clip with positions."""
 
+    spatial_compression: int
+    temporal_compression: int
+    patch: tuple[int, int]
+    largest: tuple[int, int] | None  # height, width in pixels; None when no network is given
+    longest: int  # pixel frames
 
-def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: bool) -> None:
-    """Give every component the value of the flat key that stands for it; the flat key wins.
-
-    Args:
-        published: the files use published names, so a missing learning-rate schedule means SAT's own.
-    """
-    if find(root, "model.network_config") is not None:
-        network = "model.network_config.params"
-        if kind == "train":
-            _tie(root, "args.checkpoint_activations", f"{network}.checkpoint_activations")
-        _tie(root, "model.compile_model", f"{network}.compile_blocks")
-    if kind == "sample":
-        _settle_sampler(root)
-    elif find(root, "args.lr_schedule") is None:
-        _settle_schedule(root, report, published=published)
-
-
-def _tie(root: Node, flat: str, param: str) -> None:
-    given, held = find(root, flat), find(root, param)
-    if given is not None:
-        put(root, param, given)
-    elif held is not None:
-        put(root, flat, held)
-
-
-def _settle_sampler(root: Node) -> None:
-    """args.num_steps and args.guidance_scale go to the sampler, the steps to its dynamic guidance too."""
-    guidance = find(root, "model.sampler_config.params.guidance")
-    steps = find(root, "args.num_steps")
-    if steps is not None and steps.value is not None and find(root, "model.sampler_config") is not None:
-        put(root, "model.sampler_config.params.num_steps", steps)
-        target = None if guidance is None else guidance.child("target")
-        if target is not None and str(target.value).endswith(".DynamicGuidance"):
-            put(root, "model.sampler_config.params.guidance.params.num_steps", steps)
-    scale = find(root, "args.guidance_scale")
-    if scale is not None and scale.value is not None and guidance is not None:
-        put(root, "model.sampler_config.params.guidance.params.scale", scale)
-
-
-def _settle_schedule(root: Node, report: Report, *, published: bool) -> None:
-    own = [key for key in _SAT_SCHEDULE_KEYS if find(root, f"args.{key}") is not None]
-    if published or own:
-        put(root, "args.lr_schedule", Node("sat", Origin("", None, "args.lr_schedule")))
-        report.notice(
-            "args.lr_schedule is not given: sat (SAT's own: 100 steps at 5 % of lr, then annealing), as these "
-            "files have always run; args.lr_schedule=constant keeps the rate that is written"
-        )
+    @property
+    def multiple(self) -> tuple[int, int]:
+        return self.spatial_compression * self.patch[0], self.spatial_compression * self.patch[1]
 
 
 def check_consistency(
-    args: TrainArgs | SampleArgs, model: ModelConfig, data: DataConfig | None, root: Node, report: Report
+    args: TrainArgs | SampleArgs,
+    model: ModelConfig,
+    data: DataConfig | None,
+    root: Node,
+    report: Report,
+    *,
+    partial: bool,
 ) -> None:
-    """Compare sizes that must agree between sections."""
-    network = model.network_config["params"]
-    check = _Comparison(root, report)
-    _check_network(network, check)
-    _check_neighbours(network, model, check)
+    """Every disagreement goes to the report, at the place where the key was written.
+
+    Args:
+        partial: the files are only a part of a configuration, so defaults say nothing.
+    """
+    check = _Check(root, report, partial)
+    network, vae = model.network_config["params"], model.first_stage_config["params"]
+    if network:
+        _check_network(network, check)
+    if network and vae:
+        _check_vae(network, vae, check)
+    encoder = (model.conditioner_config["params"].get("encoder") or {}).get("params")
+    if network and encoder:
+        path = "model.conditioner_config.params.encoder.params.max_length"
+        expected = network.get("text_length", 226)
+        check.equal(path, encoder.get("max_length", 226), "the network's text_length", expected)
+    sizes = _sizes(network, vae)
+    if data is not None:
+        _check_size("data.video_size", data.video_size, sizes, check)
+        _check_frames("data.max_num_frames", data.max_num_frames, sizes, check)
     if isinstance(args, SampleArgs):
-        check.equal(
-            "args.latent_channels",
-            args.latent_channels,
-            "network's out_channels",
-            network.get("out_channels", 16),
-        )
-        frames = (args.sampling_num_frames - 1) * TEMPORAL_COMPRESSION + 1
-        _check_grid(
-            "args.sampling_image_size",
-            args.sampling_image_size,
-            "args.sampling_num_frames",
-            frames,
-            network,
-            check,
-        )
-    elif data is not None:
-        _check_grid(
-            "data.video_size", data.video_size, "data.max_num_frames", data.max_num_frames, network, check
-        )
+        _check_size("args.sampling_image_size", args.sampling_image_size, sizes, check)
+        frames = (args.sampling_num_frames - 1) * sizes.temporal_compression + 1
+        _check_frames("args.sampling_num_frames", frames, sizes, check)
+        channels = vae.get("z_channels", 16)
+        check.equal("args.latent_channels", args.latent_channels, "the VAE's z_channels", channels)
+    elif args.sample_num_frames is not None:
+        _check_frames("args.sample_num_frames", args.sample_num_frames, sizes, check)
 
 
-def _check_network(network: dict[str, Any], check: _Comparison) -> None:
+def _check_network(network: dict[str, Any], check: _Check) -> None:
     hidden, heads = network.get("hidden_size"), network.get("num_attention_heads")
     if hidden and heads and hidden % heads:
-        check.error(
-            "model.network_config.params.hidden_size", f"{hidden} is not divisible by {heads} attention heads"
-        )
-    for slot, node in (network.get("modules") or {}).items():
-        rank = None if not isinstance(node, dict) else node.get("params", {}).get("r")
-        if slot == "lora_config" and rank is not None and rank < 1:
-            check.error(
-                "model.network_config.params.modules.lora_config.params.r",
-                f"the rank must be at least 1, not {rank}",
-            )
+        check.error(f"{_NETWORK}.hidden_size", f"{hidden} is not divisible by {heads} attention heads")
+    modules = network.get("modules") or {}
+    for slot in modules:
+        if slot not in NETWORK_SLOTS:
+            check.error(f"{_NETWORK}.modules.{slot}", f"unknown entry {slot!r}; {suggestion(slot, NETWORK_SLOTS)}")
+    missing = [slot for slot in NETWORK_SLOTS[:-1] if slot not in modules]
+    if missing:
+        check.error(f"{_NETWORK}.modules", f"missing: {', '.join(missing)}")
+    rank = ((modules.get("lora_config") or {}).get("params") or {}).get("r")
+    if rank is not None and rank < 1:
+        check.error(f"{_NETWORK}.modules.lora_config.params.r", f"the rank must be at least 1, not {rank}")
 
 
-def _check_neighbours(network: dict[str, Any], model: ModelConfig, check: _Comparison) -> None:
-    vae = model.first_stage_config["params"]
-    if network and vae:
-        z_channels = vae.get("z_channels", 16)
-        path = "model.network_config.params.in_channels"
-        check.equal(path, network.get("in_channels", 16), "VAE's z_channels", z_channels)
-    encoder = model.conditioner_config["params"].get("encoder") or {}
-    if network and encoder.get("params"):
-        check.equal(
-            "model.conditioner_config.params.encoder.params.max_length",
-            encoder["params"].get("max_length", 226),
-            "network's text_length",
-            network.get("text_length", 226),
-        )
+def _check_vae(network: dict[str, Any], vae: dict[str, Any], check: _Check) -> None:
+    for name, theirs, default in (
+        ("in_channels", "z_channels", 16),
+        ("temporal_compression", "temporal_compression", 4),
+    ):
+        expected = vae.get(theirs, default)
+        check.equal(f"{_NETWORK}.{name}", network.get(name, default), f"the VAE's {theirs}", expected)
 
 
-def _check_grid(
-    size_path: str,
-    size: tuple[int, int],
-    frames_path: str,
-    frames: int,
-    network: dict[str, Any],
-    check: _Comparison,
-) -> None:
-    """The position table is cut to the clip: a clip larger than the table has no positions."""
-    if not network:
-        return
-    grid = (network.get("latent_height", 60), network.get("latent_width", 90))
-    legal = [side * SPATIAL_COMPRESSION for side in grid]
-    if any(side > largest for side, largest in zip(size, legal, strict=True)):
-        check.error(size_path, f"{list(size)} is larger than the network's positions, which end at {legal}")
-    longest = network.get("num_frames", 49)
-    if frames > longest:
-        check.error(frames_path, f"{frames} pixel frames are more than the network's {longest} (num_frames)")
+def _sizes(network: dict[str, Any], vae: dict[str, Any]) -> _Sizes:
+    patch = network.get("patch_size", 2)
+    height, width = patch[-2:] if isinstance(patch, Sequence) and len(patch) >= 2 else (patch, patch)
+    spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
+    grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
+    return _Sizes(
+        spatial_compression=spatial,
+        temporal_compression=vae.get("temporal_compression", 4),
+        patch=(height, width),
+        largest=grid if network else None,
+        longest=network.get("num_frames", 49),
+    )
 
 
-class _Comparison:
+def _check_size(path: str, size: tuple[int, int], sizes: _Sizes, check: _Check) -> None:
+    problem = size_problem(size, sizes.multiple)
+    if problem:
+        check.error(path, problem)
+    elif sizes.largest and any(side > most for side, most in zip(size, sizes.largest, strict=True)):
+        check.error(path, f"{list(size)} is larger than the network's positions, which end at {list(sizes.largest)}")
+
+
+def _check_frames(path: str, frames: int, sizes: _Sizes, check: _Check) -> None:
+    problem = frame_count_problem(frames, sizes.temporal_compression)
+    if problem:
+        check.error(path, problem)
+    elif sizes.largest and frames > sizes.longest:
+        check.error(path, f"{frames} pixel frames are more than the network's {sizes.longest} (num_frames)")
+
+
+class _Check:
     """Reports at the place where a key was written, or at its path when it is a default."""
 
-    def __init__(self, root: Node, report: Report) -> None:
-        self.root, self.report = root, report
+    def __init__(self, root: Node, report: Report, partial: bool) -> None:
+        self.root, self.report, self.partial = root, report, partial
 
     def error(self, path: str, text: str) -> None:
         node = find(self.root, path)
-        self.report.error(Origin("", None, path) if node is None else node.origin, text)
+        if node is not None:
+            self.report.error(node.origin, text)
+        elif not self.partial:
+            self.report.error(Origin("", None, path), text)
 
     def equal(self, path: str, value: int, other: str, expected: int) -> None:
         if value != expected:
-            self.error(path, f"{value} differs from the {other}, {expected}")
+            self.error(path, f"{value} differs from {other}, {expected}")

@@ -106,9 +106,7 @@ def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
     """The completed dict. Problems go to the report; values that fail are left at their defaults."""
     given = _block(node, _TOP_LEVEL, report, allowed_beside=(*_LOSS_SCALE_KEYS, "scheduler"))
     result: dict[str, Any] = {**_DEFAULTS, **given}
-    if (
-        "train_batch_size" in given
-    ):  # DeepSpeed derives the factor that is not given from the number of processes
+    if "train_batch_size" in given:  # DeepSpeed derives the factor that is not given from the number of processes
         for key in _BATCH_FACTORS:
             if key not in given:
                 del result[key]

@@ -1,13 +1,8 @@
-"""Range checks shared by the sections. Each yields (key, what is wrong and what would be valid)."""
+"""What counts, sizes and shares may be. Each check yields (key, what is wrong and what would be valid)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-# What the VAE and the patches need: 8x in the VAE times a patch of 2; one frame, then groups of 4.
-SIZE_MULTIPLE = 16
-SPATIAL_COMPRESSION = 8
-TEMPORAL_COMPRESSION = 4
 
 
 def at_least(section: object, smallest: float, *names: str) -> Iterator[tuple[str, str]]:
@@ -26,21 +21,19 @@ def share(section: object, *names: str) -> Iterator[tuple[str, str]]:
             yield name, f"must lie between 0 and 1, not {value:g}"
 
 
-def size_problem(section: object, name: str) -> Iterator[tuple[str, str]]:
-    """A (height, width) in pixels that the VAE and the patches can't divide."""
-    size: tuple[int, int] = getattr(section, name)
-    if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
-        nearest = [max(SIZE_MULTIPLE, round(side / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in size]
-        yield (
-            name,
-            f"[height, width] must be multiples of {SIZE_MULTIPLE}, not {list(size)}; nearest: {nearest}",
-        )
+def size_problem(size: tuple[int, int], multiple: tuple[int, int]) -> str:
+    """What is wrong with a (height, width) in pixels that VAE and patches can't divide; empty when nothing is."""
+    if all(side >= step and side % step == 0 for side, step in zip(size, multiple, strict=True)):
+        return ""
+    nearest = [max(step, round(side / step) * step) for side, step in zip(size, multiple, strict=True)]
+    steps = f"{multiple[0]}" if multiple[0] == multiple[1] else f"{multiple[0]} and {multiple[1]}"
+    return f"[height, width] must be multiples of {steps}, not {list(size)}; nearest: {nearest}"
 
 
-def frame_count_problem(section: object, name: str) -> Iterator[tuple[str, str]]:
-    """A number of pixel frames that is not 4k + 1."""
-    frames: int = getattr(section, name)
-    if frames < 1 or frames % TEMPORAL_COMPRESSION != 1:
-        below = max(1, (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1)
-        legal = f"{below}" if frames < 1 else f"{below} or {below + TEMPORAL_COMPRESSION}"
-        yield name, f"must be {TEMPORAL_COMPRESSION}k + 1 frames, not {frames}; nearest: {legal}"
+def frame_count_problem(frames: int, temporal_compression: int) -> str:
+    """What is wrong with a number of pixel frames that is not k * temporal_compression + 1; empty when nothing is."""
+    if frames >= 1 and (frames - 1) % temporal_compression == 0:
+        return ""
+    below = max(0, frames - 1) // temporal_compression * temporal_compression + 1
+    legal = f"{below}" if frames < 1 else f"{below} or {below + temporal_compression}"
+    return f"must be {temporal_compression}k + 1 frames, not {frames}; nearest: {legal}"

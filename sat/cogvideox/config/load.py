@@ -1,7 +1,7 @@
 """`--base a.yaml b.yaml key=value` to one checked Config.
 
 Later files win key by key and the command line comes last. A file may start from others with `include:` (one
-name or a list, relative to the file): they are read first. All mistakes are reported at once, each with its place.
+name or a list, relative to the file): they are read first. All mistakes are reported at once, with place.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from cogvideox.config.consistency import check_consistency, settle_shared_keys
+from cogvideox.config.consistency import check_consistency
 from cogvideox.config.deepspeed_section import read_deepspeed
 from cogvideox.config.paths import check_paths
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names, read_model, read_section
+from cogvideox.config.shared_keys import settle_shared_keys
 from cogvideox.config.translate import translate
 from cogvideox.config.tree import Node, drop_missing, merge, read_override, read_yaml, resolve_interpolations
 from cogvideox.errors import ConfigError
@@ -61,15 +62,11 @@ def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
         ConfigError: an unknown flag, or no file.
     """
     parser = _Parser(prog="train_video.py" if kind == "train" else "sample_video.py", allow_abbrev=False)
-    parser.add_argument(
-        "--base", nargs="*", default=[], metavar="YAML", help="files; later ones win key by key"
-    )
+    parser.add_argument("--base", nargs="*", default=[], metavar="YAML", help="files; later ones win key by key")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="win over the files")
     parser.add_argument("--seed", type=int, help="the same as args.seed=N")
     parser.add_argument("--check", action="store_true", help="check the configuration and stop")
-    parser.add_argument(
-        "--allow-unknown", "--allow_unknown", action="store_true", help="unknown keys only warn"
-    )
+    parser.add_argument("--allow-unknown", "--allow_unknown", action="store_true", help="unknown keys only warn")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
     parsed = parser.parse_intermixed_args(list(argv))
@@ -77,9 +74,7 @@ def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
     base = [word for word in words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in words if word not in base]
     if not base:
-        raise ConfigError(
-            f"no configuration given: {parser.prog} --base configs/a.yaml [b.yaml ...] [key=value ...]"
-        )
+        raise ConfigError(f"no configuration given: {parser.prog} --base configs/a.yaml [b.yaml ...] [key=value ...]")
     if parsed.seed is not None:
         overrides.append(f"args.seed={parsed.seed}")
     local_rank = parsed.local_rank
@@ -109,7 +104,7 @@ def load_config(
         ConfigError: with every problem found.
     """
     report = Report(allow_unknown)
-    root = _read_all(base, overrides, report)
+    root = read_tree(base, overrides, report)
     report.raise_if_any()  # nothing more can be said about half a tree
     _check_sections(root, report)
     published = translate(root, report)
@@ -124,7 +119,8 @@ def load_config(
     return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
 
 
-def _read_all(base: Sequence[str], overrides: Sequence[str], report: Report) -> Node:
+def read_tree(base: Sequence[str], overrides: Sequence[str], report: Report) -> Node:
+    """All files and overrides merged, with includes and interpolations resolved; problems go to the report."""
     root = Node({}, Origin("", None, ""))
     trees: list[Node] = []
     for file in base:
@@ -135,7 +131,7 @@ def _read_all(base: Sequence[str], overrides: Sequence[str], report: Report) -> 
             trees.append(tree)
     for tree in trees:
         root = merge(root, tree)
-    drop_missing(root)
+    drop_missing(root, report)
     if not report.errors:
         resolve_interpolations(root, report)
     return root
@@ -211,15 +207,13 @@ def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, p
             "missing section: say how clips are read, e.g. data.video_size=[480,720]",
         )
     deepspeed = read_deepspeed(root.child("deepspeed"), report)
-    check_consistency(args, model, data, root, report)
+    check_consistency(args, model, data, root, report, partial=partial)
     trains = kind == "train" or root.child("deepspeed") is not None
     text = resolved_yaml(args, model, data, deepspeed if trains else None)
     return Config(kind, args, model, data, deepspeed, text)
 
 
-def resolved_yaml(
-    args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any] | None
-) -> str:
+def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any] | None) -> str:
     """The values in force as YAML that can be loaded again."""
     sections = {
         "args": dataclasses.asdict(args),
@@ -227,9 +221,7 @@ def resolved_yaml(
         "data": None if data is None else dataclasses.asdict(data),
         "deepspeed": deepspeed,
     }
-    return OmegaConf.to_yaml(
-        OmegaConf.create({key: value for key, value in sections.items() if value is not None})
-    )
+    return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in sections.items() if value is not None}))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,13 +1,12 @@
-"""Files and folders that a configuration names: those that don't exist are reported before anything is built."""
+"""Files and folders that a configuration names: those that don't exist are reported before the build."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cogvideox.config.consistency import find
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Config, SampleArgs
-from cogvideox.config.tree import Node
+from cogvideox.config.tree import Node, find
 
 
 def check_paths(config: Config, root: Node, report: Report) -> None:

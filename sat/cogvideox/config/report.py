@@ -32,6 +32,8 @@ class Report:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.notices: list[str] = []
+        # Keys that a file marks with `???`, to be given by a later file or on the command line.
+        self.unfilled: dict[str, Origin] = {}
         self._order: list[tuple[str, int, int]] = []
 
     def error(self, origin: Origin, text: str) -> None:
@@ -61,9 +63,7 @@ class Report:
         ordered = [self.errors[index] for _, _, index in sorted(self._order)]
         if len(ordered) == 1:
             raise ConfigError(ordered[0])
-        raise ConfigError(
-            f"{len(ordered)} problems in the configuration:\n" + "\n".join(f"  {x}" for x in ordered)
-        )
+        raise ConfigError(f"{len(ordered)} problems in the configuration:\n" + "\n".join(f"  {x}" for x in ordered))
 
     @staticmethod
     def _once(lines: list[str], text: str) -> None:
@@ -73,13 +73,13 @@ class Report:
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """`did you mean X?` or, when nothing is near, what there is."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    names = sorted(set(valid))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]!r}?"
     if not names:
         return "nothing is allowed here"
-    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known here: {shown}"
 
 

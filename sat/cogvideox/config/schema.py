@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cogvideox.config.limits import at_least, frame_count_problem, share, size_problem
+from cogvideox.config.limits import at_least, share
 
 Kind = Literal["train", "sample"]
 # {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is
 # annotated with this name takes the node itself and builds it; any other parameter gets the built object.
 ComponentNode = dict[str, Any]
+# Keys that published files hold and that change nothing here.
+NO_EFFECT: dict[str, tuple[str, ...]] = {
+    "args": ("no_load_rng", "force_train", "force_inference", "split", "eval_iters", "only_log_video_latents"),
+    "model": ("log_keys", "input_key", "disable_first_stage_autocast", "noised_image_dropout"),
+}
 Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be valid)
 
 
@@ -90,8 +95,10 @@ class TrainArgs:
         yield from at_least(self, 0, "warmup_steps", "num_workers", "seed")
         yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from share(self, "min_lr_ratio", "warmup", "lr_decay_ratio", "eval_split")
-        if self.warmup_steps >= self.train_iters >= 1 and self.warmup_steps > 0:
-            yield "warmup_steps", f"{self.warmup_steps} is not less than train_iters ({self.train_iters})"
+        if self.load is None and self.resume is None and self.mode == "finetune":
+            yield "load", "missing: fine-tuning starts from a checkpoint; args.mode=pretrain starts from random weights"
+        if self.warmup_steps > self.train_iters >= 1:
+            yield "warmup_steps", f"{self.warmup_steps} is more than train_iters ({self.train_iters})"
         if self.model_parallel_size != 1:
             yield "model_parallel_size", "only 1 is supported: this version has no tensor parallelism"
         if self.mode == "inference":
@@ -138,12 +145,9 @@ class SampleArgs:
     def problems(self) -> Problems:
         if not self.load:
             yield "load", "missing: give the checkpoint folder to sample with, e.g. args.load=ckpts/run/1000"
-        yield from at_least(
-            self, 1, "num_samples", "batch_size", "sampling_num_frames", "sampling_fps", "num_steps"
-        )
+        yield from at_least(self, 1, "num_samples", "batch_size", "sampling_num_frames", "sampling_fps", "num_steps")
         yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from at_least(self, 0, "seed", "guidance_scale")
-        yield from size_problem(self, "sampling_image_size")
         if self.image2video:
             yield "image2video", "this version samples from text only: set it to false"
         if self.bf16 and self.fp16:
@@ -170,8 +174,7 @@ class DataConfig:
     random_start: bool = False
 
     def problems(self) -> Problems:
-        yield from size_problem(self, "video_size")
-        yield from frame_count_problem(self, "max_num_frames")
+        yield from at_least(self, 1, "max_num_frames")
         yield from at_least(self, 0, "skip_frms_num")
         yield from share(self, "max_failed_share")
         for name in ("fps", "clip_timeout_s"):

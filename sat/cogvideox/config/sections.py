@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import DataConfig, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.schema import NO_EFFECT, DataConfig, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.targets import check_component
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
@@ -51,7 +51,9 @@ def read_section(
         if key in origins:
             report.error(origins[key], text)
         elif not partial:
-            report.error(_of_section(node, f"{name}.{key}"), text)
+            path = f"{name}.{key}"
+            report.error(report.unfilled.get(path) or _of_section(node, path), text)
+    _say_without_effect(name, origins, report)
     return result
 
 
@@ -72,6 +74,7 @@ def read_model(node: Node | None, report: Report, *, partial: bool = False) -> M
     model = ModelConfig(**values)
     for key, text in model.problems():
         report.error(origins[key], text)  # every default is in range
+    _say_without_effect("model", origins, report)
     return model
 
 
@@ -91,10 +94,14 @@ def _typed_values(
         elif key not in elsewhere:
             report.unknown(child.origin, key, [*known, *elsewhere])
         elif child.origin.file is None:
-            report.error(
-                child.origin, "belongs to the other kind of run (training or sampling): no effect here"
-            )
+            report.error(child.origin, "belongs to the other kind of run (training or sampling): no effect here")
     return values, origins
+
+
+def _say_without_effect(name: str, given: Iterable[str], report: Report) -> None:
+    found = [key for key in given if key in NO_EFFECT.get(name, ())]
+    if found:
+        report.notice(f"{name}: accepted without effect: {', '.join(found)}")
 
 
 def _items(node: Node | None, section: type, report: Report) -> dict[str, Node]:

@@ -92,9 +92,7 @@ def _syntax(file: Path) -> ast.Module:
 
 
 def _public_classes(file: Path) -> list[str]:
-    return [
-        node.name for node in _syntax(file).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"
-    ]
+    return [node.name for node in _syntax(file).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
 
 
 def _find_definition(file: Path, name: str) -> tuple[Path, ast.ClassDef | ast.FunctionDef] | None:
@@ -140,9 +138,7 @@ def _from_arguments(target: str, arguments: ast.arguments, *, skip_first: bool) 
         for index, argument in enumerate(positional)
     ][1 if skip_first else 0 :]
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        parameters.append(
-            Parameter(argument.arg, argument.annotation, required=False, supplied=default is None)
-        )
+        parameters.append(Parameter(argument.arg, argument.annotation, required=False, supplied=default is None))
     return Signature(target, {p.name: p for p in parameters}, open=arguments.kwarg is not None)
 
 

@@ -80,9 +80,7 @@ def _check_params(node: Node, target: Node, signature: Signature, report: Report
         parameter = signature.parameters.get(name)
         if parameter is None and not signature.open:
             if child.origin.layer < target.origin.layer:
-                report.notice(
-                    f"{child.origin.place()}: {child.origin.path} is not used by {signature.target}"
-                )
+                report.notice(f"{child.origin.place()}: {child.origin.path} is not used by {signature.target}")
             else:
                 report.unknown(child.origin, name, signature.yaml_keys, f"parameter of {signature.target}:")
         elif parameter is not None and parameter.supplied:
@@ -126,11 +124,7 @@ def _check_unbuilt(node: Node, parameter: Parameter, report: Report) -> Any:
     if is_component(node.value):
         return check_component(node, report)
     if isinstance(node.value, dict):
-        return {
-            key: check_component(child, report)
-            for key, child in node.value.items()
-            if child.value is not None
-        }
+        return {key: check_component(child, report) for key, child in node.value.items() if child.value is not None}
     if isinstance(node.value, list):
         return [check_component(child, report) for child in node.value]
     report.error(node.origin, f"{parameter.name} takes components (target and params)")

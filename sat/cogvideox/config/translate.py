@@ -114,9 +114,7 @@ class _Translation:
                 self.no_effect.add(name)
             elif name in alias.fixed:
                 if child.plain() != alias.fixed[name]:
-                    self.report.error(
-                        child.origin, f"only {_yaml(alias.fixed[name])} is computed by this program"
-                    )
+                    self.report.error(child.origin, f"only {_yaml(alias.fixed[name])} is computed by this program")
             elif name in alias.parts:
                 target = child.child("target")
                 if target is None or target.value != alias.parts[name]:
@@ -131,9 +129,7 @@ class _Translation:
             self.schedules.append(node)
 
     def _network(self, params: dict[str, Node]) -> None:
-        for name, child in self._params(
-            _mapping(params.pop("transformer_args", None)), TRANSFORMER_ARGS
-        ).items():
+        for name, child in self._params(_mapping(params.pop("transformer_args", None)), TRANSFORMER_ARGS).items():
             params.setdefault(name, child)
         modules = _mapping(params.get("modules"))
         for slot, module in list(modules.items()):
@@ -141,9 +137,7 @@ class _Translation:
             alias = None if target is None else ALIASES.get(str(target.value))
             if target is not None and alias is not None and alias.unsupported:
                 text = f"{target.value} ({alias.unsupported}) is not supported by this version"
-                self.report.error(
-                    target.origin, f"{text}; it runs CogVideoX-2B, with Basic3DPositionEmbeddingMixin"
-                )
+                self.report.error(target.origin, f"{text}; it runs CogVideoX-2B, with Basic3DPositionEmbeddingMixin")
                 del modules[slot]
             inner = self.component(module)
             if slot == "pos_embed_config" and "text_length" in inner:
@@ -178,9 +172,7 @@ class _Translation:
         for copy in copies[1:]:
             if _schedule_values(copy) != _schedule_values(copies[0]):
                 first = f"{copies[0].origin.place()}: {copies[0].origin.path}"
-                self.report.error(
-                    copy.origin, f"differs from {first}: training and sampling share one noise schedule"
-                )
+                self.report.error(copy.origin, f"differs from {first}: training and sampling share one noise schedule")
         if copies:
             model.value["schedule_config"] = copies[0]
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cogvideox.config.report import Origin, Report
 
 MISSING = "???"  # OmegaConf's mark for "must be given by a later file or on the command line"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML has it
 Path_ = tuple[str | int, ...]
 
 
@@ -59,7 +60,7 @@ def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
         report.error(replace(start, line=None), f"can't be read: {reason}")
         return None
     try:
-        composed = yaml.compose(text, Loader=yaml.SafeLoader)
+        composed = yaml.compose(text, Loader=_LOADER)
         plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
         report.error(replace(start, line=_error_line(error)), f"not valid YAML: {_error_text(error)}")
@@ -81,18 +82,14 @@ def read_override(text: str, layer: int, report: Report) -> Node | None:
     origin = Origin(None, None, text.partition("=")[0], layer)
     key, equals, raw = text.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        report.error(
-            origin, f"{text!r} is not an override: write section.key=value, e.g. args.train_iters=500"
-        )
+        report.error(origin, f"{text!r} is not an override: write section.key=value, e.g. args.train_iters=500")
         return None
     try:
         loaded = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)
         assert isinstance(loaded, dict)
         value = loaded["value"]
     except yaml.YAMLError as error:
-        report.error(
-            origin, f"{raw!r} is not valid YAML: {_error_text(error)}; quote text with special characters"
-        )
+        report.error(origin, f"{raw!r} is not valid YAML: {_error_text(error)}; quote text with special characters")
         return None
     except OmegaConfBaseException as error:
         report.error(origin, f"{raw!r} is not valid: {str(error).splitlines()[0]}")
@@ -125,13 +122,37 @@ def _are_indices(node: Node, length: int) -> bool:
     return all(key.isdigit() and int(key) < length for key in node.value)
 
 
-def drop_missing(node: Node) -> None:
+def find(root: Node, path: str) -> Node | None:
+    """The node at a dotted path, or None."""
+    node: Node | None = root
+    for key in path.split("."):
+        node = None if node is None else node.child(key)
+    return node
+
+
+def put(root: Node, path: str, node: Node) -> None:
+    """Set a node at a dotted path; mappings on the way are made."""
+    *parents, last = path.split(".")
+    here = root
+    for key in parents:
+        step = here.child(key)
+        if step is None or step.value is None:
+            step = Node({}, node.origin)
+            here.value[key] = step
+        if not isinstance(step.value, dict):
+            return  # a wrong type, which the section's own check reports
+        here = step
+    here.value[last] = node
+
+
+def drop_missing(node: Node, report: Report) -> None:
     """Take out `???`: whoever needs the key then says that it is missing."""
     if isinstance(node.value, dict):
         for key in [key for key, child in node.value.items() if child.value == MISSING]:
-            del node.value[key]
+            origin = node.value.pop(key).origin
+            report.unfilled[origin.path] = origin
     for child in _children(node):
-        drop_missing(child)
+        drop_missing(child, report)
 
 
 def resolve_interpolations(root: Node, report: Report) -> None:

@@ -48,9 +48,7 @@ def describe(annotation: ast.expr | None) -> str:
     """The type in the words of a YAML author."""
     if annotation is None:
         return "any value"
-    return " or ".join(
-        "null" if _is_none(option) else _describe_one(option) for option in _union_options(annotation)
-    )
+    return " or ".join("null" if _is_none(option) else _describe_one(option) for option in _union_options(annotation))
 
 
 def mentions(annotation: ast.expr | None, name: str) -> bool:
@@ -67,9 +65,7 @@ def takes_object(annotation: ast.expr | None) -> bool:
     if annotation is None:
         return True
     plain = {"int", "float", "bool", "str", "None", "Literal", "tuple", *_LISTS, *_DICTS}
-    return any(
-        _split(option)[0] not in plain and not _is_none(option) for option in _union_options(annotation)
-    )
+    return any(_split(option)[0] not in plain and not _is_none(option) for option in _union_options(annotation))
 
 
 def _describe_one(annotation: ast.expr) -> str:

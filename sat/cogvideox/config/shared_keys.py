@@ -1,0 +1,68 @@
+"""Keys that say the same in two places are settled before the sections are read; the flat key wins."""
+
+from __future__ import annotations
+
+from cogvideox.config.report import Origin, Report
+from cogvideox.config.schema import Kind
+from cogvideox.config.tree import Node, build, find, put
+
+_NETWORK = "model.network_config.params"
+_SAMPLER = "model.sampler_config"
+_GUIDANCE = f"{_SAMPLER}.params.guidance"
+_DYNAMIC = "cogvideox.diffusion.guidance.DynamicGuidance"
+_CONSTANT = "cogvideox.diffusion.guidance.ConstantGuidance"
+_SAT_SCHEDULE_KEYS = ("warmup", "lr_decay_style", "lr_decay_ratio")
+
+
+def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: bool) -> None:
+    """Give every component the value of the flat key that stands for it.
+
+    Args:
+        published: the files use published names, so a missing learning-rate schedule means SAT's own.
+    """
+    if find(root, "model.network_config") is not None:
+        if kind == "train":
+            _tie(root, "args.checkpoint_activations", f"{_NETWORK}.checkpoint_activations")
+        _tie(root, "model.compile_model", f"{_NETWORK}.compile_blocks")
+    if kind == "sample":
+        _settle_sampler(root)
+    elif find(root, "args.lr_schedule") is None:
+        _settle_schedule(root, report, published=published)
+
+
+def _tie(root: Node, flat: str, param: str) -> None:
+    given, held = find(root, flat), find(root, param)
+    if given is not None:
+        put(root, param, given)
+    elif held is not None:
+        put(root, flat, held)
+
+
+def _settle_sampler(root: Node) -> None:
+    """args.num_steps and args.guidance_scale go to the sampler, the steps to its dynamic guidance too."""
+    steps, scale = find(root, "args.num_steps"), find(root, "args.guidance_scale")
+    given = [node for node in (steps, scale) if node is not None and node.value is not None]
+    if not given:
+        return
+    if find(root, _SAMPLER) is None:
+        target = "cogvideox.diffusion.samplers.DPMpp2MSDESampler"
+        guidance = {"target": _DYNAMIC, "params": {}}
+        put(root, _SAMPLER, build({"target": target, "params": {"guidance": guidance}}, given[0].origin))
+    if steps is not None and steps.value is not None:
+        put(root, f"{_SAMPLER}.params.num_steps", steps)
+        target_node = find(root, f"{_GUIDANCE}.target")
+        if target_node is not None and target_node.value == _DYNAMIC:
+            put(root, f"{_GUIDANCE}.params.num_steps", steps)
+    if scale is not None and scale.value is not None:
+        if find(root, f"{_GUIDANCE}.target") is None:  # `guidance: null`: the scale asks for some
+            put(root, _GUIDANCE, build({"target": _CONSTANT, "params": {}}, scale.origin))
+        put(root, f"{_GUIDANCE}.params.scale", scale)
+
+
+def _settle_schedule(root: Node, report: Report, *, published: bool) -> None:
+    if published or any(find(root, f"args.{key}") is not None for key in _SAT_SCHEDULE_KEYS):
+        put(root, "args.lr_schedule", Node("sat", Origin("", None, "args.lr_schedule")))
+        report.notice(
+            "args.lr_schedule is not given: sat (SAT's own: 100 steps at 5 % of lr, then annealing), as these "
+            "files have always run; args.lr_schedule=constant keeps the rate as written"
+        )
