@@ -1,0 +1,101 @@
+"""The randomness of a step depends on (seed, epoch, sample id) only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cogvideox.diffusion.timesteps import StepRandomness, draw, gaussian, stratified_timestep, uniform_timestep
+
+SHAPE = (3, 4, 5, 6)
+
+
+def join(parts: list[StepRandomness]) -> StepRandomness:
+    names = ("timestep", "noise", "posterior_noise", "keep_caption")
+    return StepRandomness(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def same(left: StepRandomness, right: StepRandomness) -> bool:
+    names = ("timestep", "noise", "posterior_noise", "keep_caption")
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in names)
+
+
+@pytest.mark.parametrize("split", [[8], [4, 4], [1] * 8, [5, 2, 1]])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_any_split_of_a_batch_draws_the_same(split: list[int], stratified: bool) -> None:
+    ids = [2**62 + 17 * i for i in range(8)]
+    positions = list(range(40, 48))
+    whole = draw(1, 2, ids, SHAPE, 1000, caption_dropout=0.5, positions=positions if stratified else None)
+    parts, start = [], 0
+    for size in split:
+        here = slice(start, start + size)
+        places = positions[here] if stratified else None
+        parts.append(draw(1, 2, ids[here], SHAPE, 1000, caption_dropout=0.5, positions=places))
+        start += size
+    assert same(whole, join(parts))
+
+
+def test_torch_seed_has_no_part_in_it() -> None:
+    torch.manual_seed(0)
+    first = draw(1, 2, [3, 4], SHAPE, 1000)
+    torch.manual_seed(1)
+    assert same(first, draw(1, 2, [3, 4], SHAPE, 1000))
+
+
+@pytest.mark.parametrize("other", [(2, 0, 5), (1, 1, 5), (1, 0, 6)])
+def test_seed_epoch_and_sample_each_change_everything(other: tuple[int, int, int]) -> None:
+    one = draw(1, 0, [5], SHAPE, 10**9)
+    two = draw(other[0], other[1], [other[2]], SHAPE, 10**9)
+    assert one.timestep != two.timestep
+    for name in ("noise", "posterior_noise"):
+        correlation = np.corrcoef(getattr(one, name).flatten(), getattr(two, name).flatten())[0, 1]
+        assert abs(correlation) < 0.25  # 360 values: five standard deviations
+    assert not torch.equal(one.noise, one.posterior_noise)
+
+
+def test_a_batch_over_two_epochs_takes_one_epoch_per_sample() -> None:
+    mixed = draw(1, [3, 4], [7, 7], SHAPE, 1000)
+    assert same(mixed, join([draw(1, 3, [7], SHAPE, 1000), draw(1, 4, [7], SHAPE, 1000)]))
+    assert not torch.equal(mixed.noise[0], mixed.noise[1])
+
+
+def test_shapes_and_types() -> None:
+    drawn = draw(0, 0, [1, 2, 3], SHAPE, 1000)
+    assert drawn.timestep.dtype == torch.int64 and drawn.keep_caption.dtype == torch.bool
+    assert drawn.noise.shape == drawn.posterior_noise.shape == (3, *SHAPE)
+    assert drawn.noise.dtype == torch.float32
+    assert drawn.to("cpu") is drawn
+
+
+def test_timesteps_are_uniform() -> None:
+    steps = np.array([uniform_timestep(1000, 0, 0, sample) for sample in range(20000)])
+    assert steps.min() >= 0 and steps.max() <= 999
+    counts = np.histogram(steps, bins=10, range=(0, 1000))[0]
+    assert abs(counts - 2000).max() < 5 * (2000 * 0.9) ** 0.5
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = gaussian((200, 500), "any")
+    assert abs(noise.mean()) < 5 / 100000**0.5
+    assert noise.std() == pytest.approx(1.0, abs=0.01)
+
+
+def test_caption_dropout_has_its_probability() -> None:
+    assert draw(0, 0, range(50), (1,), 1000, caption_dropout=0.0).keep_caption.all()
+    assert not draw(0, 0, range(50), (1,), 1000, caption_dropout=1.0).keep_caption.any()
+    dropped = ~draw(0, 0, range(4000), (1,), 1000, caption_dropout=0.1).keep_caption
+    assert dropped.float().mean() == pytest.approx(0.1, abs=5 * (0.09 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7, 8, 16, 100])
+@pytest.mark.parametrize("start", [0, 1234567])
+def test_stratified_timesteps_spread_over_any_global_batch(batch: int, start: int) -> None:
+    steps = sorted(stratified_timestep(1000, 9, position) for position in range(start, start + batch))
+    gaps = [after - before for before, after in zip(steps, [*steps[1:], steps[0] + 1000], strict=True)]
+    assert max(gaps) <= 2.62 * 1000 / batch + 1  # the golden-ratio sequence's largest gap is 1 + phi times the mean
+
+
+def test_stratified_timesteps_are_uniform_for_one_place_in_the_batch() -> None:
+    steps = np.array([stratified_timestep(1000, seed, 5) for seed in range(5000)])
+    counts = np.histogram(steps, bins=10, range=(0, 1000))[0]
+    assert abs(counts - 500).max() < 5 * (500 * 0.9) ** 0.5

@@ -1,0 +1,111 @@
+"""Schedules and sampler steps against diffusers' CogVideoX schedulers, given the same levels and the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cogvideox.diffusion.samplers import DDIMSampler, DPMpp2MSDESampler
+from cogvideox.diffusion.schedule import NoiseSchedule, SamplingSchedule
+from cogvideox.diffusion.timesteps import gaussian
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers.schedulers import scheduling_dpm_cogvideox
+from torch import Tensor
+
+SHAPE = (1, 3, 4, 8, 8)
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+}
+STEPS = [5, 50]  # 1000 is a multiple: only then diffusers' notion of the previous timestep is the schedule's
+# fp32: some 2^-24 per step and level, amplified at the end by 1 / sqrt(1 - a^2), about 20, where v is formed from x0.
+TOLERANCE = 1e-5
+
+
+def predicted_latent(x: Tensor, timestep: int) -> Tensor:
+    """Stands for a network: nonlinear, different at each timestep."""
+    return torch.tanh(0.8 * x + timestep / 1000) - 0.1 * x
+
+
+def on_our_levels(scheduler: CogVideoXDDIMScheduler, levels: SamplingSchedule, steps: int) -> list[int]:
+    """Give diffusers our levels at our timesteps; returns these."""
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.tolist()
+    assert timesteps == levels.timesteps.tolist()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.alphas_cumprod[levels.timesteps] = levels.sqrt_alpha_bar[:-1].double() ** 2
+    return timesteps
+
+
+def v_of(x: Tensor, x0: Tensor, scheduler: CogVideoXDDIMScheduler, timestep: int) -> Tensor:
+    """The v that diffusers turns back into x0."""
+    alpha_bar = scheduler.alphas_cumprod[timestep]
+    return ((alpha_bar**0.5 * x.double() - x0.double()) / (1 - alpha_bar) ** 0.5).float()
+
+
+def ours(sampler: DDIMSampler | DPMpp2MSDESampler, noise: Callable[[int], Tensor]) -> list[Tensor]:
+    """Latents before each step, and the result."""
+    trace: list[Tensor] = []
+
+    def denoise(x: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
+        trace.append(x)
+        return predicted_latent(x, int(timestep[0]))
+
+    context = torch.zeros(1, 1, 1)
+    trace.append(sampler.sample(denoise, gaussian(SHAPE, "start"), NoiseSchedule(), context, context, noise))
+    return trace
+
+
+def step_noise(step: int) -> Tensor:
+    return gaussian(SHAPE, "noise", step)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_training_table(shift: float) -> None:
+    theirs = CogVideoXDDIMScheduler(**CONFIG, snr_shift_scale=shift).alphas_cumprod.sqrt().float()
+    torch.testing.assert_close(NoiseSchedule(shift_scale=shift).sqrt_alpha_bar, theirs, rtol=0, atol=2e-7)
+
+
+def test_sub_sampled_levels_differ_from_diffusers_by_at_most_a_thousandth() -> None:
+    theirs = CogVideoXDDIMScheduler(**CONFIG).alphas_cumprod.sqrt().float()
+    levels = NoiseSchedule().sampling(50)
+    difference = (theirs[levels.timesteps] - levels.sqrt_alpha_bar[:-1]).abs().max()
+    assert 1e-5 < difference < 2e-3
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_ddim(steps: int) -> None:
+    scheduler = CogVideoXDDIMScheduler(**CONFIG)
+    timesteps = on_our_levels(scheduler, NoiseSchedule().sampling(steps), steps)
+    trace = ours(DDIMSampler(steps), step_noise)
+    x = gaussian(SHAPE, "start")
+    for step, timestep in enumerate(timesteps):
+        torch.testing.assert_close(trace[step], x.float(), rtol=0, atol=TOLERANCE)
+        x0 = predicted_latent(x.float(), timestep)
+        x = scheduler.step(v_of(x, x0, scheduler, timestep), timestep, x).prev_sample
+    torch.testing.assert_close(trace[-1], x.float(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_dpmpp_2m_sde(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = CogVideoXDPMScheduler(**CONFIG)
+    timesteps = on_our_levels(scheduler, NoiseSchedule().sampling(steps), steps)
+    trace = ours(DPMpp2MSDESampler(steps), step_noise)
+    x, x0_previous = gaussian(SHAPE, "start"), None
+    for step, timestep in enumerate(timesteps):
+        torch.testing.assert_close(trace[step], x.float(), rtol=0, atol=TOLERANCE)
+        # It draws twice on most steps and uses the second draw: here both are the step's noise.
+        noise = step_noise(step)
+        monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", lambda *_, noise=noise, **__: noise)
+        x0 = predicted_latent(x.float(), timestep)
+        v = v_of(x, x0, scheduler, timestep)
+        back = timesteps[step - 1] if step else None
+        x, x0_previous = scheduler.step(v, x0_previous, timestep, back, x)
+    torch.testing.assert_close(trace[-1], x.float(), rtol=0, atol=TOLERANCE)
