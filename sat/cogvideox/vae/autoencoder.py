@@ -68,12 +68,8 @@ class VideoAutoencoder(nn.Module):
         self.spatial_compression = 2 ** (len(ch_mult) - 1)
         self.encode_chunk_frames = encode_chunk_frames
         self.decode_chunk_latent_frames = decode_chunk_latent_frames
-        self.encoder = Encoder(
-            in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels
-        )
-        self.decoder = Decoder(
-            out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels
-        )
+        self.encoder = Encoder(in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
+        self.decoder = Decoder(out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         if ckpt_path is not None:
             self.load_checkpoint(ckpt_path)
             self.freeze()
@@ -90,9 +86,7 @@ class VideoAutoencoder(nn.Module):
         """
         self._check_video(video)
         with self._autograd(video, self.encoder):
-            chunks = list(
-                self._run_chunks(self.encoder, video, self.encode_chunk_frames, lone_first_frame=True)
-            )
+            chunks = list(self._run_chunks(self.encoder, video, self.encode_chunk_frames, lone_first_frame=True))
             moments = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
             moments = moments.transpose(1, 2)
             mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
@@ -160,9 +154,9 @@ class VideoAutoencoder(nn.Module):
         for start, end in bounds:
             is_first, is_last = start == 0, end == x.shape[1]
             state = CausalState(lone_first_frame and is_first, is_last, tails)
-            frames = (
-                x[:, start:end].transpose(1, 2).to(dtype).contiguous(memory_format=torch.channels_last_3d)
-            )
+            frames = x[:, start:end].transpose(1, 2).to(dtype)
+            if not torch.is_grad_enabled():  # the work done in place, and the fast convolutions, want this layout
+                frames = frames.contiguous(memory_format=torch.channels_last_3d)
             yield network(frames, state)
 
     def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
@@ -222,9 +216,7 @@ def _nearest_multiples(size: int, unit: int) -> str:
     return " or ".join(str(value) for value in (below, below + unit) if value > 0)
 
 
-def _check_architecture(
-    ch: int, ch_mult: Sequence[int], num_res_blocks: int, groups: int, temporal: int
-) -> int:
+def _check_architecture(ch: int, ch_mult: Sequence[int], num_res_blocks: int, groups: int, temporal: int) -> int:
     """Returns how many levels compress time."""
     if not ch_mult or num_res_blocks < 1:
         raise ConfigError(
@@ -238,23 +230,15 @@ def _check_architecture(
     levels = temporal.bit_length() - 1
     if temporal < 1 or temporal != 2**levels or levels > len(ch_mult) - 1:
         valid = ", ".join(str(2**level) for level in range(len(ch_mult)))
-        raise ConfigError(
-            f"temporal_compression {temporal} is not possible with {len(ch_mult)} levels; valid: {valid}"
-        )
+        raise ConfigError(f"temporal_compression {temporal} is not possible with {len(ch_mult)} levels; valid: {valid}")
     return levels
 
 
-def _check_chunks(
-    encode_chunk_frames: int | None, decode_chunk_latent_frames: int | None, temporal: int
-) -> None:
+def _check_chunks(encode_chunk_frames: int | None, decode_chunk_latent_frames: int | None, temporal: int) -> None:
     if encode_chunk_frames is not None and (encode_chunk_frames < 1 or encode_chunk_frames % temporal):
-        raise ConfigError(
-            f"encode_chunk_frames must be null or a multiple of {temporal}, got {encode_chunk_frames}"
-        )
+        raise ConfigError(f"encode_chunk_frames must be null or a multiple of {temporal}, got {encode_chunk_frames}")
     if decode_chunk_latent_frames is not None and decode_chunk_latent_frames < 1:
-        raise ConfigError(
-            f"decode_chunk_latent_frames must be null or at least 1, got {decode_chunk_latent_frames}"
-        )
+        raise ConfigError(f"decode_chunk_latent_frames must be null or at least 1, got {decode_chunk_latent_frames}")
 
 
 def _check_state(state: dict[str, Tensor], own: dict[str, Tensor], path: str) -> None:

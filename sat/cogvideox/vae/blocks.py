@@ -1,7 +1,7 @@
 """The pieces of encoder and decoder: normalisation, residual block, resampling.
 
-Letters: b batch, c channels, t frames at this level, h w height and width at this level; f y x latent frames, height,
-width; z latent channels.
+Letters: b batch, c channels, t frames, h w height and width at this level; f y x latent frames, height, width; z latent
+channels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cogvideox.vae.causal_conv import CausalConv3d, CausalState
+from cogvideox.vae import fewer_products
+from cogvideox.vae.causal_conv import CausalConv3d, CausalState, Padded
+from cogvideox.vae.norm_silu import NormMaps, apply_map, covered_frames, group_norm_maps
 
 GROUP_NORM_EPS = 1e-6
 
@@ -24,8 +26,8 @@ class SpatialNorm(nn.Module):
     """GroupNorm whose result is scaled and shifted by maps computed from the latent.
 
     Keys: `norm_layer.*`, `conv_y.conv.*` (scale), `conv_b.conv.*` (shift).
-    The published layer enlarges the latent to the size of the features and then applies the two 1x1x1 convolutions.
-    Nearest enlargement commutes with a pointwise convolution, so here the maps stay at latent size and are broadcast.
+    The published layer enlarges the latent to the size of the features and then applies two 1x1x1 convolutions. Nearest
+    enlargement commutes with a pointwise convolution, so here the maps stay at latent size and are repeated in use.
     Source: MoVQ (arXiv 2209.09002), section 3.1, with the first frame enlarged apart.
     """
 
@@ -36,34 +38,35 @@ class SpatialNorm(nn.Module):
         self.conv_b = CausalConv3d(latent_channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor, latent: Tensor, state: CausalState) -> Tensor:
-        """x b c t h w, latent b z f y x -> b c t h w. t is f or grows from it by whole factors, the lone frame apart."""
+        """x b c t h w, latent b z f y x -> b c t h w. t is a multiple of f, or t - 1 of f - 1 with the lone frame."""
         x = self.norm_layer(x)
         scale, shift = self.conv_y(latent, state), self.conv_b(latent, state)
-        if not state.lone_first_frame or x.shape[2] == latent.shape[2]:
-            return _modulate(x, scale, shift)
-        parts = [_modulate(x[:, :, :1], scale[:, :, :1], shift[:, :, :1])]
-        if x.shape[2] > 1:
-            parts.append(_modulate(x[:, :, 1:], scale[:, :, 1:], shift[:, :, 1:]))
-        return torch.cat(parts, dim=2) if torch.is_grad_enabled() else x
+        t = x.shape[2]
+        pieces = covered_frames(t, latent.shape[2], state.lone_first_frame, slab_frames=t)
+        return torch.cat([apply_map(x[:, :, a], scale[:, :, m], shift[:, :, m]) for a, m in pieces], dim=2)
+
+    def maps(self, x: Tensor, latent: Tensor, state: CausalState) -> NormMaps:
+        """What `forward` computes, as maps of the latent's size."""
+        norm = group_norm_maps(self.norm_layer, x)
+        scale, shift = self.conv_y(latent, state), self.conv_b(latent, state)
+        return NormMaps(norm.scale * scale, norm.shift * scale + shift, state.lone_first_frame)
 
 
-def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift with the maps repeated over whole blocks of x; in place when autograd is off."""
-    for dim in (4, 3, 2):
-        size = scale.shape[dim]
-        scale, shift = scale.unsqueeze(dim + 1), shift.unsqueeze(dim + 1)
-        x = x.unflatten(dim, (size, -1))
+def pad_activated(norm: nn.Module, conv: CausalConv3d, x: Tensor, latent: Tensor | None, state: CausalState) -> Padded:
+    """silu(norm(x)), padded for `conv`; the norm is a GroupNorm, or a SpatialNorm when there is a latent."""
     if torch.is_grad_enabled():
-        x = torch.addcmul(shift, x, scale)
-    else:
-        torch.addcmul(shift, x, scale, out=x)
-    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return conv.pad(F.silu(norm(x) if latent is None else norm(x, latent, state)), state)
+    if latent is None:
+        assert isinstance(norm, nn.GroupNorm), "a SpatialNorm needs the latent"
+        return conv.pad(x, state, group_norm_maps(norm, x))
+    assert isinstance(norm, SpatialNorm), "only a SpatialNorm takes the latent"
+    return conv.pad(x, state, norm.maps(x, latent, state))
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, causal convolution, twice, plus the input (through a pointwise convolution when widths differ).
+    """Norm, SiLU, causal convolution, twice, plus the input (by a pointwise convolution when widths differ).
 
-    Keys: `norm1`, `conv1.conv`, `norm2`, `conv2.conv`, `nin_shortcut`. With `latent_channels` the norms are SpatialNorms.
+    Keys: `norm1`, `conv1.conv`, `norm2`, `conv2.conv`, `nin_shortcut`. With `latent_channels` norms are SpatialNorms.
     """
 
     def __init__(
@@ -79,21 +82,18 @@ class ResnetBlock(nn.Module):
         self.norm1, self.norm2 = norms
         self.conv1 = CausalConv3d(in_channels, out_channels)
         self.conv2 = CausalConv3d(out_channels, out_channels)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1)
         self.changes_width = in_channels != out_channels
+        if self.changes_width:
+            self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, state: CausalState, latent: Tensor | None = None) -> Tensor:
         """b c_in t h w -> b c_out t h w; latent b z f y x for SpatialNorm."""
-        hidden = self.conv1(normalise(self.norm1, x, latent, state), state, silu=True)
-        hidden = self.conv2(normalise(self.norm2, hidden, latent, state), state, silu=True)
+        hidden = self.conv1.convolve(pad_activated(self.norm1, self.conv1, x, latent, state))
+        padded = pad_activated(self.norm2, self.conv2, hidden, latent, state)
+        del hidden  # a full-size tensor less while the second convolution runs
+        hidden = self.conv2.convolve(padded)
         shortcut = self.nin_shortcut(x) if self.changes_width else x
         return hidden + shortcut if torch.is_grad_enabled() else hidden.add_(shortcut)
-
-
-def normalise(norm: nn.Module, x: Tensor, latent: Tensor | None, state: CausalState) -> Tensor:
-    """Apply a GroupNorm, or a SpatialNorm on the latent."""
-    return norm(x) if latent is None else norm(x, latent, state)
 
 
 class Downsample(nn.Module):
@@ -125,7 +125,7 @@ def _average_pairs(x: Tensor, lone_first_frame: bool) -> Tensor:
 class Upsample(nn.Module):
     """Double the height and width (nearest, then a 2D convolution); double the frames as well when asked.
 
-    Key: `conv` (2D). The lone first frame is not doubled. Doubled frames are equal, so the convolution runs once for both.
+    Key: `conv` (2D). The lone first frame is not doubled. Doubled frames are equal: the convolution runs once for both.
     """
 
     def __init__(self, channels: int, expand_time: bool) -> None:
@@ -136,14 +136,13 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> b c t' 2h 2w; t' = t, or 1 + 2 (t - 1) with the lone frame, or 2 t without."""
         batch = x.shape[0]
-        images = F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=2.0, mode="nearest")
-        x = self.conv(images).unflatten(0, (batch, -1)).transpose(1, 2)
+        images = x.transpose(1, 2).flatten(0, 1)
+        if fewer_products.saves_time(x):
+            images = fewer_products.upsampled_conv2d(images, self.conv.weight, self.conv.bias)
+        else:
+            images = self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest"))
+        x = images.unflatten(0, (batch, -1)).transpose(1, 2)
         if not self.expand_time:
             return x
-        return x[:, :, _doubled_frames(x.shape[2], state.lone_first_frame, x.device)]
-
-
-def _doubled_frames(num_frames: int, lone_first_frame: bool, device: torch.device) -> Tensor:
-    """Indices 0 1 1 2 2 ... with the lone frame, 0 0 1 1 ... without."""
-    doubled = torch.arange(2 * num_frames, device=device) // 2
-    return doubled[1:] if lone_first_frame else doubled
+        doubled = torch.arange(2 * x.shape[2], device=x.device) // 2
+        return x.index_select(2, doubled[1:] if state.lone_first_frame else doubled)

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cogvideox.vae import fewer_products
+from cogvideox.vae.norm_silu import NormMaps
+
+# cuDNN counts elements in 32 bits; torch sends larger convolutions to a kernel that needs many times the memory.
+MAX_CONV_ELEMENTS = 2**31 - 1
+
 
 @dataclass
 class CausalState:
@@ -42,6 +48,7 @@ class CausalState:
 class CausalConv3d(nn.Module):
     """3D convolution: zero padding in space; in time preceded by the carried tail or by copies of the first frame.
 
+    It runs in two steps, so that the caller can free x between them: `convolve(pad(x, state))`; calling it does both.
     Keys: `conv.weight` [c_out, c_in, k, k, k], `conv.bias`.
     Source: CogVideoX (arXiv 2408.06072), section 2.1; the padding mode that the released 3D VAE uses.
     """
@@ -52,30 +59,63 @@ class CausalConv3d(nn.Module):
         padding = (0, kernel_size // 2, kernel_size // 2)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=padding)
 
-    def forward(self, x: Tensor, state: CausalState, *, silu: bool = False) -> Tensor:
-        """b c_in t h w -> b c_out t h w. With `silu` the activation is applied to x first, in the same pass as the padding."""
-        if not self.context_frames:
-            return self.conv(F.silu(x) if silu else x)
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        """b c_in t h w -> b c_out t h w."""
+        return self.convolve(self.pad(x, state))
+
+    def pad(self, x: Tensor, state: CausalState, maps: NormMaps | None = None) -> Padded:
+        """b c_in t h w -> b c_in t+k-1 h w. With `maps` (only without autograd) x is normalised and activated as well."""
         tail = state.take(self)
         if torch.is_grad_enabled():
-            x = F.silu(x) if silu else x
+            assert maps is None, "norm maps have no gradient"
             head = x[:, :, :1].expand(-1, -1, self.context_frames, -1, -1) if tail is None else tail
-            padded = torch.cat((head, x), dim=2)
+            frames = torch.cat((head, x), dim=2) if self.context_frames else x
         else:
-            padded = self._pad_into_buffer(x, tail, silu)
-        state.keep(self, padded[:, :, -self.context_frames :])
-        return self.conv(padded)
+            frames = self._pad_into_buffer(x, tail, maps)
+        if self.context_frames:
+            state.keep(self, frames[:, :, -self.context_frames :])
+        return Padded(frames, repeats_first=tail is None)
 
-    def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, silu: bool) -> Tensor:
+    def convolve(self, padded: Padded) -> Tensor:
+        """b c_in t+k-1 h w -> b c_out t h w."""
+        frames, weight, bias = padded.frames, self.conv.weight, self.conv.bias
+        if self.context_frames and fewer_products.saves_time(frames):
+            return fewer_products.causal_conv3d(frames, weight, bias, repeats_first=padded.repeats_first)
+        if frames.numel() <= MAX_CONV_ELEMENTS or torch.is_grad_enabled():
+            return self.conv(frames)
+        return self._convolve_in_pieces(frames)
+
+    def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, maps: NormMaps | None) -> Tensor:
         """The convolution's input, written once: tail or first frame in front, (activated) x behind."""
+        if not self.context_frames and maps is None:
+            return x
         b, c, t, h, w = x.shape
-        memory_format = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
         shape = (b, c, t + self.context_frames, h, w)
-        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
         body = padded[:, :, self.context_frames :]
-        if silu:
-            torch.ops.aten.silu.out(x, out=body)
-        else:
+        if maps is None:
             body.copy_(x)
+        else:
+            maps.write(x, body)
         padded[:, :, : self.context_frames].copy_(body[:, :, :1] if tail is None else tail)
         return padded
+
+    def _convolve_in_pieces(self, padded: Tensor) -> Tensor:
+        """The same result from consecutive runs of frames, each small enough for MAX_CONV_ELEMENTS."""
+        b, _, t, h, w = padded.shape
+        t -= self.context_frames
+        shape = (b, self.conv.out_channels, t, h, w)
+        out = torch.empty(shape, dtype=padded.dtype, device=padded.device, memory_format=torch.channels_last_3d)
+        step = max(1, MAX_CONV_ELEMENTS // padded[:, :, 0].numel() - self.context_frames)
+        for start in range(0, t, step):
+            piece = padded[:, :, start : start + step + self.context_frames]
+            out[:, :, start : start + step] = self.conv(piece)
+        return out
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Input of a causal convolution with its context in front: b c t+k-1 h w; repeats_first: that is the first frame."""
+
+    frames: Tensor
+    repeats_first: bool

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample
+from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, pad_activated
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
@@ -41,9 +41,7 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             stage = nn.Module()
             inputs = [widths[min(level + 1, top)]] + [width] * num_res_blocks
-            stage.block = nn.ModuleList(
-                ResnetBlock(before, width, num_groups, latent_channels) for before in inputs
-            )
+            stage.block = nn.ModuleList(ResnetBlock(before, width, num_groups, latent_channels) for before in inputs)
             if level > 0:
                 stage.upsample = Upsample(width, expand_time=top - level < time_levels)
             self.up.append(stage)
@@ -60,4 +58,4 @@ class Decoder(nn.Module):
                 x = block(x, state, latent)
             if hasattr(stage, "upsample"):
                 x = stage.upsample(x, state)
-        return self.conv_out(self.norm_out(x, latent, state), state, silu=True)
+        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import Downsample, ResnetBlock, group_norm
+from cogvideox.vae.blocks import Downsample, ResnetBlock, group_norm, pad_activated
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
@@ -57,4 +57,4 @@ class Encoder(nn.Module):
                 x = stage.downsample(x, state)
         for block in self.mid.values():
             x = block(x, state)
-        return self.conv_out(self.norm_out(x), state, silu=True)
+        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, None, state))

@@ -32,9 +32,7 @@ class DiagonalGaussian:
     def sample(self, noise: Tensor | None = None) -> Tensor:
         """mean + std * noise. `noise` is standard normal of the mean's shape; without it torch's generator draws it."""
         noise = torch.randn_like(self.mean) if noise is None else noise
-        assert noise.shape == self.mean.shape, (
-            f"noise {tuple(noise.shape)} for a mean of {tuple(self.mean.shape)}"
-        )
+        assert noise.shape == self.mean.shape, f"noise {tuple(noise.shape)} for a mean of {tuple(self.mean.shape)}"
         return self.mean + self.std * noise.to(self.mean)
 
     def mode(self) -> Tensor:
