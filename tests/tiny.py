@@ -160,6 +160,8 @@ def randomise(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if name.endswith("pos_embedding"):
+                continue  # computed, and exports compute it again
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2:
                 value = noise / math.sqrt(parameter[0].numel())
