@@ -44,9 +44,7 @@ class T5Encoder(nn.Module):
     def __init__(self, model_dir: str, max_length: int = 226, cache_dir: str | None = None) -> None:
         super().__init__()
         if max_length < 1:
-            raise ConfigError(
-                f"T5 encoder: max_length is {max_length}, must be at least 1 (226 for 1.0, 224 for 1.5)"
-            )
+            raise ConfigError(f"T5 encoder: max_length is {max_length}, must be at least 1 (226 for 1.0, 224 for 1.5)")
         self.model_dir = model_dir
         self.max_length = max_length
         weights, vocabulary = _locate(model_dir)
@@ -142,16 +140,17 @@ def _check_files(weights: Path, vocabulary: Path) -> None:
 
 
 def _load_tokenizer(source: str, cache_dir: str | None) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5TokenizerFast
 
+    # Without one of these files nothing says which class it is; a lone spiece.model is T5's.
+    named = not os.path.isdir(source) or any(
+        os.path.isfile(os.path.join(source, name)) for name in ("config.json", "tokenizer_config.json")
+    )
+    kind: Any = AutoTokenizer if named else T5TokenizerFast
     try:
-        return AutoTokenizer.from_pretrained(
-            source, cache_dir=cache_dir, local_files_only=os.path.isdir(source)
-        )
+        return kind.from_pretrained(source, cache_dir=cache_dir, local_files_only=os.path.isdir(source))
     except _LOADING_ERRORS as error:
-        raise CheckpointError(
-            f"T5 encoder: can't load the tokenizer of {source}: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"T5 encoder: can't load the tokenizer of {source}: {_first_line(error)}") from error
 
 
 def _load_transformer(source: str, cache_dir: str | None) -> Any:
@@ -163,9 +162,7 @@ def _load_transformer(source: str, cache_dir: str | None) -> Any:
             source, cache_dir=cache_dir, local_files_only=os.path.isdir(source), output_loading_info=True
         )
     except _LOADING_ERRORS as error:
-        raise CheckpointError(
-            f"T5 encoder: can't load the weights of {source}: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"T5 encoder: can't load the weights of {source}: {_first_line(error)}") from error
     # transformers fills missing weights with random numbers and goes on.
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
