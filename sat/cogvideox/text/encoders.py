@@ -140,13 +140,13 @@ def _check_files(weights: Path, vocabulary: Path) -> None:
 
 
 def _load_tokenizer(source: str, cache_dir: str | None) -> Any:
-    from transformers import AutoTokenizer, T5TokenizerFast
+    from transformers import AutoTokenizer, T5Tokenizer
 
     # Without one of these files nothing says which class it is; a lone spiece.model is T5's.
     named = not os.path.isdir(source) or any(
         os.path.isfile(os.path.join(source, name)) for name in ("config.json", "tokenizer_config.json")
     )
-    kind: Any = AutoTokenizer if named else T5TokenizerFast
+    kind: Any = AutoTokenizer if named else T5Tokenizer
     try:
         return kind.from_pretrained(source, cache_dir=cache_dir, local_files_only=os.path.isdir(source))
     except _LOADING_ERRORS as error:
