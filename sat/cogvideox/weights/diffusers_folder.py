@@ -64,9 +64,7 @@ def transformer_config(facts: TransformerFacts, settings: PipelineSettings) -> d
     """config.json of CogVideoXTransformer3DModel."""
     frames, height, width = facts.patch_size
     if height != width:
-        raise CheckpointError(
-            f"diffusers takes square patches only; this transformer's are {height} x {width}"
-        )
+        raise CheckpointError(f"diffusers takes square patches only; this transformer's are {height} x {width}")
     config = {
         "_class_name": "CogVideoXTransformer3DModel",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -108,9 +106,7 @@ def vae_config(shapes: Mapping[str, Size], settings: PipelineSettings) -> dict[s
     widths = _vae_widths(shapes)
     blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
     if any(width % settings.vae_norm_groups for width in widths):
-        raise CheckpointError(
-            f"the VAE's widths {widths} don't divide into {settings.vae_norm_groups} norm groups"
-        )
+        raise CheckpointError(f"the VAE's widths {widths} don't divide into {settings.vae_norm_groups} norm groups")
     return {
         "_class_name": "AutoencoderKLCogVideoX",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -262,9 +258,7 @@ def copy_text_encoder(source: Path, folder: Path) -> str:
     if not any(file.suffix == ".safetensors" for file in files):
         files += _matching(encoder, _TEXT_ENCODER_PICKLES)
     vocabulary = _matching(tokenizer, _TOKENIZER_FILES)
-    if not (encoder / "config.json").is_file() or not any(
-        f.suffix in (".safetensors", ".bin") for f in files
-    ):
+    if not (encoder / "config.json").is_file() or not any(f.suffix in (".safetensors", ".bin") for f in files):
         raise CheckpointError(f"{encoder} is not a T5 text encoder: it needs config.json and weights")
     if not any(file.name in ("spiece.model", "tokenizer.json") for file in vocabulary):
         raise CheckpointError(f"{tokenizer} holds no T5 tokenizer: it needs spiece.model or tokenizer.json")

@@ -106,9 +106,7 @@ def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> Tr
     """
     for name in (_PATCH, _TEXT, _FINAL, _TIME):
         if name not in shapes:
-            hint = (
-                " (it is in diffusers' layout)" if any("transformer_blocks." in key for key in shapes) else ""
-            )
+            hint = " (it is in diffusers' layout)" if any("transformer_blocks." in key for key in shapes) else ""
             first = ", ".join(list(shapes)[:3]) or "none"
             raise CheckpointError(
                 f"{source} is not a CogVideoX transformer in SAT layout{hint}: no {name}; names: {first}"

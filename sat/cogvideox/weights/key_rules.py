@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
-from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, is_adapter, read_facts
+from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, read_facts
+from cogvideox.weights.lora_map import is_adapter, plain_name
 
 _log = get_logger(__name__)
 
@@ -45,9 +46,7 @@ class KeyReport:
     """The verdict on every name; names are relative to the prefix except in `belongs_elsewhere`."""
 
     loaded: tuple[str, ...]
-    new_adapter: tuple[
-        str, ...
-    ]  # LoRA matrices that the checkpoint doesn't have: they keep their initial values
+    new_adapter: tuple[str, ...]  # LoRA matrices that the checkpoint doesn't have: they keep their initial values
     belongs_elsewhere: tuple[str, ...]  # in the checkpoint, of no concern to this module
     missing: tuple[str, ...]  # only with partial=True; otherwise an error
     recomputed: tuple[str, ...] = ()  # fixed tables stored for another size: the model keeps its own
@@ -77,9 +76,7 @@ def load_module(
 
     Raises: CheckpointError when names are missing or unexpected, or shapes differ. Nothing is copied then.
     """
-    match = _match(
-        dict(module.state_dict(keep_vars=True)), state, prefix, is_transformer=what == "transformer"
-    )
+    match = _match(dict(module.state_dict(keep_vars=True)), state, prefix, is_transformer=what == "transformer")
     adapters_missing = [name for name in match.missing if is_adapter(name)]
     fatal = adapters_missing if partial else match.missing
     if fatal or match.unexpected or match.wrong_shape:
@@ -127,9 +124,7 @@ class _Match:
     elsewhere: list[str]  # stored, full
 
 
-def _match(
-    targets: dict[str, Tensor], state: Mapping[str, Tensor], prefix: str, *, is_transformer: bool
-) -> _Match:
+def _match(targets: dict[str, Tensor], state: Mapping[str, Tensor], prefix: str, *, is_transformer: bool) -> _Match:
     stored, elsewhere = _split(state, targets, prefix)
     pairs = {name: key for name in targets if (key := _stored_name(name, stored)) is not None}
     absent = [name for name in targets if name not in pairs]
@@ -173,7 +168,7 @@ def _stored_name(name: str, stored: Mapping[str, Tensor]) -> str | None:
     """The stored name that feeds the model's `name`: the same, or the plain one below a LoRA wrapper."""
     if name in stored:
         return name
-    plain = name.replace(".original.", ".")
+    plain = plain_name(name)
     return plain if plain != name and plain in stored else None
 
 
@@ -202,16 +197,13 @@ def _explain_transformer(match: _Match, relative: Mapping[str, Tensor], source: 
     """Raise the most helpful CheckpointError for a transformer that doesn't fit; return if there is none."""
     has_adapters = any(map(is_adapter, match.targets))
     if relative and all(map(is_adapter, relative)):
-        advice = (
-            "load the base model first" if has_adapters else "add lora_config, and load the base model first"
-        )
+        advice = "load the base model first" if has_adapters else "add lora_config, and load the base model first"
         raise CheckpointError(f"{source} holds LoRA adapters only: {advice}")
     theirs, ours = read_facts(_plain_shapes(relative), source), read_facts(_plain_shapes(match.targets))
     if _architecture(theirs) != _architecture(ours):
         right_yaml = theirs.family.yaml if theirs.family else "the YAML that these weights were trained with"
         raise CheckpointError(
-            f"{source} holds {theirs.summary}, but the configuration describes {ours.summary}: "
-            f"use {right_yaml}"
+            f"{source} holds {theirs.summary}, but the configuration describes {ours.summary}: use {right_yaml}"
         )
     if theirs.lora_rank is not None and not has_adapters:
         raise CheckpointError(
@@ -221,7 +213,7 @@ def _explain_transformer(match: _Match, relative: Mapping[str, Tensor], source: 
 
 
 def _plain_shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name.replace(".original.", "."): value.shape for name, value in tensors.items()}
+    return {plain_name(name): value.shape for name, value in tensors.items()}
 
 
 def _compare_ranks(match: _Match, source: str) -> None:
@@ -263,9 +255,7 @@ def _log_report(report: KeyReport, what: str, source: str) -> None:
     _log.info("%s: loaded %d tensors from %s", what, len(report.loaded), source)
     if report.belongs_elsewhere:
         heads = sorted({name.split(".")[0] for name in report.belongs_elsewhere})
-        _log.info(
-            "%s: %d tensors belong elsewhere (%s)", what, len(report.belongs_elsewhere), ", ".join(heads)
-        )
+        _log.info("%s: %d tensors belong elsewhere (%s)", what, len(report.belongs_elsewhere), ", ".join(heads))
     if report.new_adapter:
         _log.info("%s: %d new LoRA matrices keep their initial values", what, len(report.new_adapter))
     for name in report.recomputed:

@@ -85,15 +85,12 @@ def write_model(
         names = [f"{stem}.safetensors"]
     stream = iter(tensors)
     written = [
-        write_file(folder / name, shard, stream, header=header)
-        for name, shard in zip(names, shards, strict=True)
+        write_file(folder / name, shard, stream, header=header) for name, shard in zip(names, shards, strict=True)
     ]
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(entry.num_bytes for entry in entries)},
-            "weight_map": {
-                entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard
-            },
+            "weight_map": {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard},
         }
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
@@ -157,9 +154,7 @@ def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         return value
     cast = value.to(dtype)
     if dtype == torch.float16 and value.numel() and not torch.isfinite(cast.abs().max()):
-        raise CheckpointError(
-            f"{name} holds {value.abs().max().item():.3g}, beyond float16's 65504: choose bfloat16"
-        )
+        raise CheckpointError(f"{name} holds {value.abs().max().item():.3g}, beyond float16's 65504: choose bfloat16")
     return cast
 
 

@@ -57,13 +57,9 @@ def read_checkpoint(path: str | Path, iteration: int | str | None = None) -> Sat
     content = load_file(file)
     extra = content.get("cogvideox", {}) if isinstance(content, Mapping) else {}
     if not isinstance(extra, dict):
-        raise CheckpointError(
-            f"{file}: its entry 'cogvideox' is a {type(extra).__name__}, a dict is expected"
-        )
+        raise CheckpointError(f"{file}: its entry 'cogvideox' is a {type(extra).__name__}, a dict is expected")
     if extra.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(
-            f"{file} has format {extra['format']}; this version reads format {FORMAT}: update it"
-        )
+        raise CheckpointError(f"{file} has format {extra['format']}; this version reads format {FORMAT}: update it")
     return SatCheckpoint(file, _iteration_of(file, extra), _tensors_of(content, file), extra)
 
 
@@ -81,9 +77,7 @@ def find_states_file(path: str | Path, iteration: int | str | None = None) -> Pa
     name = str(iteration) if iteration is not None else _read_latest(path)
     if not (path / name).is_dir():
         source = "asked for" if iteration is not None else f"named by {path / LATEST_FILE}"
-        raise CheckpointError(
-            f"{path} has no iteration {name!r} ({source}); there: {_describe_iterations(path)}"
-        )
+        raise CheckpointError(f"{path} has no iteration {name!r} ({source}); there: {_describe_iterations(path)}")
     return _single_states_file(path / name)
 
 
@@ -99,9 +93,7 @@ def _read_latest(folder: Path) -> str:
     except (UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{file} can't be read as text: {error}") from error
     if not name or "/" in name or "\n" in name:
-        raise CheckpointError(
-            f"{file} holds {name[:40]!r}, expected the name of an iteration folder such as 1000"
-        )
+        raise CheckpointError(f"{file} holds {name[:40]!r}, expected the name of an iteration folder such as 1000")
     return name
 
 
@@ -138,9 +130,7 @@ def _iteration_of(file: Path, extra: Mapping[str, Any]) -> int:
 def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
     """The named tensors of a file: under "module", under "state_dict", or at its top level."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{file} holds a {type(content).__name__}, expected a dict with 'module' or 'state_dict'"
-        )
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a dict with 'module' or 'state_dict'")
     for entry in ("module", "state_dict"):
         if isinstance(content.get(entry), Mapping):
             content = content[entry]
@@ -165,9 +155,7 @@ def read_vae(path: str | Path) -> dict[str, Tensor]:
     tensors = _tensors_of(load_file(file), file)
     if any(name.startswith(_VAE_PREFIX) for name in tensors):
         tensors = {
-            name.removeprefix(_VAE_PREFIX): value
-            for name, value in tensors.items()
-            if name.startswith(_VAE_PREFIX)
+            name.removeprefix(_VAE_PREFIX): value for name, value in tensors.items() if name.startswith(_VAE_PREFIX)
         }
     vae = {name: value for name, value in tensors.items() if not name.startswith(_VAE_DROPPED)}
     if not any(name.startswith(("encoder.", "decoder.")) for name in vae):
@@ -200,9 +188,7 @@ def write_checkpoint(
 
     Raises: CheckpointError for a non-finite tensor, an existing folder, a place without space or permission.
     """
-    partial, final = begin_iteration(
-        folder, iteration, tensor_bytes(module), variant=variant, overwrite=overwrite
-    )
+    partial, final = begin_iteration(folder, iteration, tensor_bytes(module), variant=variant, overwrite=overwrite)
     try:
         write_states(partial, iteration, module, extra)
         commit_iteration(partial, final, iteration, name_latest=not variant)
@@ -230,9 +216,7 @@ def begin_iteration(
     return begin_folder(final, needed_bytes, overwrite=overwrite), final
 
 
-def write_states(
-    partial: Path, iteration: int, module: Mapping[str, Tensor], extra: Mapping[str, Any]
-) -> None:
+def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
     """Write the weight file into a temporary iteration folder.
 
     Raises: CheckpointError for a non-finite tensor and a full disk.
@@ -246,9 +230,7 @@ def write_states(
         torch.save(content, partial / STATES_FILE)
     except (RuntimeError, OSError) as error:
         first_line = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"writing {partial / STATES_FILE} failed: {first_line}; nothing was kept"
-        ) from error
+        raise CheckpointError(f"writing {partial / STATES_FILE} failed: {first_line}; nothing was kept") from error
 
 
 def commit_iteration(partial: Path, final: Path, iteration: int, *, name_latest: bool = True) -> None:

@@ -21,9 +21,7 @@ from cogvideox.errors import CheckpointError
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _LFS_MAGIC = b"version https://git-lfs"
-_UNWANTED_GLOBAL = re.compile(
-    r"GLOBAL ([\w.<>]+)|unrecognized function ([^\n]+)|allowlisted[^\n]* got ([^\n]+)"
-)
+_UNWANTED_GLOBAL = re.compile(r"GLOBAL ([\w.<>]+)|unrecognized function ([^\n]+)|allowlisted[^\n]* got ([^\n]+)")
 _HASH_BLOCK = 16 * 2**20  # bytes per read: large enough that hashing, not reading, is the limit
 
 
@@ -85,13 +83,9 @@ def _read_head(path: Path) -> bytes:
     if not head:
         raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
     if head.startswith(_LFS_MAGIC):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
-        )
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"{path} is a web page saved under the name of a weight file: download the file itself"
-        )
+        raise CheckpointError(f"{path} is a web page saved under the name of a weight file: download the file itself")
     return head
 
 

@@ -1,0 +1,181 @@
+"""Writing what a plan says, into a temporary folder that gets its final name when everything is in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.weights import diffusers_folder as folders
+from cogvideox.weights.atomic import begin_folder, commit_folder
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
+from cogvideox.weights.sat_folder import find_states_file
+from cogvideox.weights.torch_file import load_file, sha256_of
+from torch import Tensor
+
+from diffusers_export.plan import Plan
+
+MANIFEST = "conversion.json"
+_TYPE_NAMES = {
+    None: "as stored",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+}
+
+
+def convert(plan: Plan) -> None:
+    """Write the plan's output folder as a whole or not at all, with a manifest of hashes.
+
+    Raises: CheckpointError when the folder is not empty, or without space or permission, or for weights that
+        can't be converted.
+    """
+    entries = _transformer_entries(plan)
+    output = plan.options.output
+    partial = begin_folder(output, _needed_bytes(plan, entries))
+    try:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            inputs = pool.submit(_describe_inputs, plan)  # hashing needs a core, writing hardly does
+            written = _write_parts(plan, partial, entries)
+            _write_manifest(plan, partial, inputs.result(), written)
+        commit_folder(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _transformer_entries(plan: Plan) -> list[Entry]:
+    if not plan.writes_transformer:
+        return []
+    assert plan.weights is not None and plan.facts is not None, "a transformer is asked for"
+    shapes = {name: (value.shape, value.dtype) for name, value in plan.weights.plain.items()}
+    return folders.transformer_entries(shapes, plan.facts, plan.dtype)
+
+
+def _needed_bytes(plan: Plan, entries: list[Entry]) -> int:
+    total = sum(entry.num_bytes for entry in entries)
+    for state in (plan.vae, plan.weights.adapters if plan.weights is not None and plan.writes_lora else None):
+        total += sum(value.numel() * (plan.dtype or value.dtype).itemsize for value in (state or {}).values())
+    return total + (folders.folder_bytes(plan.text_encoder) if plan.text_encoder is not None else 0)
+
+
+def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, list[WrittenFile]]:
+    """Write every part; return the weight files by folder ("" is the top)."""
+    whole = plan.options.part == "pipeline"
+    written: dict[str, list[WrittenFile]] = {}
+    if plan.writes_transformer:
+        assert plan.facts is not None, "a transformer is asked for"
+        name = "transformer" if whole else ""
+        config = folders.transformer_config(plan.facts, plan.settings)
+        with _timed("transformer"):
+            written[name] = folders.write_transformer(
+                target / name, plan.transformer_state, entries, config, plan.facts
+            )
+    if plan.vae is not None:
+        name = "vae" if whole else ""
+        config = folders.vae_config({key: value.shape for key, value in plan.vae.items()}, plan.settings)
+        with _timed("VAE"):
+            written[name] = folders.write_vae(target / name, plan.vae, config, plan.dtype)
+    if plan.writes_lora:
+        assert plan.weights is not None and plan.weights.lora is not None, "a LoRA is asked for"
+        lora = plan.weights.lora
+        with _timed(f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}"):
+            files = folders.write_lora(target, plan.weights.adapters, lora.rank, lora.alpha, plan.dtype)
+            written[""] = [*written.get("", []), *files]
+    if whole:
+        written |= _write_pipeline_rest(plan, target)
+    return written
+
+
+def _write_pipeline_rest(plan: Plan, target: Path) -> dict[str, list[WrittenFile]]:
+    assert plan.text_encoder is not None, "a pipeline is asked for"
+    with _timed("text encoder and tokenizer"):
+        tokenizer_class = folders.copy_text_encoder(plan.text_encoder, target)
+        written = {}
+        if plan.options.typecast_text_encoder and plan.dtype is not None:
+            written["text_encoder"] = _typecast(target / "text_encoder", plan.dtype)
+    folders.write_json(target / "scheduler" / "scheduler_config.json", folders.scheduler_config(plan.settings))
+    folders.write_json(target / "model_index.json", folders.model_index(plan.settings, tokenizer_class))
+    return written
+
+
+def _typecast(folder: Path, dtype: torch.dtype) -> list[WrittenFile]:
+    """Rewrite a Hugging Face weight folder in another type, tensor by tensor."""
+    state: dict[str, Tensor] = {}
+    old = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    for file in old:
+        state |= load_file(file)
+    scratch = folder / "typecast"
+    scratch.mkdir()
+    entries = [Entry(name, tuple(value.shape), dtype) for name, value in state.items()]
+    written = write_model(scratch, "model", entries, iter(state.items()))
+    for file in [*old, *folder.glob("*.index.json")]:
+        file.unlink()
+    for file in list(scratch.iterdir()):
+        file.rename(folder / file.name)
+    scratch.rmdir()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["torch_dtype"] = _TYPE_NAMES[dtype]
+    folders.write_json(folder / "config.json", config)
+    return written
+
+
+def _describe_inputs(plan: Plan) -> list[dict[str, Any]]:
+    files = list(plan.weights.files) if plan.weights is not None else []
+    if plan.vae_file is not None:
+        vae = plan.vae_file
+        file = vae / "3d-vae.pt" if (vae / "3d-vae.pt").is_file() else find_states_file(vae)
+        files += [file] if file not in files else []
+    return [_describe(str(file.resolve()), file.stat().st_size, sha256_of(file)) for file in files]
+
+
+def _describe(path: str, num_bytes: int, sha256: str) -> dict[str, Any]:
+    return {"path": path, "bytes": num_bytes, "sha256": sha256}
+
+
+def _write_manifest(
+    plan: Plan, target: Path, inputs: list[dict[str, Any]], written: dict[str, list[WrittenFile]]
+) -> None:
+    outputs = [
+        _describe(str(Path(folder) / file.name), file.num_bytes, file.sha256)
+        for folder, files in written.items()
+        for file in files
+    ]
+    lora = plan.weights.lora if plan.weights is not None else None
+    content: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "dtype": _TYPE_NAMES[plan.dtype]}
+    if lora is not None:
+        content["lora"] = {"r": lora.rank, "alpha": lora.alpha, "merged": plan.options.merge_lora}
+    folders.write_json(target / MANIFEST, content)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    print(f"  {what}: {time.perf_counter() - begin:.1f} s")
+
+
+def push_to_hub(folder: Path) -> str:
+    """Upload to a repository of the user's own, named as the folder; return its address.
+
+    Raises: CheckpointError when the upload is refused (no token, no network).
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(folder.resolve().name, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=address.repo_id)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is complete, but the upload failed: {str(error).splitlines()[0]} (try `hf auth login`)"
+        ) from error
+    return str(address)

@@ -1,0 +1,185 @@
+"""From options to what will be converted: everything is found and checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from cogvideox.config.load import load_config
+from cogvideox.config.schema import Config
+from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.weights.base import TransformerWeights, read_transformer
+from cogvideox.weights.diffusers_folder import PipelineSettings
+from cogvideox.weights.families import TransformerFacts, read_facts
+from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
+from torch import Tensor
+
+from diffusers_export.options import Options
+from diffusers_export.yaml_facts import YamlFacts, check_claims, check_network, read_settings
+
+RUN_CONFIG = "training_config.yaml"
+_VAE_IN_ENGINE = "first_stage_model."
+_T5_XXL = "models--google--t5-v1_1-xxl"  # where the old converter's cache folder kept it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to convert. Parts that are not asked for are None."""
+
+    options: Options
+    settings: PipelineSettings
+    weights: TransformerWeights | None
+    facts: TransformerFacts | None
+    vae: dict[str, Tensor] | None
+    vae_file: Path | None
+    text_encoder: Path | None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return self.options.dtype
+
+    @property
+    def transformer_state(self) -> Mapping[str, Tensor]:
+        """The transformer as it will be written, plain relative SAT names."""
+        assert self.weights is not None, "a plan without a transformer"
+        return self.weights.merged() if self.options.merge_lora else self.weights.plain
+
+    @property
+    def writes_transformer(self) -> bool:
+        return self.options.part in ("pipeline", "transformer")
+
+    @property
+    def writes_lora(self) -> bool:
+        has_lora = self.weights is not None and self.weights.lora is not None
+        return has_lora and not self.options.merge_lora and self.options.part in ("pipeline", "lora")
+
+    def describe(self) -> list[str]:
+        """What will be done, for the user."""
+        lines = []
+        if self.weights is not None and self.facts is not None:
+            files = " on ".join(map(str, self.weights.files))
+            lines.append(f"transformer: {self.facts.summary}, from {files}")
+            if self.weights.lora is not None:
+                lora = self.weights.lora
+                apart = "kept apart" if self.writes_lora else "left out"
+                fate = "merged" if self.options.merge_lora else apart
+                lines.append(f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}, {fate}")
+        if self.vae_file is not None:
+            lines.append(f"VAE: {self.vae_file}, scale factor {self.settings.scale_factor:g}")
+        if self.text_encoder is not None:
+            lines.append(f"text encoder: {self.text_encoder}")
+        return lines
+
+
+def make_plan(options: Options) -> Plan:
+    """Find and read the inputs, and check them against the YAML and the old flags.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    config = _read_yaml(options)
+    yaml = YamlFacts(config)
+    weights = facts = checkpoint = None
+    if options.checkpoint is not None:
+        checkpoint = read_checkpoint(options.checkpoint, options.iteration)
+        weights = _with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
+        facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
+        _check_supported(facts, weights)
+        check_network(yaml, facts, weights.files[0])
+        _check_lora(options, weights)
+    settings = read_settings(yaml, facts, options)
+    check_claims(options, facts, settings)
+    vae_file = _find_vae(options, yaml, checkpoint) if options.part in ("pipeline", "vae") else None
+    return Plan(
+        options=options,
+        settings=settings,
+        weights=weights,
+        facts=facts,
+        vae=read_vae(vae_file) if vae_file is not None else None,
+        vae_file=vae_file,
+        text_encoder=_find_text_encoder(options, yaml) if options.part == "pipeline" else None,
+    )
+
+
+def _read_yaml(options: Options) -> Config | None:
+    """The YAML that was given, or the one that the run's folder holds. None for neither."""
+    files = list(options.base)
+    if not files and options.checkpoint is not None:
+        states = find_states_file(options.checkpoint, options.iteration)
+        beside = [folder / RUN_CONFIG for folder in (states.parent, states.parent.parent)]
+        files = [str(file) for file in beside if file.is_file()][:1]
+    if not files and options.overrides:
+        raise ConfigError(f"{options.overrides[0]} overrides a YAML, but there is none: give --base")
+    return load_config(files, list(options.overrides), "train", partial=True) if files else None
+
+
+def _with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: YamlFacts) -> TransformerWeights:
+    """Take lora_alpha from the YAML where the checkpoint, being old, doesn't state it.
+
+    Raises: ConfigError when both state it and differ.
+    """
+    if weights.lora is None or yaml.lora_alpha is None or yaml.lora_alpha == weights.lora.alpha:
+        return weights
+    if checkpoint.extra.get("lora"):
+        raise ConfigError(
+            f"{checkpoint.path} was trained with lora_alpha {weights.lora.alpha:g}, the YAML says "
+            f"{yaml.lora_alpha:g}: set lora_config.params.lora_alpha to {weights.lora.alpha:g}"
+        )
+    return replace(weights, lora=replace(weights.lora, alpha=yaml.lora_alpha))
+
+
+def _check_supported(facts: TransformerFacts, weights: TransformerWeights) -> None:
+    if facts.rotary or facts.patch_size[0] > 1 or facts.in_channels != facts.out_channels:
+        raise CheckpointError(
+            f"{weights.files[-1]} holds {facts.summary}: this version converts the layout of CogVideoX-2B"
+        )
+
+
+def _check_lora(options: Options, weights: TransformerWeights) -> None:
+    if weights.lora is None and (options.merge_lora or options.part == "lora"):
+        flag = "--merge_lora" if options.merge_lora else "--only lora"
+        raise CheckpointError(f"{weights.files[0]} holds no LoRA adapters: leave out {flag}")
+
+
+def _find_vae(options: Options, yaml: YamlFacts, checkpoint: SatCheckpoint | None) -> Path:
+    """--vae, else the VAE inside an old whole-engine checkpoint, else what the YAML names."""
+    if options.vae is not None:
+        return options.vae
+    if checkpoint is not None and any(name.startswith(_VAE_IN_ENGINE) for name in checkpoint.module):
+        return checkpoint.path
+    if yaml.vae_path is None:
+        raise ConfigError("which VAE? give --vae 3d-vae.pt, or --only transformer to leave it out")
+    if not yaml.vae_path.exists():
+        raise CheckpointError(f"no VAE at {yaml.vae_path} (named by the YAML): give --vae 3d-vae.pt")
+    return yaml.vae_path
+
+
+def _find_text_encoder(options: Options, yaml: YamlFacts) -> Path:
+    """--text_encoder, else the old flag's folder or cache, else what the YAML names (folder or hub id)."""
+    folder = options.text_encoder or options.text_encoder_cache_dir
+    if folder is not None and folder.is_dir():
+        snapshots = sorted((folder / _T5_XXL / "snapshots").glob("*/config.json"))
+        return snapshots[-1].parent if snapshots else folder
+    if folder is not None:
+        raise CheckpointError(f"no T5 folder at {folder}")
+    name = yaml.text_encoder
+    if name is None:
+        raise ConfigError("which text encoder? give --text_encoder with a T5 folder, or --only transformer")
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    """The local snapshot of a Hugging Face id. Raises: CheckpointError when it can't be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"no T5 folder {name}, and no such model on Hugging Face ({first_line}): give --text_encoder"
+        ) from error
