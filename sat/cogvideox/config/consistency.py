@@ -12,6 +12,8 @@ from cogvideox.config.schema import DataConfig, ModelConfig, SampleArgs, TrainAr
 from cogvideox.config.tree import Node, find
 
 _NETWORK = "model.network_config.params"
+_VAE = "model.first_stage_config.params"
+_MAY_BE_ZERO = ("num_res_blocks",)
 # Entries of the network's `modules`; all but the last must be there.
 NETWORK_SLOTS = ("pos_embed_config", "patch_embed_config", "adaln_layer_config", "final_layer_config", "lora_config")
 
@@ -46,7 +48,8 @@ def check_consistency(
         partial: the files are only a part of a configuration, so defaults say nothing.
     """
     check = _Check(root, report, partial)
-    network, vae = model.network_config["params"], model.first_stage_config["params"]
+    network = _positive(model.network_config["params"], _NETWORK, check)
+    vae = _positive(model.first_stage_config["params"], _VAE, check)
     if network:
         _check_network(network, check)
     if network and vae:
@@ -62,7 +65,9 @@ def check_consistency(
         _check_frames("data.max_num_frames", data.max_num_frames, sizes, check)
     if isinstance(args, SampleArgs):
         _check_size("args.sampling_image_size", args.sampling_image_size, sizes, check)
-        frames = (args.sampling_num_frames - 1) * sizes.temporal_compression + 1
+        if args.sampling_num_frames < 1:
+            check.error("args.sampling_num_frames", f"must be at least 1, not {args.sampling_num_frames}")
+        frames = (max(1, args.sampling_num_frames) - 1) * sizes.temporal_compression + 1
         _check_frames("args.sampling_num_frames", frames, sizes, check)
         channels = vae.get("z_channels", 16)
         check.equal("args.latent_channels", args.latent_channels, "the VAE's z_channels", channels)
@@ -70,10 +75,29 @@ def check_consistency(
         _check_frames("args.sample_num_frames", args.sample_num_frames, sizes, check)
 
 
+def _positive(params: dict[str, Any], path: str, check: _Check) -> dict[str, Any]:
+    """The parameters without sizes below 1, which are reported."""
+    kept = {}
+    for name, value in params.items():
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]
+        smallest = 0 if name in _MAY_BE_ZERO else 1
+        if any(number < smallest for number in numbers) or value == []:
+            check.error(f"{path}.{name}", f"must be at least {smallest}, not {value}")
+        else:
+            kept[name] = value
+    return kept
+
+
 def _check_network(network: dict[str, Any], check: _Check) -> None:
     hidden, heads = network.get("hidden_size"), network.get("num_attention_heads")
     if hidden and heads and hidden % heads:
         check.error(f"{_NETWORK}.hidden_size", f"{hidden} is not divisible by {heads} attention heads")
+    patch = network.get("patch_size", 2)
+    if isinstance(patch, Sequence) and len(patch) != 3:
+        check.error(f"{_NETWORK}.patch_size", f"must be one number or [frames, height, width], not {list(patch)}")
+    problem = frame_count_problem(network.get("num_frames", 49), network.get("temporal_compression", 4))
+    if problem:
+        check.error(f"{_NETWORK}.num_frames", problem)
     modules = network.get("modules") or {}
     for slot in modules:
         if slot not in NETWORK_SLOTS:
@@ -97,7 +121,7 @@ def _check_vae(network: dict[str, Any], vae: dict[str, Any], check: _Check) -> N
 
 def _sizes(network: dict[str, Any], vae: dict[str, Any]) -> _Sizes:
     patch = network.get("patch_size", 2)
-    height, width = patch[-2:] if isinstance(patch, Sequence) and len(patch) >= 2 else (patch, patch)
+    height, width = (patch[-2:][0], patch[-1]) if isinstance(patch, Sequence) else (patch, patch)
     spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
     grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
     return _Sizes(

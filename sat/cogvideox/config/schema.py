@@ -145,7 +145,7 @@ class SampleArgs:
     def problems(self) -> Problems:
         if not self.load:
             yield "load", "missing: give the checkpoint folder to sample with, e.g. args.load=ckpts/run/1000"
-        yield from at_least(self, 1, "num_samples", "batch_size", "sampling_num_frames", "sampling_fps", "num_steps")
+        yield from at_least(self, 1, "num_samples", "batch_size", "sampling_fps", "num_steps")
         yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from at_least(self, 0, "seed", "guidance_scale")
         if self.image2video:
@@ -174,7 +174,6 @@ class DataConfig:
     random_start: bool = False
 
     def problems(self) -> Problems:
-        yield from at_least(self, 1, "max_num_frames")
         yield from at_least(self, 0, "skip_frms_num")
         yield from share(self, "max_failed_share")
         for name in ("fps", "clip_timeout_s"):

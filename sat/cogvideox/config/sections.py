@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import NO_EFFECT, DataConfig, ModelConfig, SampleArgs, TrainArgs
-from cogvideox.config.targets import check_component
+from cogvideox.config.targets import ABSENT, check_component
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
 
@@ -21,8 +21,6 @@ REQUIRED_COMPONENTS = tuple(
     for field in dataclasses.fields(ModelConfig)
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 )
-# Stands for a required component that is missing or wrong, so that the other keys can still be checked.
-ABSENT: dict[str, Any] = {"target": "", "params": {}}
 
 
 def field_names(section: type) -> list[str]:

@@ -10,9 +10,13 @@ from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import ComponentNode
 from cogvideox.config.signatures import Parameter, Signature, UnknownTarget, read_signature
 from cogvideox.config.tree import Node, build
-from cogvideox.config.value_types import TypeMismatch, convert, describe, takes_object
+from cogvideox.config.value_types import LISTS, TypeMismatch, convert, describe, mentions, takes_object
 
 __all__ = ["ComponentNode", "check_component", "instantiate"]
+
+# Stands for a component that is missing or wrong, so that everything else can still be checked.
+ABSENT: ComponentNode = {"target": "", "params": {}}
+_FAILED = object()
 
 
 def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
@@ -87,7 +91,9 @@ def _check_params(node: Node, target: Node, signature: Signature, report: Report
             near = suggestion(name, signature.yaml_keys)
             report.error(child.origin, f"{name!r} is given by the program and is not a YAML key; {near}")
         else:
-            checked[name] = _check_value(child, parameter, report)
+            value = _check_value(child, parameter, report)
+            if value is not _FAILED:
+                checked[name] = value
     for name, parameter in signature.parameters.items():
         if parameter.required and name not in given:
             report.error(
@@ -98,23 +104,24 @@ def _check_params(node: Node, target: Node, signature: Signature, report: Report
 
 
 def _check_value(node: Node, parameter: Parameter | None, report: Report) -> Any:
+    """The converted value, or _FAILED."""
     if parameter is None:
         return node.plain()
     if parameter.takes_nodes:
         return _check_unbuilt(node, parameter, report)
     if is_component(node.value):
         if takes_object(parameter.annotation):
-            return check_component(node, report)
+            return check_component(node, report) or _FAILED
         report.error(node.origin, f"must be {describe(parameter.annotation)}, not a component")
-        return None
+        return _FAILED
     if isinstance(node.value, dict) and takes_object(parameter.annotation):
         report.error(node.origin, "must be a component: target (a class) and params")
-        return None
+        return _FAILED
     try:
         return convert(node.plain(), parameter.annotation)
     except TypeMismatch as error:
         report.error(node.origin, str(error))
-        return None
+        return _FAILED
 
 
 def _check_unbuilt(node: Node, parameter: Parameter, report: Report) -> Any:
@@ -122,10 +129,14 @@ def _check_unbuilt(node: Node, parameter: Parameter, report: Report) -> Any:
     if node.value is None:
         return None
     if is_component(node.value):
-        return check_component(node, report)
+        return check_component(node, report) or _FAILED
     if isinstance(node.value, dict):
-        return {key: check_component(child, report) for key, child in node.value.items() if child.value is not None}
-    if isinstance(node.value, list):
-        return [check_component(child, report) for child in node.value]
+        return {
+            key: check_component(child, report) or ABSENT
+            for key, child in node.value.items()
+            if child.value is not None
+        }
+    if isinstance(node.value, list) and any(mentions(parameter.annotation, name) for name in LISTS):
+        return [check_component(child, report) or ABSENT for child in node.value]
     report.error(node.origin, f"{parameter.name} takes components (target and params)")
-    return None
+    return _FAILED

@@ -10,7 +10,7 @@ import ast
 import math
 from typing import Any
 
-_LISTS = ("list", "List", "Sequence", "Iterable", "Collection")
+LISTS = ("list", "List", "Sequence", "Iterable", "Collection")
 _DICTS = ("dict", "Dict", "Mapping", "MutableMapping")
 
 
@@ -32,7 +32,7 @@ def convert(value: Any, annotation: ast.expr | None) -> Any:
     if len(options) > 1:
         return _convert_union(value, options, annotation)
     name, arguments = _split(annotation)
-    if name in _LISTS or name == "tuple":
+    if name in LISTS or name == "tuple":
         return _convert_sequence(value, name, arguments, annotation)
     if name in _DICTS:
         return _convert_dict(value, arguments, annotation)
@@ -64,7 +64,7 @@ def takes_object(annotation: ast.expr | None) -> bool:
     """Whether a built component may be given: no annotation, `object`, `Any` or some class."""
     if annotation is None:
         return True
-    plain = {"int", "float", "bool", "str", "None", "Literal", "tuple", *_LISTS, *_DICTS}
+    plain = {"int", "float", "bool", "str", "None", "Literal", "tuple", *LISTS, *_DICTS}
     return any(_split(option)[0] not in plain and not _is_none(option) for option in _union_options(annotation))
 
 
@@ -74,7 +74,7 @@ def _describe_one(annotation: ast.expr) -> str:
         return "one of " + ", ".join(str(ast.literal_eval(argument)) for argument in arguments)
     if name == "tuple" and arguments and not _is_ellipsis(arguments[-1]):
         return f"a list of {len(arguments)} {describe(arguments[0])}"
-    if name in _LISTS or name == "tuple":
+    if name in LISTS or name == "tuple":
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
     if name in _DICTS:
         return "a mapping"
@@ -113,7 +113,7 @@ def _is_ellipsis(annotation: ast.expr) -> bool:
 
 
 def _mismatch(value: Any, annotation: ast.expr) -> TypeMismatch:
-    hint = f"; write [{value}]" if isinstance(value, str) and _split(annotation)[0] in _LISTS else ""
+    hint = f"; write [{value}]" if isinstance(value, str) and _split(annotation)[0] in LISTS else ""
     shown = "a mapping" if isinstance(value, dict) else "null" if value is None else repr(value)
     return TypeMismatch(f"must be {describe(annotation)}, not {shown}{hint}")
 
