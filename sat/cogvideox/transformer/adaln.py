@@ -46,9 +46,12 @@ class AdaLNMixin(BaseMixin):
             nn.init.zeros_(modulation[1].weight)
             nn.init.zeros_(modulation[1].bias)
 
-    def compile_blocks(self) -> None:
-        """Run the block through torch.compile from now on. Modules stay as they are, and so do stored names."""
-        self._block = torch.compile(transformer_block, fullgraph=True)
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run the block through torch.compile from now on: one graph, compiled once for all layers.
+
+        Modules stay as they are, and so do stored names.
+        """
+        self._block = torch.compile(transformer_block, fullgraph=True, backend=backend)
 
     def layer_forward(
         self, text: Tensor, video: Tensor, conditioning: Tensor, *, layer_id: int

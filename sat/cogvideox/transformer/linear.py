@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cogvideox.transformer.cpu_linear import linear
+
 
 class Linear(nn.Linear):
     """`nn.Linear` that can also hand out its output in equal parts.
@@ -15,6 +17,10 @@ class Linear(nn.Linear):
     SAT's parallel linears ask for the model-parallel group in every call, which breaks torch.compile's graph; the
     framework never splits a layer over processes, so the blocks hold this layer under the same stored names.
     """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., i] -> [..., o]."""
+        return linear(tokens, self.weight, self.bias)
 
     def forward_parts(self, tokens: Tensor, parts: int) -> tuple[Tensor, ...]:
         """The output [b, s, o] as `parts` views [b, s, o / parts]."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from sat.model.base_model import BaseModel
 from sat.model.finetune import lora2
 from torch import Tensor, nn
 
 from cogvideox.errors import ConfigError
+from cogvideox.transformer.cpu_linear import linear
 from cogvideox.transformer.linear import Linear
 from cogvideox.transformer.shape import NetworkShape
 
@@ -54,9 +54,9 @@ class LoraLinear(nn.Module):
         """[b, s, i] -> k tensors [b, s, o / k], each contiguous: the adapters' products are added while writing."""
         assert parts == len(self.matrix_B), f"the adapters have {len(self.matrix_B)} parts, not {parts}"
         base = self.original.forward_parts(tokens, parts)
-        down = F.linear(self.lora_dropout(tokens), torch.cat(list(self.matrix_A)))
+        down = linear(self.lora_dropout(tokens), torch.cat(list(self.matrix_A)))
         return tuple(
-            torch.addmm(whole.flatten(0, 1), low.flatten(0, 1), up.t(), alpha=self.scaling).view(whole.shape)
+            torch.add(whole, linear(low, up), alpha=self.scaling)
             for whole, low, up in zip(base, down.chunk(parts, dim=-1), self.matrix_B, strict=True)
         )
 
