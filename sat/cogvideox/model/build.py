@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +38,8 @@ def build_model(
     """
     device = torch.device(device)
     check_precision(device, dtype)
-    frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
+    with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
+        frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
     transformer = _build_transformer(config, seed, dtype, checkpoint_activations).to(device)
     _check_fit(transformer, frozen.vae, frozen.conditioner)
     model = VideoDiffusion(
@@ -79,9 +82,16 @@ def _build_transformer(
         node["params"]["compile_blocks"] = True
     if checkpoint_activations is not None:
         node["params"]["checkpoint_activations"] = checkpoint_activations
+    with _seeded(seed):
+        return instantiate(node, dtype=dtype)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draws on the CPU depend on the seed alone, and leave torch's generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return instantiate(node, dtype=dtype)
+        yield
 
 
 def _check_fit(transformer: DiffusionTransformer, vae: VideoAutoencoder, conditioner: Conditioner) -> None:

@@ -17,9 +17,7 @@ from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkp
 logger = get_logger(__name__)
 
 
-def load_transformer(
-    model: VideoDiffusion, load_path: str | Path, iteration: int | str | None = None
-) -> KeyReport:
+def load_transformer(model: VideoDiffusion, load_path: str | Path, iteration: int | str | None = None) -> KeyReport:
     """Load a checkpoint's transformer weights, and first those of the base that it names.
 
     load_path: a folder with `latest`, an iteration folder, or a file. Raises: CheckpointError when something

@@ -64,9 +64,7 @@ def freeze(model: nn.Module, not_trainable_prefixes: Sequence[str]) -> Trainable
             f"model.not_trainable_prefixes {list(not_trainable_prefixes)} leaves nothing to train: {hint}"
         )
     if 0 < report.adapter < report.trainable:
-        logger.warning(
-            "adapters and base weights are both trained; for LoRA alone set not_trainable_prefixes: ['all']"
-        )
+        logger.warning("adapters and base weights are both trained; for LoRA alone set not_trainable_prefixes: ['all']")
     return report
 
 

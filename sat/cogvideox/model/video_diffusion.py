@@ -22,7 +22,7 @@ from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
 
 if TYPE_CHECKING:
-    from cogvideox.data.loader import Batch
+    from cogvideox.data.batches import Batch
     from cogvideox.transformer.model import DiffusionTransformer
 
 

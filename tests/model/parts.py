@@ -1,0 +1,47 @@
+"""What the tests of this room share: configurations, models and batches of the tiny family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny
+import torch
+from cogvideox.config.schema import ModelConfig
+from cogvideox.data.batches import Batch
+from cogvideox.model.build import build_model
+from cogvideox.model.video_diffusion import VideoDiffusion
+
+CAPTIONS = ("a red square moves left", "a blue square moves up", "a white square moves down")
+
+
+def model_config(family: tiny.TinyFamily, lora: dict[str, Any] | None = None, **keys: Any) -> ModelConfig:
+    """The family's `model` section; `keys` replace flat keys or components."""
+    return ModelConfig(**{**tiny.model_section(family, lora), **keys})
+
+
+def build(
+    family: tiny.TinyFamily, lora: dict[str, Any] | None = None, *, randomise: bool = True, **keys: Any
+) -> VideoDiffusion:
+    """A model in fp32 on the CPU, by default with all transformer weights random and non-zero."""
+    model = build_model(model_config(family, lora, **keys), device="cpu", dtype=torch.float32, seed=7)
+    if randomise:
+        tiny.randomise(model.transformer, seed=4)
+    return model
+
+
+def batch(rows: slice = slice(0, 3), epoch: int = 0) -> Batch:
+    """Rows of one fixed global batch of three clips."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, tiny.FRAMES, 3, tiny.HEIGHT, tiny.WIDTH)
+    video = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)[rows]
+    count = len(video)
+    return Batch(
+        video=video,
+        captions=CAPTIONS[rows],
+        sample_ids=torch.tensor([11, 2**62, 13])[rows],
+        epochs=torch.full((count,), epoch),
+        positions=torch.arange(30, 33)[rows],
+        counted=torch.ones(count, dtype=torch.bool),
+        paths=("a.mp4", "b.mp4", "c.mp4")[rows],
+        next_position=33,
+    )

@@ -1,0 +1,90 @@
+"""Building from a configuration, and the parts that must agree."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.model.build import build_model, has_lora, with_lora
+from model.parts import model_config
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyFamily:
+    return tiny.write_family(tmp_path_factory.mktemp("family") / "tiny", num_clips=0)
+
+
+def build(config: object, dtype: torch.dtype = torch.float32, seed: int = 0, **more: object) -> object:
+    return build_model(config, device="cpu", dtype=dtype, seed=seed, **more)  # type: ignore[arg-type]
+
+
+def test_weights_depend_on_the_seed_only(family: tiny.TinyFamily) -> None:
+    config = model_config(family, lora={})
+    torch.manual_seed(1)
+    state_before = torch.random.get_rng_state()
+    one = build(config, seed=5).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state_before)
+    torch.manual_seed(2)
+    two, other = build(config, seed=5).state_dict(), build(config, seed=6).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one if "matrix_A" in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtype_reaches_every_part(family: tiny.TinyFamily, dtype: torch.dtype) -> None:
+    model = build(model_config(family), dtype)
+    for part in (model.transformer, model.vae, model.conditioner):
+        assert {p.dtype for p in part.parameters()} == {dtype}
+    assert model.schedule.sqrt_alpha_bar.dtype == torch.float32
+
+
+def test_fp16_needs_cuda(family: tiny.TinyFamily) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device, this run is on cpu: use bf16 or fp32"):
+        build(model_config(family), torch.float16)
+
+
+def test_options_reach_the_network(family: tiny.TinyFamily) -> None:
+    assert build(model_config(family), checkpoint_activations=True).transformer.checkpoint_activations
+    assert not build(model_config(family)).transformer.checkpoint_activations
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            ("network_config", "params", "modules", "patch_embed_config", "params", "text_hidden_size"),
+            24,
+            "text_hidden_size is 24, but the text encoder's width is 16",
+        ),
+        (("network_config", "params", "text_length"), 10, "text_length is 10, but .* max_length is 12"),
+        (("network_config", "params", "in_channels"), 8, "in_channels is 8, but .* z_channels is 16"),
+    ],
+)
+def test_parts_that_disagree_are_named(
+    family: tiny.TinyFamily, path: tuple[str, ...], value: int, message: str
+) -> None:
+    section = copy.deepcopy(tiny.model_section(family))
+    node = section
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        build(model_config(family, network_config=section["network_config"]))
+
+
+def test_missing_vae_is_named(family: tiny.TinyFamily) -> None:
+    section = tiny.model_section(family)
+    section["first_stage_config"]["params"]["ckpt_path"] = "/nowhere/3d-vae.pt"
+    with pytest.raises(CheckpointError, match=r"/nowhere/3d-vae.pt"):
+        build(model_config(family, first_stage_config=section["first_stage_config"]))
+
+
+def test_lora_can_be_added_to_a_configuration(family: tiny.TinyFamily) -> None:
+    plain = model_config(family)
+    adapted = with_lora(plain, rank=3, alpha=6.0)
+    assert has_lora(adapted) and not has_lora(plain)
+    layer = build(adapted).transformer.transformer.layers[0].attention.dense
+    assert layer.matrix_A[0].shape[0] == 3 and layer.base_scaling == 2.0

@@ -1,0 +1,123 @@
+"""Weights into a model: whole checkpoints, adapters that name their base, and bases that have changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.model.loading import base_reference, load_transformer, read_lora
+from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.weights.sat_folder import fingerprint, write_checkpoint
+from model.parts import batch, build
+
+LORA = {"r": 4, "lora_alpha": 4.0}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyFamily:
+    return tiny.write_family(tmp_path_factory.mktemp("family") / "tiny", num_clips=0)
+
+
+def adapters_of(model: VideoDiffusion) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if ".matrix_" in name}
+
+
+def save_adapters(model: VideoDiffusion, folder: Path, base: dict[str, str] | None, **lora: Any) -> Path:
+    write_checkpoint(folder, 10, adapters_of(model), {"lora": {"r": 4, "alpha": 4.0, **lora}, "base": base})
+    return folder
+
+
+@pytest.fixture
+def trained(family: tiny.TinyFamily, tmp_path: Path) -> tuple[VideoDiffusion, Path]:
+    """A model with adapters on the family's base, and the folder with the adapters alone."""
+    model = build(family, LORA)
+    load_transformer(model, family.transformer)
+    return model, save_adapters(model, tmp_path / "lora", base_reference(family.transformer))
+
+
+def test_whole_checkpoint(family: tiny.TinyFamily) -> None:
+    model = build(family)
+    report = load_transformer(model, family.transformer)
+    stored = tiny.read_states(family.transformer)
+    state = model.state_dict()
+    assert len(report.loaded) == len(stored) and all(torch.equal(state[name], stored[name]) for name in stored)
+
+
+def test_base_into_a_model_with_lora_reports_new_adapters(family: tiny.TinyFamily) -> None:
+    model = build(family, LORA, randomise=False)
+    report = load_transformer(model, family.transformer)
+    assert len(report.new_adapter) == 16 and not report.missing
+    plain = build(family)
+    load_transformer(plain, family.transformer)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(batch()), plain.eval()(batch()))
+
+
+def test_adapters_bring_their_base(trained: tuple[VideoDiffusion, Path], family: tiny.TinyFamily) -> None:
+    model, folder = trained
+    again = build(family, LORA, randomise=False)
+    load_transformer(again, folder)
+    before, after = model.state_dict(), again.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert read_lora(folder).rank == 4 and read_lora(folder).alpha == 4.0
+    assert read_lora(family.transformer) is None
+
+
+def test_reference_names_the_base_of_adapters(trained: tuple[VideoDiffusion, Path], family: tiny.TinyFamily) -> None:
+    _, folder = trained
+    direct = base_reference(family.transformer)
+    assert direct["sha256"] == fingerprint(family.transformer) and Path(direct["path"]).is_absolute()
+    assert base_reference(folder) == direct
+
+
+def test_base_that_changed_is_refused(
+    family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path
+) -> None:
+    model, _ = trained
+    base = {**base_reference(family.transformer), "sha256": "0" * 64}
+    folder = save_adapters(model, tmp_path / "changed", base)
+    with pytest.raises(CheckpointError, match=r"has changed since .*sha256 .* put the original back"):
+        load_transformer(build(family, LORA), folder)
+
+
+def test_base_that_is_gone_is_named(
+    family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path
+) -> None:
+    folder = save_adapters(trained[0], tmp_path / "gone", {"path": "/nowhere/model.pt", "sha256": ""})
+    with pytest.raises(CheckpointError, match=r"its base /nowhere/model.pt is not there"):
+        load_transformer(build(family, LORA), folder)
+
+
+def test_adapters_without_a_base_are_refused(
+    family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path
+) -> None:
+    folder = save_adapters(trained[0], tmp_path / "orphan", None)
+    with pytest.raises(CheckpointError, match="LoRA adapters only"):
+        load_transformer(build(family, LORA), folder)
+
+
+def test_other_strength_than_trained_is_refused(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path]) -> None:
+    with pytest.raises(CheckpointError, match="has lora_alpha 4, the configuration says 1"):
+        load_transformer(build(family, {"r": 4, "lora_alpha": 1.0}), trained[1])
+
+
+def test_other_rank_is_refused(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path]) -> None:
+    with pytest.raises(CheckpointError, match="rank"):
+        load_transformer(build(family, {"r": 2, "lora_alpha": 4.0}), trained[1])
+
+
+def test_bases_in_a_circle_end(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path) -> None:
+    file = tmp_path / "circle" / "10" / "mp_rank_00_model_states.pt"
+    base = {"path": str(file), "sha256": None}
+    save_adapters(trained[0], tmp_path / "circle", base)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="leads back to itself"):
+        load_transformer(build(family, LORA), tmp_path / "circle")
+
+
+def test_missing_checkpoint(family: tiny.TinyFamily) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at /nowhere"):
+        load_transformer(build(family), "/nowhere")
