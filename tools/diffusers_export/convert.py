@@ -130,8 +130,8 @@ def _typecast(folder: Path, dtype: torch.dtype) -> list[WrittenFile]:
 def _describe_inputs(plan: Plan) -> list[dict[str, Any]]:
     files = list(plan.weights.files) if plan.weights is not None else []
     if plan.vae_file is not None:
-        vae = plan.vae_file
-        file = vae / "3d-vae.pt" if (vae / "3d-vae.pt").is_file() else find_states_file(vae)
+        inside = [plan.vae_file / name for name in ("3d-vae.pt", f"{folders.WEIGHTS_STEM}.safetensors")]
+        file = next((each for each in inside if each.is_file()), None) or find_states_file(plan.vae_file)
         files += [file] if file not in files else []
     return [_describe(str(file.resolve()), file.stat().st_size, sha256_of(file)) for file in files]
 

@@ -10,8 +10,9 @@ import torch
 from cogvideox.config.load import load_config
 from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.weights import vae_map
 from cogvideox.weights.base import TransformerWeights, read_transformer
-from cogvideox.weights.diffusers_folder import PipelineSettings
+from cogvideox.weights.diffusers_folder import WEIGHTS_STEM, PipelineSettings
 from cogvideox.weights.families import TransformerFacts, read_facts
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
 from torch import Tensor
@@ -96,7 +97,7 @@ def make_plan(options: Options) -> Plan:
         settings=settings,
         weights=weights,
         facts=facts,
-        vae=read_vae(vae_file) if vae_file is not None else None,
+        vae=_read_vae(vae_file) if vae_file is not None else None,
         vae_file=vae_file,
         text_encoder=_find_text_encoder(options, yaml) if options.part == "pipeline" else None,
     )
@@ -155,6 +156,14 @@ def _find_vae(options: Options, yaml: YamlFacts, checkpoint: SatCheckpoint | Non
     return yaml.vae_path
 
 
+def _read_vae(file: Path) -> dict[str, Tensor]:
+    """The VAE under SAT's names, also from a diffusers folder, which the YAML may name as well."""
+    inside = file / f"{WEIGHTS_STEM}.safetensors"
+    state = read_vae(inside if inside.is_file() else file)
+    levels = len({name.split(".")[2] for name in state if name.startswith("encoder.down_blocks.")})
+    return {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()} if levels else state
+
+
 def _find_text_encoder(options: Options, yaml: YamlFacts) -> Path:
     """--text_encoder, else the old flag's folder or cache, else what the YAML names (folder or hub id)."""
     folder = options.text_encoder or options.text_encoder_cache_dir
@@ -166,9 +175,7 @@ def _find_text_encoder(options: Options, yaml: YamlFacts) -> Path:
     name = yaml.text_encoder
     if name is None:
         raise ConfigError("which text encoder? give --text_encoder with a T5 folder, or --only transformer")
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    return _download(name)
+    return name if isinstance(name, Path) else _download(name)
 
 
 def _download(name: str) -> Path:

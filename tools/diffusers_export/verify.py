@@ -28,7 +28,9 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from diffusers_export.plan import Plan
 
@@ -46,6 +48,8 @@ def verify(plan: Plan) -> None:
     Raises: CheckpointError for the first that fails, or when diffusers can't open the folder.
     """
     print("verifying with diffusers")
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
     with torch.no_grad():
         if plan.writes_transformer or plan.writes_lora:

@@ -14,6 +14,7 @@ from cogvideox.weights.families import TransformerFacts
 
 from diffusers_export.options import Options
 
+ROOT = Path(__file__).resolve().parents[2]
 _SAME = 1e-6  # relative; numbers come through text
 
 
@@ -48,20 +49,27 @@ class YamlFacts:
     @property
     def vae_path(self) -> Path | None:
         path = self.vae.get("ckpt_path")
-        return Path(path).expanduser() if path else None
+        return _find(path) if path else None
 
     @property
-    def text_encoder(self) -> str | None:
-        """A folder or a Hugging Face id."""
+    def text_encoder(self) -> Path | str | None:
+        """A folder that exists, or what may be a Hugging Face id."""
         if self.config is None:
             return None
         encoder = self.config.model.conditioner_config["params"].get("encoder") or {}
-        return (encoder.get("params") or {}).get("model_dir")
+        name = (encoder.get("params") or {}).get("model_dir")
+        return _find(name) if name and _find(name).is_dir() else name
 
     def module(self, name: str) -> Mapping[str, Any]:
         """Parameters of one entry of the network's `modules`."""
         node = (self.network.get("modules") or {}).get(name) or {}
         return node.get("params") or {}
+
+
+def _find(path: str) -> Path:
+    """A path from a YAML: relative to where the command runs, else to the repository, as the shipped files are."""
+    here, there = Path(path).expanduser(), ROOT / path
+    return there if there.exists() and not here.exists() else here
 
 
 def read_settings(yaml: YamlFacts, facts: TransformerFacts | None, options: Options) -> PipelineSettings:

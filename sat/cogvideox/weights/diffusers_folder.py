@@ -37,6 +37,11 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.json",
 )
+# What tokenizer_config.json may say -> what model_index.json says; anything else is a T5Tokenizer.
+_TOKENIZER_CLASSES = {
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
+}
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,7 @@ def _copy(files: Iterable[Path], target: Path) -> None:
 
 
 def _tokenizer_class(folder: Path) -> str:
-    """The slow class of the pair, because diffusers' pipeline looks it up by that name in every release."""
+    """The tokenizer's class, under a name that every release of transformers knows."""
     file = folder / "tokenizer_config.json"
     name = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
-    return (name or "T5Tokenizer").removesuffix("Fast") if name != "PreTrainedTokenizerFast" else name
+    return _TOKENIZER_CLASSES.get(name or "", "T5Tokenizer")
