@@ -274,12 +274,12 @@ def measure(steps: dict[str, Step], work: Work, rounds: int) -> tuple[dict[str, 
     return walls, cpus
 
 
-def report(
-    walls: dict[str, list[float]], cpus: dict[str, list[float]], memory: dict[str, float], work: Work
-) -> None:
+def report(walls: dict[str, list[float]], cpus: dict[str, list[float]], memory: dict[str, float], work: Work) -> None:
     """One markdown row for each candidate. Ratios are medians over rounds, each round compared with itself."""
     peak = next((value for key, value in PEAKS.items() if key in device_name(work)), None)
-    print("| candidate | s/step | to diffusers | processor s/step | to diffusers | tokens/s | TFLOP/s | MFU | peak GB |")
+    print(
+        "| candidate | s/step | to diffusers | processor s/step | to diffusers | tokens/s | TFLOP/s | MFU | peak GB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in walls:
         seconds = statistics.median(walls[name])

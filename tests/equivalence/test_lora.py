@@ -1,4 +1,4 @@
-"""Our LoRA against peft on diffusers' transformer, against SAT's own lora2, and against its own merge. fp32, B non-zero."""
+"""Our LoRA against peft on diffusers' transformer, SAT's own lora2 and its own merge: fp32, B non-zero."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cogvideox.transformer.lora import LoraLinear
+from cogvideox.transformer.sat_stack import groups_of_one
 from cogvideox.weights.lora_map import (
     MergedWeights,
     adapter_header,
@@ -19,7 +20,6 @@ from cogvideox.weights.transformer_map import convert_state, to_diffusers
 from diffusers import CogVideoXTransformer3DModel
 from equivalence.test_transformer import build_theirs
 from sat.model.finetune import lora2
-from cogvideox.transformer.sat_stack import groups_of_one
 from torch import nn
 from transformer.tiny_transformer import build_tiny, inputs, randomise
 

@@ -42,7 +42,7 @@ def test_patch_projection_is_the_convolution() -> None:
 
 def test_wrong_patch_weight_is_an_error() -> None:
     model = build_tiny()
-    with pytest.raises(RuntimeError, match="size mismatch for mixins.patch_embed.proj.weight"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for mixins\.patch_embed\.proj\.weight"):
         model.load_state_dict(model.state_dict() | {PATCH: torch.zeros(64, 5, 2, 2)})
 
 

@@ -11,12 +11,11 @@ import torch
 from sat.model.base_model import BaseMixin, BaseModel
 from torch import Tensor, nn
 
-from cogvideox.transformer.block import transformer_block
-from cogvideox.transformer.linear import Linear
+from cogvideox.transformer.block import NUM_CHUNKS, transformer_block
+from cogvideox.transformer.modulation import Modulation
 from cogvideox.transformer.shape import NetworkShape
 
 QK_NORM_EPS = 1e-6
-_CHUNKS = 12
 
 
 class AdaLNMixin(BaseMixin):
@@ -29,10 +28,8 @@ class AdaLNMixin(BaseMixin):
         super().__init__()
         self.num_heads = network.num_attention_heads
         layers = range(network.num_layers)
-        width = network.hidden_size
         self.adaLN_modulations = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), Linear(network.time_embed_dim, _CHUNKS * width, dtype=network.dtype))
-            for _ in layers
+            Modulation(network.time_embed_dim, NUM_CHUNKS, network.hidden_size, network.dtype) for _ in layers
         )
         self.qk_ln = qk_ln
         if qk_ln:
@@ -41,10 +38,10 @@ class AdaLNMixin(BaseMixin):
         self._block: Callable[..., tuple[Tensor, Tensor]] = transformer_block
 
     def reinit(self, parent_model: BaseModel | None = None) -> None:
-        """Zero modulation: at first every block passes its input through ("adaLN-Zero", 2212.09748)."""
+        """At first every block passes its input through."""
         for modulation in self.adaLN_modulations:
-            nn.init.zeros_(modulation[1].weight)
-            nn.init.zeros_(modulation[1].bias)
+            assert isinstance(modulation, Modulation)
+            modulation.init_zero()
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Run the block through torch.compile from now on: one graph, compiled once for all layers.
@@ -59,7 +56,7 @@ class AdaLNMixin(BaseMixin):
         """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e]."""
         return self._block(
             self.transformer.layers[layer_id],
-            self.adaLN_modulations[layer_id][1],
+            self.adaLN_modulations[layer_id],
             self.query_layernorm_list[layer_id] if self.qk_ln else None,
             self.key_layernorm_list[layer_id] if self.qk_ln else None,
             self.num_heads,

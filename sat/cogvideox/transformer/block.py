@@ -8,14 +8,21 @@ Letters: b batch, l text tokens, v video tokens, s = l + v (text first), d hidde
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideox.transformer.modulation import Modulation, modulate
+
+# Shift, scale and gate of the video for attention and for the MLP, then the same six of the text.
+NUM_CHUNKS = 12
+
 
 def transformer_block(
-    layer: nn.Module,
-    modulation: nn.Linear,
+    layer: Any,
+    modulation: Modulation,
     query_norm: nn.LayerNorm | None,
     key_norm: nn.LayerNorm | None,
     num_heads: int,
@@ -27,44 +34,36 @@ def transformer_block(
 
     Args:
         layer: a SAT BaseTransformerLayer (input_layernorm, attention, post_attention_layernorm, mlp).
-        modulation: Linear e -> 12 d. Chunks: shift, scale, gate of the video for attention and for the MLP,
-            then the same six of the text.
         text, video: the residual streams [b, l, d] and [b, v, d]; kept apart, so that no residual is concatenated.
         conditioning: [b, e], the SiLU of the time embedding.
 
     Returns:
         The new text [b, l, d] and video [b, v, d].
     """
-    chunks = modulation(conditioning)[:, None].chunk(12, dim=-1)
+    chunks = modulation.chunks(conditioning)
     lengths = [text.shape[1], video.shape[1]]
 
-    tokens = modulated_norm(layer.input_layernorm, text, video, (*chunks[6:8], *chunks[0:2]))
+    tokens = joint_modulated_norm(layer.input_layernorm, text, video, chunks[6:8], chunks[0:2])
     tokens = joint_attention(layer.attention, query_norm, key_norm, num_heads, tokens)
     text_out, video_out = tokens.split(lengths, dim=1)
     text = torch.addcmul(text, chunks[8], text_out)
     video = torch.addcmul(video, chunks[2], video_out)
 
-    tokens = modulated_norm(layer.post_attention_layernorm, text, video, (*chunks[9:11], *chunks[3:5]))
+    tokens = joint_modulated_norm(layer.post_attention_layernorm, text, video, chunks[9:11], chunks[3:5])
     tokens = layer.mlp.dense_4h_to_h(F.gelu(layer.mlp.dense_h_to_4h(tokens), approximate="tanh"))
     text_out, video_out = tokens.split(lengths, dim=1)
     return torch.addcmul(text, chunks[11], text_out), torch.addcmul(video, chunks[5], video_out)
 
 
-def modulated_norm(
-    norm: nn.LayerNorm, text: Tensor, video: Tensor, shifts_scales: tuple[Tensor, Tensor, Tensor, Tensor]
+def joint_modulated_norm(
+    norm: nn.LayerNorm, text: Tensor, video: Tensor, text_modulation: Any, video_modulation: Any
 ) -> Tensor:
-    """LayerNorm and modulation of both streams as one [b, s, d].
-
-    shifts_scales: shift and scale of the text, shift and scale of the video, each [b, 1, d].
-    """
-    text_shift, text_scale, video_shift, video_scale = shifts_scales
-    text = torch.addcmul(text_shift, norm(text), 1 + text_scale)
-    video = torch.addcmul(video_shift, norm(video), 1 + video_scale)
-    return torch.cat([text, video], dim=1)
+    """LayerNorm and modulation of both streams as one [b, s, d]; a modulation is (shift, scale), each [b, 1, d]."""
+    return torch.cat([modulate(norm(text), *text_modulation), modulate(norm(video), *video_modulation)], dim=1)
 
 
 def joint_attention(
-    attention: nn.Module,
+    attention: Any,
     query_norm: nn.LayerNorm | None,
     key_norm: nn.LayerNorm | None,
     num_heads: int,

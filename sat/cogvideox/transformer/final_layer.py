@@ -6,12 +6,12 @@ e time embedding width, (pt, ph, pw) the patch.
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from sat.model.base_model import BaseMixin, BaseModel
 from torch import Tensor, nn
 
 from cogvideox.transformer.linear import Linear
+from cogvideox.transformer.modulation import Modulation, modulate
 from cogvideox.transformer.shape import NetworkShape
 
 FINAL_NORM_EPS = 1e-6
@@ -26,21 +26,17 @@ class FinalLayerMixin(BaseMixin):
         width, dtype = network.hidden_size, network.dtype
         self.norm_final = nn.LayerNorm(width, eps=FINAL_NORM_EPS, dtype=dtype)
         self.linear = Linear(width, network.patch_volume * network.out_channels, dtype=dtype)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), Linear(network.time_embed_dim, 2 * width, dtype=dtype)
-        )
+        self.adaLN_modulation = Modulation(network.time_embed_dim, 2, width, dtype)
 
     def reinit(self, parent_model: BaseModel | None = None) -> None:
         """Zero modulation and bias, Xavier projection."""
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        nn.init.zeros_(self.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.adaLN_modulation[1].bias)
+        self.adaLN_modulation.init_zero()
 
     def final_forward(self, video: Tensor, conditioning: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """video [b, v, d] and the SiLU of the time embedding [b, e] -> [b, f, c, y, x]; grid is v = f * y * x."""
-        shift, scale = self.adaLN_modulation[1](conditioning)[:, None].chunk(2, dim=-1)
-        patches = self.linear(torch.addcmul(shift, self.norm_final(video), 1 + scale))
+        patches = self.linear(modulate(self.norm_final(video), *self.adaLN_modulation.chunks(conditioning)))
         frames, height, width = grid
         pt, ph, pw = self.patch_size
         return rearrange(

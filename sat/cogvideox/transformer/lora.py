@@ -17,6 +17,7 @@ from cogvideox.errors import ConfigError
 from cogvideox.transformer.cpu_linear import linear
 from cogvideox.transformer.linear import Linear
 from cogvideox.transformer.shape import NetworkShape
+from cogvideox.weights.lora_map import merge_weight
 
 
 class LoraLinear(nn.Module):
@@ -63,8 +64,7 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> Linear:
         """A plain layer with the adapters, at their present strength, added to the weight (summed in fp32)."""
-        update = torch.cat([b.float() @ a.float() for a, b in zip(self.matrix_A, self.matrix_B, strict=True)])
-        weight = (self.original.weight.float() + self.scaling * update).to(self.original.weight.dtype)
+        weight = merge_weight(self.original.weight, list(self.matrix_A), list(self.matrix_B), self.scaling)
         return Linear.adopt(weight, self.original.bias)
 
 
@@ -78,15 +78,11 @@ class LoraMixin(lora2.LoraMixin):
         ConfigError: a rank below 1, or a dropout outside [0, 1).
     """
 
-    def __init__(
-        self, r: int, lora_alpha: float = 1.0, lora_dropout: float = 0.0, *, network: NetworkShape
-    ) -> None:
+    def __init__(self, r: int, lora_alpha: float = 1.0, lora_dropout: float = 0.0, *, network: NetworkShape) -> None:
         if r < 1:
             raise ConfigError(f"lora_config.r is {r}; the rank must be at least 1")
         if not 0 <= lora_dropout < 1:
-            raise ConfigError(
-                f"lora_config.lora_dropout is {lora_dropout}; it must be at least 0 and below 1"
-            )
+            raise ConfigError(f"lora_config.lora_dropout is {lora_dropout}; it must be at least 0 and below 1")
         super().__init__(network.num_layers, r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
 
     def reinit(self, parent_model: BaseModel) -> None:
@@ -94,9 +90,7 @@ class LoraMixin(lora2.LoraMixin):
         for layer in parent_model.transformer.layers:
             attention = layer.attention
             for name, parts in (("query_key_value", 3), ("dense", 1)):
-                adapted = LoraLinear(
-                    getattr(attention, name), parts, self.r, self.lora_alpha, self.lora_dropout
-                )
+                adapted = LoraLinear(getattr(attention, name), parts, self.r, self.lora_alpha, self.lora_dropout)
                 setattr(attention, name, adapted)
 
     def adapted_layers(self) -> list[LoraLinear]:

@@ -107,24 +107,18 @@ class DiffusionTransformer(BaseModel):
             ShapeError: a shape that the network does not take; says what it takes.
         """
         grid = self._check_inputs(noised_latent, timestep, context)
-        dtype = self.time_embed[0].weight.dtype
-        conditioning = F.silu(
-            self.time_embed(sinusoidal_embedding(timestep, self.network.hidden_size).to(dtype))
-        )
+        dtype = next(self.time_embed.parameters()).dtype
+        conditioning = F.silu(self.time_embed(sinusoidal_embedding(timestep, self.network.hidden_size).to(dtype)))
         text, video = self.hooks["word_embedding_forward"](noised_latent.to(dtype), context.to(dtype))
         text, video = self.hooks["position_embedding_forward"](text, video, grid)
         for layer_id in range(self.network.num_layers):
             text, video = self._layer(text, video, conditioning, layer_id)
         return self.hooks["final_forward"](self.transformer.final_layernorm(video), conditioning, grid)
 
-    def _layer(
-        self, text: Tensor, video: Tensor, conditioning: Tensor, layer_id: int
-    ) -> tuple[Tensor, Tensor]:
+    def _layer(self, text: Tensor, video: Tensor, conditioning: Tensor, layer_id: int) -> tuple[Tensor, Tensor]:
         layer_forward = self.hooks["layer_forward"]
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(
-                layer_forward, text, video, conditioning, layer_id=layer_id, use_reentrant=False
-            )
+            return checkpoint(layer_forward, text, video, conditioning, layer_id=layer_id, use_reentrant=False)
         return layer_forward(text, video, conditioning, layer_id=layer_id)
 
     def _check_inputs(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> tuple[int, int, int]:
@@ -137,9 +131,7 @@ class DiffusionTransformer(BaseModel):
             )
         batch, frames, _, height, width = noised_latent.shape
         if timestep.shape != (batch,):
-            raise ShapeError(
-                f"timestep has shape {tuple(timestep.shape)}; expected ({batch},), one per sample"
-            )
+            raise ShapeError(f"timestep has shape {tuple(timestep.shape)}; expected ({batch},), one per sample")
         expected = (batch, network.text_length, self.mixins["patch_embed"].text_hidden_size)
         if context.shape != expected:
             raise ShapeError(
@@ -149,7 +141,8 @@ class DiffusionTransformer(BaseModel):
         if any(size < step or size % step for size, step in zip(sizes, patch, strict=True)):
             legal = tuple(max(round(size / step), 1) * step for size, step in zip(sizes, patch, strict=True))
             raise ShapeError(
-                f"a latent of (frames, height, width) {sizes} does not divide into patches {patch}; nearest legal: {legal}"
+                f"a latent of (frames, height, width) {sizes} does not divide into patches {patch}; "
+                f"nearest legal: {legal}"
             )
         grid = (frames // patch[0], height // patch[1], width // patch[2])
         self.mixins["pos_embed"].check_grid(grid)

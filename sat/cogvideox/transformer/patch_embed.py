@@ -31,9 +31,7 @@ class PatchProjection(nn.Module):
         self.patch_size = network.patch_size
         frames, height, width = network.patch_size
         channels, hidden = network.in_channels, network.hidden_size
-        shape = (
-            (hidden, channels, height, width) if frames == 1 else (hidden, channels * network.patch_volume)
-        )
+        shape = (hidden, channels, height, width) if frames == 1 else (hidden, channels * network.patch_volume)
         self.weight = nn.Parameter(torch.empty(shape, dtype=network.dtype))
         self.bias = nn.Parameter(torch.empty(hidden, dtype=network.dtype))
         self._register_load_state_dict_pre_hook(self._fold_weight)

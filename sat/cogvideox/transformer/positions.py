@@ -32,8 +32,7 @@ def sincos_3d(
     Source: the published 2B checkpoint's table, and diffusers' get_3d_sincos_pos_embed.
     """
     frames, height, width_tokens = (
-        torch.arange(size, dtype=torch.float64) / factor
-        for size, factor in zip(grid, interpolation, strict=True)
+        torch.arange(size, dtype=torch.float64) / factor for size, factor in zip(grid, interpolation, strict=True)
     )
     temporal, spatial = width // 4, width // 8 * 3
     parts = [
@@ -99,11 +98,7 @@ class SinCosPositionMixin(BaseMixin):
     ) -> tuple[Tensor, Tensor]:
         """Add positions to text [b, l, d] and video [b, f*y*x, d]; other grids use the table's corner at the origin."""
         frames, height, width = grid
-        text_table, video_table = self.pos_embedding.split(
-            [self.network.text_length, self.network.num_video_tokens], 1
-        )
+        text_table, video_table = self.pos_embedding.split([self.network.text_length, self.network.num_video_tokens], 1)
         if grid != self.network.token_grid:
-            video_table = video_table.unflatten(1, self.network.token_grid)[
-                :, :frames, :height, :width
-            ].flatten(1, 3)
+            video_table = video_table.unflatten(1, self.network.token_grid)[:, :frames, :height, :width].flatten(1, 3)
         return text + text_table, video + video_table

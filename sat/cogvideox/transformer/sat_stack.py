@@ -13,13 +13,13 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from sat import mpu
 from sat.model.transformer import BaseTransformer
 from sat.mpu import ColumnParallelLinear, RowParallelLinear
 from torch import nn
 
 from cogvideox.transformer.linear import Linear
 from cogvideox.transformer.shape import NetworkShape
+from sat import mpu
 
 # Block norms and the norm after the last block; SAT's default, which also overrides what callers pass for a layer.
 LAYERNORM_EPS = 1e-5

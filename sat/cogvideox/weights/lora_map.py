@@ -129,8 +129,6 @@ class MergedWeights(Mapping[str, Tensor]):
         if other not in self._state:
             raise CheckpointError(f"the adapter {name} has no partner {other}")
         if f"{layer}weight" not in self._stored:
-            raise CheckpointError(
-                f"the adapter {name} has no weight {layer}original.weight to be merged into"
-            )
+            raise CheckpointError(f"the adapter {name} has no weight {layer}original.weight to be merged into")
         if side == "A":
             self._adapters.setdefault(f"{layer}weight", []).append(int(part))

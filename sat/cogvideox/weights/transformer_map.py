@@ -114,9 +114,7 @@ def to_sat(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -
         sources = tuple(template.format(**fields) for template in rule.diffusers)
         absent = [source for source in sources if source not in present]
         if absent:
-            raise CheckpointError(
-                f"the diffusers transformer holds {name} but not {absent[0]}; {target} needs both"
-            )
+            raise CheckpointError(f"the diffusers transformer holds {name} but not {absent[0]}; {target} needs both")
         steps.setdefault(target, Step(sources, (target,), partial(_join, rule, target, patch_size)))
     return list(steps.values())
 
@@ -164,9 +162,7 @@ def _sat_step(name: str, patch_size: tuple[int, int, int]) -> Step:
     return Step((name,), targets, partial(_split, rule, name, patch_size))
 
 
-def _split(
-    rule: Rule, name: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]
-) -> list[Tensor]:
+def _split(rule: Rule, name: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]) -> list[Tensor]:
     (whole,) = tensors
     if name in PATCH_WEIGHTS:
         return [fit_patch_weight(whole, patch_size)]
@@ -178,9 +174,7 @@ def _split(
     return [torch.cat([pieces[index] for index in chosen]) for chosen in rule.chunks]
 
 
-def _join(
-    rule: Rule, target: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]
-) -> list[Tensor]:
+def _join(rule: Rule, target: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]) -> list[Tensor]:
     if target in PATCH_WEIGHTS:
         return [fit_patch_weight(tensors[0], patch_size)]
     if rule.chunks == _WHOLE:
@@ -188,9 +182,7 @@ def _join(
     pieces: dict[int, Tensor] = {}
     for chosen, tensor in zip(rule.chunks, tensors, strict=True):
         if len(tensor) % len(chosen):
-            raise CheckpointError(
-                f"a part of {target} has {len(tensor)} rows, which are not {len(chosen)} equal parts"
-            )
+            raise CheckpointError(f"a part of {target} has {len(tensor)} rows, which are not {len(chosen)} equal parts")
         pieces.update(zip(chosen, tensor.chunk(len(chosen)), strict=True))
     return [torch.cat([pieces[index] for index in sorted(pieces)])]
 
