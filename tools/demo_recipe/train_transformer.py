@@ -1,0 +1,129 @@
+"""Train the demo's transformer together with its tiny text encoder, on latents that are there already.
+
+Uses the framework's own network, schedule and loss. bf16 autocast, Muon for matrices inside the blocks and AdamW
+for the rest, averaged weights, caption dropout.
+
+Letters: b batch, f latent frames, z latent channels, y x latent height and width, l text tokens, e text width.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cogvideox.config.schema import ModelConfig
+from cogvideox.config.targets import instantiate
+from cogvideox.weights.sat_folder import write_checkpoint
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from .captions import caption
+from .latents import load_world
+from .optim import Average, MuonAndAdam, learning_rate
+from .text import CaptionIds, build_encoder, build_tokenizer, save_text_model
+
+SEED = 11
+PREFIX = "model.diffusion_model."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast."""
+
+    steps: int = 3000
+    batch: int = 32
+    muon_lr: float = 0.01
+    adam_lr: float = 1e-3
+    caption_dropout: float = 0.1
+    spell_share: float = 0.04
+    average_decay: float = 0.998
+
+
+class TextAndVideo(nn.Module):
+    """Both networks as one module, so that one average covers them."""
+
+    def __init__(self, transformer: nn.Module, text_encoder: T5EncoderModel):
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+
+def build(config: ModelConfig) -> TextAndVideo:
+    """Random weights, fp32."""
+    torch.manual_seed(SEED)
+    transformer = instantiate(config.network_config, dtype=torch.float32)
+    return TextAndVideo(transformer, build_encoder(build_tokenizer())).train()
+
+
+def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe) -> None:
+    """Writes out/transformer, out/t5 every five minutes and at the end."""
+    means, deviations, specs = load_world(world)
+    networks = build(config)
+    schedule, loss_of = instantiate(config.schedule_config), instantiate(config.loss_fn_config)
+    optimizer = _optimizer(networks, recipe)
+    average = Average(networks, recipe.average_decay)
+    ids_of, rng = CaptionIds(recipe.spell_share), random.Random(SEED)
+    begin = last_saved = time.perf_counter()
+    recent = torch.zeros(0)
+    for step in range(recipe.steps):
+        picked = torch.randint(len(specs), (recipe.batch,))
+        noise = torch.randn(2, *means[picked].shape)
+        latent = config.scale_factor * (means[picked].float() + deviations[picked].float() * noise[0])
+        timestep = _timesteps(recipe.batch, schedule.num_timesteps)
+        captions = [caption(specs[index], rng) for index in picked.tolist()]
+        with torch.autocast("cpu", torch.bfloat16):
+            context = networks.text_encoder(input_ids=ids_of(captions, rng)).last_hidden_state
+            keep = torch.rand(recipe.batch) >= recipe.caption_dropout
+            context = context * keep[:, None, None]
+            noised = schedule.add_noise(latent, noise[1], timestep)
+            v_prediction = networks.transformer(noised, timestep, context)
+        losses = loss_of(v_prediction, latent, noise[1], schedule.level(timestep))
+        losses.mean().backward()
+        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        optimizer.step(learning_rate(step / recipe.steps))
+        average.update(step)
+        recent = torch.cat([recent, losses.detach()])
+        if step % 50 == 49:
+            print(
+                f"transformer step {step + 1} {time.perf_counter() - begin:.0f}s loss {recent.mean():.4f}", flush=True
+            )
+            recent = torch.zeros(0)
+        if time.perf_counter() - last_saved > 300:
+            last_saved = time.perf_counter()
+            save(networks, average.values, out, step + 1)
+    save(networks, average.values, out, recipe.steps)
+
+
+def save(networks: TextAndVideo, values: dict[str, Tensor], out: Path, step: int) -> None:
+    """Averaged weights: the transformer in half precision in SAT layout, the text encoder as a Hugging Face folder."""
+    kept = {name: parameter.detach().clone() for name, parameter in networks.named_parameters()}
+    _put(networks, values)
+    transformer = networks.transformer.state_dict()
+    module = {PREFIX + name: value.half() for name, value in transformer.items()}
+    write_checkpoint(out / "transformer", step, module, {}, overwrite=True)
+    save_text_model(networks.text_encoder, build_tokenizer(), out / "t5")
+    _put(networks, kept)
+
+
+@torch.no_grad()
+def _put(networks: TextAndVideo, values: dict[str, Tensor]) -> None:
+    for name, parameter in networks.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _timesteps(batch: int, total: int) -> Tensor:
+    """Uniform timesteps, one from each of `batch` equal strata: int64 [b]."""
+    places = (torch.arange(batch) + torch.rand(batch)) / batch
+    return (places * total).long().clamp_(max=total - 1)[torch.randperm(batch)]
+
+
+def _optimizer(networks: TextAndVideo, recipe: Recipe) -> MuonAndAdam:
+    matrices, others = [], []
+    for name, parameter in networks.named_parameters():
+        if parameter.requires_grad:
+            inside = ".layers." in name or ".block." in name or "adaLN_modulations" in name
+            plain = parameter.ndim == 2 and "relative_attention_bias" not in name
+            (matrices if inside and plain else others).append(parameter)
+    return MuonAndAdam(matrices, others, recipe.muon_lr, recipe.adam_lr)
