@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported now: a check should not wait for torch, and DeepSpeed chooses its device when it is imported.
     from cogvideox.parallel.groups import start_process_groups
 
-    groups = start_process_groups(config.train_args.device)
+    groups = start_process_groups(config.train_args.device, config.train_args.rendezvous_timeout_s)
     try:
         from cogvideox.training.trainer import Trainer
 

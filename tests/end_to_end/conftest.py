@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,13 @@ def train(settings: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return Trainer(config, start_process_groups("cpu")).fit()
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """The script sends messages to the stderr of its test, which is closed afterwards."""
+    logger = logging.getLogger("cogvideox")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_resume_by_path_and_again_over_later_checkpoints(train):
     train(*COMMON, f"args.resume={whole / '3'}")
     assert all(torch.equal(before[name], each) for name, each in tiny.read_states(whole).items())
     assert (whole / "training_config-resumed-at-3.yaml").is_file()
+
+
+def test_what_differs_after_a_resume_is_said(train, family, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
+    run = train("args.train_iters=2")
+    fewer = tmp_path / "fewer"
+    shutil.copytree(family.clips, fewer, ignore=shutil.ignore_patterns("07_*"))
+    with caplog.at_level("WARNING", logger="cogvideox"):
+        summary = train("args.train_iters=2", f"args.resume={run['run_folder']}", f"args.train_data=[{fewer}]")
+    assert "the clips are not those of the run that was saved" in caplog.text
+    assert "nothing left to do: 2 of 2 iterations are done" in caplog.text and summary["checkpoint"] is None
 
 
 def test_missing_and_unfit_resumes_are_refused(train, family, tmp_path):

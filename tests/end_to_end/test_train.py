@@ -42,6 +42,7 @@ def test_a_lora_run_leaves_what_its_users_need(train, family):
     for step in ("0", "4"):
         assert (Path(summary["samples"][step]) / "0_a_red_square_moves_up.mp4").stat().st_size > 500
     assert summary["trainable_parameters"] == 4096 and summary["lora_scale"] == 1.0
+    assert 1e-4 < summary["lora_update"] < 10
     assert summary["seconds_per_step"] > 0 and summary["peak_memory_bytes"] > 1e8
     assert (folder / "summary.json").is_file()
 

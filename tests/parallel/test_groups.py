@@ -26,9 +26,7 @@ def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
 def test_cuda_without_a_device_is_refused():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(
-        ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"
-    ):
+    with pytest.raises(ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"):
         start_process_groups("cuda")
 
 

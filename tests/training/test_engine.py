@@ -135,12 +135,10 @@ def test_precisions():
 
 
 def test_batch_sizes():
-    assert read_batch_sizes(
-        {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}, 4
-    ) == BatchSizes(2, 3, 4)
-    assert read_batch_sizes({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}, 4) == BatchSizes(
-        2, 2, 4
+    assert read_batch_sizes({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}, 4) == BatchSizes(
+        2, 3, 4
     )
+    assert read_batch_sizes({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}, 4) == BatchSizes(2, 2, 4)
     assert read_batch_sizes({"train_batch_size": 16}, 4).effective == 16
     with pytest.raises(ConfigError, match=r"train_batch_size: 10 is not .* \(2 x 2 x 2\)"):
         read_batch_sizes(

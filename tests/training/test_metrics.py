@@ -49,9 +49,7 @@ def test_a_run_of_bad_steps_ends_the_run_and_single_ones_do_not():
     each.check(step=30)
     for _ in range(BAD_STEPS_LIMIT):
         each.add(result(float("inf")))
-    with pytest.raises(
-        TrainingDiverged, match=r"NaN or infinite in 10 steps in a row \(at step 40\); stopped"
-    ):
+    with pytest.raises(TrainingDiverged, match=r"NaN or infinite in 10 steps in a row \(at step 40\); stopped"):
         each.check(step=40)
 
 
@@ -69,11 +67,7 @@ def test_logs_hold_the_published_tags(tmp_path):
     tags = set(board.Tags()["scalars"])
     assert {"Train/train_loss", "Train/lr", "Train/elapsed_time", "Train/valid_loss"} <= tags
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        lines[0]["train_loss"] == 2.0
-        and lines[0]["lr"] == 1e-3
-        and lines[1] == {"step": 1, "valid_loss": 0.5}
-    )
+    assert lines[0]["train_loss"] == 2.0 and lines[0]["lr"] == 1e-3 and lines[1] == {"step": 1, "valid_loss": 0.5}
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -40,9 +40,7 @@ def section(
     }
 
 
-def build(
-    given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant"
-) -> TrainEngine:
+def build(given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant") -> TrainEngine:
     groups = groups or start_process_groups("cpu")
     model = Toy().to(read_dtype(given, groups.device))
     return TrainEngine(model, given, read_optimizer(given), build_schedule(schedule, 20), groups)

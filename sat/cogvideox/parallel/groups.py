@@ -143,6 +143,7 @@ def start_process_groups(
         )
     os.environ.update(launch.as_environment())
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
+    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")  # it warns of optional packages that nothing here uses
     here = torch.device("cuda", launch.local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(here)
@@ -159,9 +160,7 @@ def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     store = _meet(launch, rendezvous_seconds)
-    dist.init_process_group(
-        backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
-    )
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
 
 
 def _meet(launch: Launch, seconds: float) -> dist.Store:

@@ -64,13 +64,9 @@ def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launc
         raise ConfigError(f"{names[0]}={rank} must lie in 0..{world_size - 1} ({names[1]}={world_size})")
     local_rank = _number(environment, names[2], default=rank % local_devices if local_devices else 0)
     if world_size > 1 and "MASTER_ADDR" not in environment and not _on_one_machine(environment, world_size):
-        raise ConfigError(
-            "MASTER_ADDR is not set: give the address of the machine that runs rank 0 (and MASTER_PORT)"
-        )
+        raise ConfigError("MASTER_ADDR is not set: give the address of the machine that runs rank 0 (and MASTER_PORT)")
     address = environment.get("MASTER_ADDR", "127.0.0.1")
-    return Launch(
-        rank, world_size, local_rank, address, _number(environment, "MASTER_PORT", default=DEFAULT_PORT)
-    )
+    return Launch(rank, world_size, local_rank, address, _number(environment, "MASTER_PORT", default=DEFAULT_PORT))
 
 
 def _on_one_machine(environment: Mapping[str, str], world_size: int) -> bool:

@@ -61,9 +61,7 @@ def capture_optimizer(engine: Any) -> dict[str, Any]:
         "kind": type(engine.optimizer).__name__,
         "base": engine.basic_optimizer.state_dict(),
         "masters": [master.detach() for master in _masters(engine)],
-        "loss_scale": {
-            name: getattr(scaler, name) for scaler in _scalers(engine) for name in _present(scaler)
-        },
+        "loss_scale": {name: getattr(scaler, name) for scaler in _scalers(engine) for name in _present(scaler)},
     }
 
 
@@ -92,9 +90,7 @@ def restore_optimizer(engine: Any, state: dict[str, Any]) -> None:
     try:
         engine.basic_optimizer.load_state_dict(state["base"])
     except ValueError as error:  # other parameter groups
-        raise CheckpointError(
-            f"the optimizer state does not fit this run's trainable weights: {error}"
-        ) from error
+        raise CheckpointError(f"the optimizer state does not fit this run's trainable weights: {error}") from error
     with torch.no_grad():
         for master, saved in zip(masters, state["masters"], strict=True):
             master.copy_(saved)

@@ -27,11 +27,14 @@ from cogvideox.weights.torch_file import load_file
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. step: optimizer steps done; position: samples taken from the endless global
-    stream."""
+    """How far a run is.
+
+    step: optimizer steps done; position: samples taken from the endless global stream; data: fingerprint of its clips.
+    """
 
     step: int = 0
     position: int = 0
+    data: str = ""
 
 
 class Checkpointer:
@@ -69,6 +72,7 @@ class Checkpointer:
             "format": 1,
             "step": progress.step,
             "position": progress.position,
+            "data": progress.data,
             "processes": processes,
             "optimizer": self._engine.capture(),
         }
@@ -102,9 +106,7 @@ class Checkpointer:
     def _remove_old(self) -> None:
         if self._keep_last is None:
             return
-        iterations = sorted(
-            int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit()
-        )
+        iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
         for iteration in iterations[: -self._keep_last]:
             shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
 
@@ -134,7 +136,7 @@ def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> P
     def restore() -> Progress:
         state = _read_state(folder, engine, groups)
         engine.restore(state["optimizer"])
-        return Progress(state["step"], state["position"])
+        return Progress(state["step"], state["position"], state["data"])
 
     return groups.attempt(restore)
 

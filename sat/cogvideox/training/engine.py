@@ -223,9 +223,7 @@ def _deepspeed_config(section: Mapping[str, Any], sizes: BatchSizes) -> tuple[di
     if stage not in (0, 1, 2):
         raise ConfigError(f"deepspeed.zero_optimization.stage: {stage} is not supported; valid are 0, 1, 2")
     if config.pop("scheduler", None):
-        raise ConfigError(
-            "deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead"
-        )
+        raise ConfigError("deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead")
     config.pop("optimizer", None)
     config.update(
         train_batch_size=sizes.effective,

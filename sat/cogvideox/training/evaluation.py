@@ -24,6 +24,7 @@ from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.prompts import SampleJob, folder_name
 from cogvideox.sampling.run import VideoFormat, sample_latents
 from cogvideox.sampling.write_video import write_video
+from cogvideox.transformer.lora import LoraLinear
 
 # Of evaluation and preview videos, whatever the run's own seed is, so that runs can be compared with each
 # other.
@@ -60,6 +61,20 @@ def fixed_randomness(model: VideoDiffusion, batch: Batch) -> timesteps.StepRando
         model.schedule.num_timesteps,
         positions=batch.positions.tolist(),
     )
+
+
+@torch.no_grad()
+def adapter_update(model: VideoDiffusion) -> float | None:
+    """How much LoRA changes the weights: the mean over layers of |scale B A| / |W| (Frobenius); None without LoRA.
+
+    Around 1e-4 after training the adapters do almost nothing: the rate, the scale or the number of steps is too small.
+    """
+    shares = []
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            update = torch.cat([b.float() @ a.float() for a, b in zip(layer.matrix_A, layer.matrix_B, strict=True)])
+            shares.append(layer.scaling * update.norm() / layer.original.weight.float().norm())
+    return float(torch.stack(shares).mean()) if shares else None
 
 
 def latent_frames(model: VideoDiffusion, num_frames: int) -> int:

@@ -21,9 +21,7 @@ SAT_HOLD_STEPS = 100
 SAT_HOLD_FACTOR = 0.05
 
 
-def build_schedule(
-    name: ScheduleName, total: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0
-) -> Schedule:
+def build_schedule(name: ScheduleName, total: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0) -> Schedule:
     """constant, linear or cosine with a linear warm-up.
 
     Warm-up: step k has factor k / warmup_steps, so the full rate is reached at step warmup_steps. Afterwards

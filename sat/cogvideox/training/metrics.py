@@ -89,9 +89,7 @@ class StepMeter:
         assert self._steps, "nothing to read"
         loss, norm = (self._groups.mean(self._sums) / self._steps).tolist()
         seconds = (time.perf_counter() - self._started) / self._steps
-        peak = float(
-            self._groups.max(torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device))
-        )
+        peak = float(self._groups.max(torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device)))
         reading = Reading(step, loss, norm, seconds, self._tokens_per_step / seconds, peak)
         self._restart()
         return reading

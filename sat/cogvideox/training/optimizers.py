@@ -45,17 +45,13 @@ def read_optimizer(deepspeed_section: Mapping[str, Any]) -> AdamSettings:
         raise ConfigError(f"{_WHERE}: missing; give type: AdamW and params: {{lr: ...}}")
     kind = str(section.get("type", "AdamW"))
     if kind.lower() not in _ADAM_TYPES:
-        raise ConfigError(
-            f"{_WHERE}.type: {kind!r} is not available; valid are AdamW, Adam, sat.ops.FusedEmaAdam"
-        )
+        raise ConfigError(f"{_WHERE}.type: {kind!r} is not available; valid are AdamW, Adam, sat.ops.FusedEmaAdam")
     params = dict(section.get("params") or {})
     unknown = sorted(set(params) - set(_PARAMS))
     if unknown:
         raise ConfigError(f"{_WHERE}.params: unknown {', '.join(unknown)}; valid are {', '.join(_PARAMS)}")
     if "lr" not in params:
-        raise ConfigError(
-            f"{_WHERE}.params.lr: missing; LoRA with alpha 1 takes 1e-4 to 1e-3, full fine-tuning 1e-5"
-        )
+        raise ConfigError(f"{_WHERE}.params.lr: missing; LoRA with alpha 1 takes 1e-4 to 1e-3, full fine-tuning 1e-5")
     settings = AdamSettings(
         lr=_at_least_zero(params, "lr", 0.0),
         betas=_betas(params.get("betas", (0.9, 0.999))),
@@ -105,8 +101,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError(
-            "model.not_trainable_prefixes: leaves nothing to train; ['all'] is for LoRA and needs a "
-            "lora_config"
+            "model.not_trainable_prefixes: leaves nothing to train; ['all'] is for LoRA and needs a lora_config"
         )
 
     def is_decayed(name: str, parameter: nn.Parameter) -> bool:

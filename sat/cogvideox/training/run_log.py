@@ -86,9 +86,7 @@ class RunLog:
         self._bar.set_postfix_str(text)
         if not self._has_bar:
             left = (self._last_step - reading.step) * reading.seconds
-            _log.info(
-                "step %d/%d: %s, %s left", reading.step, self._last_step, text, tqdm.format_interval(left)
-            )
+            _log.info("step %d/%d: %s, %s left", reading.step, self._last_step, text, tqdm.format_interval(left))
 
     def validation(self, step: int, loss: float) -> None:
         """The held-out loss."""

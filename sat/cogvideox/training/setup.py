@@ -40,8 +40,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the loop works with. base: of adapters, for their checkpoints; None when they are saved
-    whole."""
+    """Everything that the loop works with. checkpoint_extra: what checkpoints say beside the weights."""
 
     model: VideoDiffusion
     engine: TrainEngine
@@ -65,19 +64,19 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     schedule = make_schedule(args)
     check_save_folder(args.save)
     resumed = groups.attempt(lambda: _resume_folder(args))
-    groups.attempt(lambda: _check_folders(config, groups))
-    model = groups.attempt(
-        lambda: build_model(config.model, device=groups.device, dtype=dtype, seed=args.seed)
-    )
+    groups.attempt(lambda: check_folders(config, groups))
+    model = groups.attempt(lambda: build_model(config.model, device=groups.device, dtype=dtype, seed=args.seed))
     groups.attempt(lambda: _load(model, args, resumed))
     trainable = freeze(model, config.model.not_trainable_prefixes)
     extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, resumed))
     train_data, held_out = groups.first_only(lambda: prepare_data(config, model))
-    _check_enough(train_data, held_out, groups)
+    _check_enough(train_data, groups)
     if config.model.lr_scale is not None:
         schedule = _scaled(schedule, config.model.lr_scale)
     engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
-    progress = load_progress(resumed, engine, groups) if resumed is not None else Progress()
+    progress = Progress() if resumed is None else load_progress(resumed, engine, groups)
+    if resumed is not None:
+        _compare(progress, train_data, args)
     _announce(config, engine, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
     return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra)
@@ -86,9 +85,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
 def make_schedule(args: TrainArgs) -> Schedule:
     """The schedule that `args` asks for. Raises: ConfigError."""
     if args.lr_schedule == "sat":
-        return build_sat_schedule(
-            args.train_iters, args.warmup, args.lr_decay_style, args.lr_decay_ratio, args.mode
-        )
+        return build_sat_schedule(args.train_iters, args.warmup, args.lr_decay_style, args.lr_decay_ratio, args.mode)
     return build_schedule(args.lr_schedule, args.train_iters, args.warmup_steps, args.min_lr_ratio)
 
 
@@ -108,7 +105,7 @@ def _resume_folder(args: TrainArgs) -> Path | None:
     return None
 
 
-def _check_folders(config: Config, groups: ProcessGroups) -> None:
+def check_folders(config: Config, groups: ProcessGroups) -> None:
     """The mistakes in data folders that show without reading a video, before weights are read."""
     args = config.train_args
     pairs = find_pairs(args.train_data, _data(config).missing_captions)
@@ -186,14 +183,23 @@ def _data(config: Config) -> DataConfig:
     return config.data
 
 
-def _check_enough(train: VideoDataset, held_out: VideoDataset | None, groups: ProcessGroups) -> None:
+def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> None:
+    """Say what makes a resumed run differ from the run that was saved."""
+    if progress.data != train_data.fingerprint():
+        _log.warning("the clips are not those of the run that was saved: their order from here on is another")
+    if progress.step >= args.train_iters:
+        _log.warning("nothing left to do: %d of %d iterations are done", progress.step, args.train_iters)
+
+
+def _check_enough(train: VideoDataset, groups: ProcessGroups) -> None:
     if len(train) < groups.world_size:
         raise DataError(_too_few(groups.world_size, len(train)))
 
 
 def _too_few(processes: int, clips: int) -> str:
     return (
-        f"{processes} processes but only {clips} usable clips to train on: start at most {max(clips, 1)} processes, "
+        f"{processes} processes but only {clips} usable clips to train on: start at most {max(clips, 1)} "
+        "processes, "
         "or add clips"
     )
 

@@ -18,7 +18,7 @@ from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.run import VideoFormat, build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
-from cogvideox.training.evaluation import held_out_loss, latent_frames, sample_prompts
+from cogvideox.training.evaluation import adapter_update, held_out_loss, latent_frames, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import Parts, every, prepare, tokens_per_sample
@@ -63,7 +63,8 @@ class Trainer:
                     self._evaluate(step)
                 if save_due(step):
                     with self._meter.pause():
-                        checkpoint = checkpointer.save(Progress(step, loader.position))
+                        progress = Progress(step, loader.position, parts.train_data.fingerprint())
+                        checkpoint = checkpointer.save(progress)
         return self._summarise(checkpoint, time.monotonic() - started)
 
     def _loader(self, parts: Parts) -> VideoLoader:
@@ -157,6 +158,7 @@ class Trainer:
             "peak_memory_bytes": int(max((each.peak_gib for each in readings), default=0.0) * 2**30),
             "trainable_parameters": parts.trainable.trainable,
             "lora_scale": parts.trainable.lora_scale,
+            "lora_update": adapter_update(parts.model),
             "effective_batch": parts.engine.sizes.effective,
             "samples": self._samples,
         }
