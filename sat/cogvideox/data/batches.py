@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -34,8 +35,8 @@ class Batch:
         sample_ids: int64 [b].
         epochs: int64 [b]; a batch may straddle epochs. Randomness of a row is a function of (seed, its epoch,
             its sample id).
-        positions: int64 [b]; place of each row in its epoch's order.
-        counted: bool [b]; False for rows of evaluation batches that only fill up a process's share.
+        positions: int64 [b]; place of each row in the endless stream of all epochs.
+        counted: bool [b]; all True in training. False for rows of evaluation batches that only fill them up.
         paths: b files.
         next_position: stream position after this batch on all processes; where training resumes.
     """
@@ -79,7 +80,6 @@ class _Row:
     into: Tensor  # uint8 [t, c, h, w]
     substitutes: int = 0
     epoch: int = 0
-    place: int = 0
     index: int = 0
     ready: bool = False
 
@@ -95,7 +95,14 @@ class BatchReader:
     """Turns plans into batches, and keeps all workers busy with the batches that follow."""
 
     def __init__(
-        self, dataset: VideoDataset, stream: SampleStream, seed: int, num_workers: int, pin_memory: bool
+        self,
+        dataset: VideoDataset,
+        stream: SampleStream,
+        *,
+        seed: int,
+        num_workers: int,
+        pin_memory: bool,
+        count_substitutes: bool,
     ) -> None:
         self.pool: DecodePool = open_pool(dataset.decoder, num_workers, dataset.clip_timeout_s)
         self.failures: dict[str, str] = {}
@@ -105,6 +112,7 @@ class BatchReader:
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory
+        self._count_substitutes = count_substitutes
 
     def batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
         """One batch for every plan; ends early when the pool is told to stop waiting.
@@ -114,9 +122,7 @@ class BatchReader:
         """
         under_way: deque[_UnderWay] = deque()
         while True:
-            while not under_way or sum(len(batch.rows) for batch in under_way) < self._num_workers + len(
-                under_way[0].rows
-            ):
+            while self._wants_more(under_way):
                 plan = next(plans, None)
                 if plan is None:
                     break
@@ -130,6 +136,11 @@ class BatchReader:
                 self._settle(*result)
             yield self._finish(under_way.popleft())
 
+    def _wants_more(self, under_way: deque[_UnderWay]) -> bool:
+        """Behind the batch that is waited for, every worker shall have a row of a later one."""
+        later = sum(len(batch.rows) for batch in islice(under_way, 1, None))
+        return not under_way or later < self._num_workers
+
     def _begin(self, plan: BatchPlan) -> _UnderWay:
         shape = (len(plan.positions), *self._dataset.decoder.clip_shape)
         video = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
@@ -141,14 +152,13 @@ class BatchReader:
     def _try(self, row: _Row) -> None:
         """Ask for the row's sample, or the first one after it that has not failed."""
         while True:
-            row.epoch, row.place, row.index = self._stream.at(row.position, row.substitutes)
+            row.epoch, row.index = self._stream.at(row.position, row.substitutes)
             sample = self._dataset.samples[row.index]
             if sample.video_path not in self.failures:
                 break
             row.substitutes += 1
-        self.pool.submit(
-            Task(row, ReadJob(sample.video_path, sample.sample_id, self._seed, row.epoch), row.into)
-        )
+            row.counted = row.counted and self._count_substitutes
+        self.pool.submit(Task(row, ReadJob(sample.video_path, sample.sample_id, self._seed, row.epoch), row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
@@ -157,6 +167,10 @@ class BatchReader:
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
+        asked = self._dataset.decoder.reader.name
+        if outcome.reader != asked and outcome.reader not in self.read_by:
+            path = shown(self._dataset.samples[key.index].video_path)
+            _log.info("%s is read by %s instead of %s; further ones are only counted", path, outcome.reader, asked)
         self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
         key.ready = True
 
@@ -179,7 +193,7 @@ class BatchReader:
             captions=tuple(sample.caption for sample in samples),
             sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
             epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
-            positions=torch.tensor([row.place for row in batch.rows], dtype=torch.int64),
+            positions=torch.tensor([row.position for row in batch.rows], dtype=torch.int64),
             counted=torch.tensor([row.counted for row in batch.rows]),
             paths=tuple(sample.video_path for sample in samples),
             next_position=batch.plan.next_position,

@@ -76,8 +76,7 @@ def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, V
     count = max(1, round(share * len(dataset)))
     if count >= len(dataset):
         raise DataError(
-            f"holding out {share:g} of {len(dataset)} samples leaves none to train on; "
-            "give more clips or valid_data"
+            f"holding out {share:g} of {len(dataset)} samples leaves none to train on; give more clips or valid_data"
         )
     chosen = {sample.sample_id for sample in sorted(dataset.samples, key=_held_out_rank)[:count]}
     train = tuple(sample for sample in dataset.samples if sample.sample_id not in chosen)
@@ -183,9 +182,7 @@ def build_dataset(
     return VideoDataset(tuple(samples), decoder, clip_timeout_s, max_failed_share)
 
 
-def _survey(
-    samples: Sequence[Sample], decoder: ClipDecoder, num_workers: int, timeout_s: float
-) -> list[Outcome]:
+def _survey(samples: Sequence[Sample], decoder: ClipDecoder, num_workers: int, timeout_s: float) -> list[Outcome]:
     # Starting a process takes a second or two; a handful of files is looked at sooner right here.
     pool = open_pool(decoder, num_workers if len(samples) > 50 else 0, timeout_s)
     try:
@@ -215,9 +212,7 @@ def _judge(path: str, outcome: Outcome, spec: ClipSpec) -> list[Problem]:
         problems.append(Problem("padded", path, reason, effect="kept"))
     if outcome.num_repeated:
         repeats = f"{outcome.num_repeated} of {spec.max_num_frames} frames repeat the one before"
-        problems.append(
-            Problem("slow source", path, f"{outcome.source_fps:.2f} fps: {repeats}", effect="kept")
-        )
+        problems.append(Problem("slow source", path, f"{outcome.source_fps:.2f} fps: {repeats}", effect="kept"))
     return problems
 
 

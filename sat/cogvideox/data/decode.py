@@ -1,8 +1,7 @@
 """Two readers of video files behind one small interface: decord (the default) and PyAV.
 
 `read(path, choose)` opens a file once, asks `choose` which frames are wanted, and decodes no more than it has
-to. What decord can't read (it fails, for one, on frames 48 pixels wide) is read by PyAV instead; the result
-says which reader it was.
+to. What decord can't read, or doesn't read exactly, is read by PyAV instead; the result says which reader it was.
 
 Letters: t frames of the result, n frames of the file, h w pixels of the source as shown, c = 3 colours (RGB).
 """
@@ -25,6 +24,10 @@ from cogvideox.errors import DataError
 
 FrameChooser = Callable[[Timestamps], FrameChoice]
 READERS = ("decord", "pyav")
+# Codecs whose frames decord was found to return exactly (tests/data/test_decode.py).
+_DECORD_EXACT = ("h264", "vp8", "vp9", "mjpeg")
+# Codecs that take a new setting for skipping with every packet (dav1d takes it once, when it is opened).
+_SKIPPING = ("h264", "hevc", "mpeg4")
 # Reading from the previous key frame costs up to one group of frames twice; below this it saves nothing.
 _SEEK_AFTER_FRAMES = 30
 
@@ -104,9 +107,7 @@ class PyAVReader:
             first = next(container.decode(stream), None)
             if first is None:
                 raise DataError(f"{path}: holds no frame that can be decoded")
-            width, height = (
-                (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
-            )
+            width, height = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
             rate = float(stream.average_rate or 0)
             if stream.frames > 0 and rate > 0:
                 _check_complete(path, stream)
@@ -120,8 +121,12 @@ class PyAVReader:
             packets = _PacketTimes.scan(path, container, stream)
             choice = choose(packets.seconds)
             wanted = {packets.times[index] for index in choice.indices}
+            thrifty = not packets.counted and stream.codec_context.name in _SKIPPING
             container.seek(packets.seek_to(int(choice.indices[0])), stream=stream)
-            found = _decode(container, stream, wanted, counted=packets.counted)
+            found = _decode(container, stream, wanted, counted=packets.counted, thrifty=thrifty)
+            if len(found) < len(wanted):  # a codec or container that seeks or skips in its own way
+                container.seek(0, stream=stream)
+                found = _decode(container, stream, wanted, counted=packets.counted, thrifty=False)
             if len(found) < len(wanted):
                 missing = len(wanted) - len(found)
                 raise DataError(
@@ -132,8 +137,10 @@ class PyAVReader:
 
 
 class DecordReader:
-    """decord for the frames; PyAV for files that decord can't read, and for probing (decord scans a whole
-    file to open it).
+    """decord where it reads the right frames, PyAV for other files and for probing.
+
+    decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), and returns neighbours of the wanted frames
+    for edit lists, HEVC with open groups, MPEG-4 with B frames and AVI. It scans a whole file to open it.
     """
 
     name = "decord"
@@ -143,15 +150,20 @@ class DecordReader:
         return PyAVReader().probe(path)
 
     def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
-        """What decord fails on is read by PyAV; `reader` of the result then says so."""
+        """The frames; `reader` of the result says who read them."""
+        with _open(path) as (container, stream):
+            is_exact = container.format.name != "avi" and stream.codec_context.name in _DECORD_EXACT
+        if not is_exact:
+            return PyAVReader().read(path, choose)
         # Imported here: only decoding processes need it.
         import decord
 
-        _check_file(path)
         decord.logging.set_level(decord.logging.QUIET)
         try:
             clip = decord.VideoReader(path, num_threads=1)
             times = clip.get_frame_timestamp(np.arange(len(clip)))[:, 0].astype(np.float64)
+            if times[0] < 0 or np.any(np.diff(times) <= 0):  # frames before the start that an edit list sets
+                return PyAVReader().read(path, choose)
             choice = choose(times - times[0])
             unique, where = np.unique(choice.indices, return_inverse=True)
             frames = clip.get_batch(unique).asnumpy()[where]
@@ -167,7 +179,7 @@ class _PacketTimes:
     Args:
         times: n ascending times in units of the stream, or 0..n-1 if `counted`.
         keys: the times that belong to key frames, ascending.
-        counted: the container gives no presentation times (H.264 in AVI): the i-th decoded frame is frame i.
+        counted: the container gives no presentation times (AVI): the i-th decoded frame is frame i.
         seconds: float64 [n], the times as seconds from the first.
     """
 
@@ -178,10 +190,16 @@ class _PacketTimes:
 
     @classmethod
     def scan(cls, path: str, container: Any, stream: Any) -> _PacketTimes:
-        packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+        # Discarded: before the start that an edit list sets, as in clips cut without encoding.
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
         if not packets:
             raise DataError(f"{path}: holds no video data")
-        if any(time is None for time, _ in packets):
+        # AVI numbers packets in the order of decoding, which is not that of presentation.
+        if container.format.name == "avi" or any(time is None for time, _ in packets):
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             if rate <= 0:
                 raise DataError(f"{path}: gives neither times nor a frame rate")
@@ -206,7 +224,7 @@ def _open(path: str) -> Iterator[tuple[Any, Any]]:
     """
     _check_file(path)
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{path}: holds no video stream")
             stream = container.streams.video[0]
@@ -234,16 +252,17 @@ def _check_complete(path: str, stream: Any) -> None:
         raise DataError(f"{path}: is truncated: it has {size} bytes of at least {last.pos + last.size}")
 
 
-def _decode(container: Any, stream: Any, wanted: set[int], *, counted: bool) -> dict[int, NDArray[np.uint8]]:
-    """Decode from where the container stands until all wanted times are there."""
+def _decode(
+    container: Any, stream: Any, wanted: set[int], *, counted: bool, thrifty: bool
+) -> dict[int, NDArray[np.uint8]]:
+    """Decode from where the container stands until all wanted times are there; `thrifty` skips what it can."""
     found: dict[int, NDArray[np.uint8]] = {}
     number = 0
     context = stream.codec_context
     for packet in container.demux(stream):
-        if not counted:
-            # Per packet: with one thread the codec reads this setting when it is given the packet.
-            needed = packet.pts is None or packet.pts in wanted
-            context.skip_frame = "DEFAULT" if needed else "NONREF"
+        # Per packet: with one thread the codec reads this setting when it is given the packet.
+        needed = packet.pts is None or packet.pts in wanted
+        context.skip_frame = "NONREF" if thrifty and not needed else "DEFAULT"
         for frame in packet.decode():
             time = number if counted else frame.pts
             number += 1

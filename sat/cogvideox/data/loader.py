@@ -30,9 +30,7 @@ class VideoLoader:
     workers.
     """
 
-    def __init__(
-        self, reader: BatchReader, plans: Iterator[BatchPlan], start_position: int, prefetch: bool
-    ) -> None:
+    def __init__(self, reader: BatchReader, plans: Iterator[BatchPlan], start_position: int, prefetch: bool) -> None:
         self.position = start_position
         self._reader = reader
         self._batches = reader.batches(plans)
@@ -160,18 +158,17 @@ def build_loader(
     _check_sizes(micro_batch_size, rank, world_size)
     if world_size > len(dataset):
         raise DataError(
-            f"{world_size} processes but {len(dataset)} samples; "
-            f"use at most {len(dataset)} processes, or more clips"
+            f"{world_size} processes but {len(dataset)} samples; use at most {len(dataset)} processes, or more clips"
         )
     assert start_position >= 0, start_position
     stream = SampleStream(dataset.sample_ids(), seed)
     pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-    reader = BatchReader(dataset, stream, seed, num_workers, pin)
-    plans = _training_plans(micro_batch_size, rank, world_size, start_position)
+    reader = BatchReader(dataset, stream, seed=seed, num_workers=num_workers, pin_memory=pin, count_substitutes=True)
+    plans = training_plans(micro_batch_size, rank, world_size, start_position)
     return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0)
 
 
-def _training_plans(size: int, rank: int, world_size: int, start: int) -> Iterator[BatchPlan]:
+def training_plans(size: int, rank: int, world_size: int, start: int) -> Iterator[BatchPlan]:
     while True:
         end = start + size * world_size
         first = start + rank * size
@@ -207,9 +204,13 @@ class EvaluationLoader:
         Raises:
             DataError: too many files have failed to decode.
         """
-        stream = SampleStream(self._dataset.sample_ids(), seed=0, shuffle=False)
         reader = BatchReader(
-            self._dataset, stream, 0, min(self._num_workers, len(self)), torch.cuda.is_available()
+            self._dataset,
+            SampleStream(self._dataset.sample_ids(), seed=0, shuffle=False),
+            seed=0,
+            num_workers=min(self._num_workers, len(self)),
+            pin_memory=torch.cuda.is_available(),
+            count_substitutes=False,
         )
         try:
             yield from reader.batches(self._plans())
@@ -217,7 +218,7 @@ class EvaluationLoader:
             reader.pool.close()
 
     def _plans(self) -> Iterator[BatchPlan]:
-        for plan in _training_plans(self._size, self._rank, self._world_size, 0):
+        for plan in training_plans(self._size, self._rank, self._world_size, 0):
             yield replace(plan, counted=tuple(position < len(self._dataset) for position in plan.positions))
             if plan.next_position >= len(self._dataset):
                 return

@@ -59,12 +59,12 @@ class SampleStream:
     def _compute_order(self, epoch: int) -> NDArray[np.int64]:
         return epoch_order(self._ids, self._seed, epoch) if self._shuffle else np.arange(len(self._ids))
 
-    def at(self, position: int, substitute: int = 0) -> tuple[int, int, int]:
-        """(epoch, place in the epoch's order, index of the sample) at a position.
+    def at(self, position: int, substitute: int = 0) -> tuple[int, int]:
+        """(epoch, index of the sample) at a position.
 
         `substitute` = k > 0 gives the k-th sample after it in the same epoch's order (going round at its
         end): what takes the place of files that can't be decoded. It is the same sample on every world size.
         """
         epoch, place = divmod(position, len(self._ids))
         order = self._order(epoch)
-        return epoch, place, int(order[(place + substitute) % len(self._ids)])
+        return epoch, int(order[(place + substitute) % len(self._ids)])

@@ -132,9 +132,9 @@ class _Process:
     def __init__(self, decoder: ClipDecoder) -> None:
         self.connection, theirs = Pipe()
         self._clip_fd = os.memfd_create("decoded-clip")
-        environment = dict(
-            os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(filter(None, sys.path))
-        )
+        # The same modules as here, wherever they came from, and none from the working folder.
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path, PYTHONSAFEPATH="1")
         command = [sys.executable, "-m", "cogvideox.data.worker"]
         command += [str(theirs.fileno()), str(self._clip_fd), str(os.getpid())]
         self._process = subprocess.Popen(
@@ -217,9 +217,7 @@ class ProcessPool:
             assert busy, "no task was submitted"
             patience = min(process.deadline for process in busy) - time.monotonic()
             connections: dict[object, _Process] = {process.connection: process for process in busy}
-            for connection in wait(
-                [process.connection for process in busy], max(0.0, min(patience, _POLL_S))
-            ):
+            for connection in wait([process.connection for process in busy], max(0.0, min(patience, _POLL_S))):
                 self._receive(connections[connection])
             self._replace_overdue()
         return self._finished.popleft()

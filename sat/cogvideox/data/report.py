@@ -94,8 +94,7 @@ class SourceReport:
     def text(self, limit: int | None = 20) -> str:
         """For people to read: totals, then every item by kind, at most `limit` of a kind (None: all)."""
         lines = [
-            f"data: {self.num_samples} of {self.num_videos} videos usable, "
-            f"from {', '.join(map(shown, self.roots))}"
+            f"data: {self.num_samples} of {self.num_videos} videos usable, from {', '.join(map(shown, self.roots))}"
         ]
         if self.source_fps and self.effective_fps:
             lines.append(f"  source fps {self.source_fps}; effective fps {self.effective_fps}")

@@ -62,9 +62,7 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error") -> 
             unknown `missing_captions`. Problems of single items are in the result instead.
     """
     if missing_captions not in MISSING_CAPTIONS:
-        raise DataError(
-            f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}"
-        )
+        raise DataError(f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}")
     _check_roots(roots)
     samples: list[Sample] = []
     problems: list[Problem] = []
@@ -96,9 +94,7 @@ def _check_roots(roots: Sequence[str | Path]) -> None:
     for index, path in enumerate(real):
         for other in range(len(real)):
             if other != index and path.is_relative_to(real[other]):
-                raise DataError(
-                    f"data folder {roots[index]} lies inside {roots[other]}: its clips would count twice"
-                )
+                raise DataError(f"data folder {roots[index]} lies inside {roots[other]}: its clips would count twice")
 
 
 @dataclass(frozen=True)
@@ -121,16 +117,12 @@ class _Files:
             elif suffix == ".txt":
                 captions[_identity(relative.with_suffix(""))] = relative
         if not videos:
-            raise DataError(
-                f"data folder {root} holds no video; looked for {', '.join(VIDEO_SUFFIXES)} at every depth"
-            )
+            raise DataError(f"data folder {root} holds no video; looked for {', '.join(VIDEO_SUFFIXES)} at every depth")
         return cls(root, tuple(sorted(videos, key=_identity)), captions, set())
 
     def captions_without_video(self) -> list[Problem]:
         left = sorted(str(path) for key, path in self.captions.items() if key not in self.used)
-        return [
-            Problem("caption without video", str(self.root / path), "no video has this name") for path in left
-        ]
+        return [Problem("caption without video", str(self.root / path), "no video has this name") for path in left]
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
@@ -173,9 +165,7 @@ def _caption_of(files: _Files, video: PurePosixPath, missing: str) -> tuple[str 
         return _read_caption(sibling, path)
     if missing == "empty":
         return "", [Problem("missing caption", path, "trained with an empty caption", effect="kept")]
-    return None, [
-        Problem("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")
-    ]
+    return None, [Problem("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")]
 
 
 def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
@@ -186,9 +176,7 @@ def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
     keys = [_identity(stem)]
     for index, part in enumerate(stem.parts[:-1]):
         if part == _VIDEO_FOLDER:
-            keys.append(
-                _identity(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :]))
-            )
+            keys.append(_identity(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :])))
     return keys
 
 
@@ -205,9 +193,7 @@ def _read_caption(file: Path, video: str) -> tuple[str | None, list[Problem]]:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return None, [
-            Problem(
-                "unreadable caption", video, f"{shown(str(file))} is not UTF-8: byte {error.start} is wrong"
-            )
+            Problem("unreadable caption", video, f"{shown(str(file))} is not UTF-8: byte {error.start} is wrong")
         ]
     except OSError as error:
         return None, [Problem("unreadable caption", video, f"{shown(str(file))}: {error.strerror}")]

@@ -53,9 +53,7 @@ class ClipSpec:
 
     def __post_init__(self) -> None:
         if len(self.video_size) != 2 or min(self.video_size) < 1:
-            raise ShapeError(
-                f"video_size is {list(self.video_size)}; it has to be [height, width], both at least 1"
-            )
+            raise ShapeError(f"video_size is {list(self.video_size)}; it has to be [height, width], both at least 1")
         if self.max_num_frames < 1 or self.max_num_frames % 4 != 1:
             below = max(1, (self.max_num_frames - 1) // 4 * 4 + 1)
             raise ShapeError(
@@ -65,13 +63,9 @@ class ClipSpec:
         if not self.fps > 0:
             raise DataError(f"fps is {self.fps}; it has to be above 0")
         if self.skip_frms_num < 0 or self.skip_frms_num != int(self.skip_frms_num):
-            raise DataError(
-                f"skip_frms_num is {self.skip_frms_num}; it has to be a whole number of frames, at least 0"
-            )
+            raise DataError(f"skip_frms_num is {self.skip_frms_num}; it has to be a whole number of frames, at least 0")
         if self.short_clips not in SHORT_CLIPS:
-            raise DataError(
-                f"short_clips is {self.short_clips!r}; it has to be one of {', '.join(SHORT_CLIPS)}"
-            )
+            raise DataError(f"short_clips is {self.short_clips!r}; it has to be one of {', '.join(SHORT_CLIPS)}")
 
     @property
     def duration_s(self) -> float:

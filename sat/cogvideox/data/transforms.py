@@ -18,8 +18,8 @@ def fit_to_bucket(frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     """Resize to cover the size, keeping proportions, and cut out the centre.
 
     Bicubic with antialiasing. It stays in uint8 with the channels last in memory, where torch has a
-    vectorised kernel: ten times as fast as float32, at the price of rounding between the vertical and the
-        horizontal pass.
+    vectorised kernel: ten times as fast as float32, at the price of rounding between the horizontal and the
+    vertical pass.
 
     Args:
         frames: uint8 [t, h, w, c].
@@ -29,7 +29,7 @@ def fit_to_bucket(frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
         uint8 [t, c, height, width], contiguous.
     """
     height, width = size
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # rotated frames are views
     covering = covering_size((pixels.shape[2], pixels.shape[3]), size)
     if covering != tuple(pixels.shape[2:]):
         pixels = F.interpolate(pixels, size=covering, mode="bicubic", antialias=True)

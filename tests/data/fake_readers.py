@@ -1,0 +1,45 @@
+"""Readers that misbehave on purpose. Decoding processes import this module, so it has to stay light."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from cogvideox.data.decode import ClipInfo, DecodedFrames, FrameChooser
+from cogvideox.errors import DataError
+
+
+class ScriptedReader:
+    """Does what the file's name says: hang, crash, bug or broken; any other file gives frames of one grey
+    value.
+
+    Reads are counted in the file `<video>.reads` beside the video.
+    """
+
+    name = "scripted"
+
+    def probe(self, path: str) -> ClipInfo:
+        if "unreadable" in path:
+            raise DataError(f"{path}: no good")
+        if "hang" in path:
+            Path(f"{path}.reads").write_text("x")
+            time.sleep(600)
+        return ClipInfo(16, 16, np.arange(49) / 8)
+
+    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+        with open(f"{path}.reads", "a") as reads:
+            reads.write("x")
+        if "hang" in path:
+            time.sleep(600)
+        if "crash" in path:
+            os._exit(3)
+        if "bug" in path:
+            raise ZeroDivisionError("a mistake in a reader")
+        if "broken" in path:
+            raise DataError(f"{path}: broken on purpose")
+        choice = choose(np.arange(49) / 8)
+        grey = sum(Path(path).name.encode()) % 256
+        frames = np.full((len(choice.indices), 16, 16, 3), grey, dtype=np.uint8)
+        return DecodedFrames(frames, choice, self.name)

@@ -1,0 +1,234 @@
+"""Batches: the same global data for every split, exact resume, failures, evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from cogvideox.data.clips import ClipDecoder
+from cogvideox.data.dataset import VideoDataset, build_dataset
+from cogvideox.data.loader import Batch, build_evaluation_loader, build_loader
+from cogvideox.data.sources import Sample
+from cogvideox.data.timing import ClipSpec
+from cogvideox.errors import DataError
+from data.clip_files import read_number, render, render_pair
+from data.fake_readers import ScriptedReader
+
+SPEC = ClipSpec((8, 8), 8, 5)
+
+
+def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, timeout_s: float = 600.0) -> VideoDataset:
+    samples = tuple(
+        Sample(str(folder / name), f"caption {name}", index * 7 + 1, str(folder)) for index, name in enumerate(names)
+    )
+    return VideoDataset(samples, ClipDecoder(SPEC, ScriptedReader()), timeout_s, max_failed_share)
+
+
+def letters(count: int) -> list[str]:
+    return [chr(ord("A") + index) for index in range(count)]
+
+
+def rows(batch: Batch) -> list[tuple[int, int, str, int]]:
+    grey = batch.video.flatten(1).float().mean(1).int().tolist()
+    return list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), batch.captions, grey, strict=True))
+
+
+def global_batches(
+    dataset: VideoDataset, world_size: int, micro: int, steps: int, **options: int
+) -> list[list[tuple[int, int, str, int]]]:
+    """What all processes together get in each micro step."""
+    loaders = [build_loader(dataset, micro, rank, world_size, num_workers=0, **options) for rank in range(world_size)]
+    return [[row for loader in loaders for row in rows(next(loader))] for _ in range(steps)]
+
+
+def test_batch_fields(tmp_path: Path) -> None:
+    with build_loader(scripted(tmp_path, letters(5)), 2, seed=3, num_workers=0) as loader:
+        assert loader.position == 0
+        batch = next(loader)
+    assert batch.video.shape == (2, 5, 3, 8, 8) and batch.video.dtype == torch.uint8 and batch.video.is_contiguous()
+    assert batch.sample_ids.dtype == batch.epochs.dtype == batch.positions.dtype == torch.int64
+    assert batch.positions.tolist() == [0, 1] and batch.counted.tolist() == [True, True] and batch.epoch == 0
+    for caption, path, row in zip(batch.captions, batch.paths, batch.video, strict=True):
+        assert caption == f"caption {Path(path).name}" and row.unique().tolist() == [ord(Path(path).name)]
+    assert loader.position == batch.next_position == 2
+    assert batch.to("cpu").video is batch.video
+
+
+def test_every_split_of_a_global_batch_holds_the_same(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, letters(7))
+    whole = global_batches(dataset, 1, 4, 6, seed=5)
+    assert global_batches(dataset, 2, 2, 6, seed=5) == whole
+    assert global_batches(dataset, 4, 1, 6, seed=5) == whole
+    accumulated = global_batches(dataset, 1, 1, 24, seed=5)
+    assert [[row for part in accumulated[step * 4 : step * 4 + 4] for row in part] for step in range(6)] == whole
+    halves = global_batches(dataset, 2, 1, 12, seed=5)
+    assert [sorted(halves[2 * step] + halves[2 * step + 1]) for step in range(6)] == [sorted(batch) for batch in whole]
+    assert global_batches(dataset, 1, 4, 6, seed=6) != whole
+
+
+def test_every_epoch_holds_every_sample_once_across_batch_borders(tmp_path: Path) -> None:
+    seen = Counter(
+        (row[0], row[1]) for batch in global_batches(scripted(tmp_path, letters(5)), 1, 3, 5) for row in batch
+    )
+    assert len(seen) == 15 and set(seen.values()) == {1}
+
+
+def test_fewer_samples_than_rows(tmp_path: Path) -> None:
+    (batch,) = global_batches(scripted(tmp_path, letters(2)), 1, 5, 1)
+    assert [epoch for _, epoch, _, _ in batch] == [0, 0, 1, 1, 2]
+    assert len({row[:2] for row in batch}) == 5
+
+
+def test_resume_goes_on_at_the_exact_sample(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, letters(5))
+    whole = global_batches(dataset, 2, 2, 8, seed=9)
+    with build_loader(dataset, 2, 0, 2, seed=9, num_workers=0) as loader:
+        for _ in range(3):
+            next(loader)
+        position = loader.position
+    assert position == 12
+    assert global_batches(dataset, 2, 2, 5, seed=9, start_position=position) == whole[3:]
+    # Also on another number of processes.
+    assert global_batches(dataset, 1, 4, 5, seed=9, start_position=position) == whole[3:]
+
+
+def test_position_counts_what_was_handed_out_not_what_was_read_ahead(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, letters(6))
+    with build_loader(dataset, 2, num_workers=2, seed=1) as loader:
+        ahead = [rows(next(loader)) for _ in range(4)]
+        assert loader.position == 8
+        assert loader.read_by["scripted"] >= 8
+    assert ahead == global_batches(dataset, 1, 2, 4, seed=1)
+    loader.close()
+
+
+def test_failed_files_are_replaced_alike_on_every_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [*letters(6), "broken-1", "broken-2"]
+    dataset = scripted(tmp_path, names)
+    whole = global_batches(dataset, 1, 4, 6)
+    assert all("broken" not in caption for batch in whole for _, _, caption, _ in batch)
+    assert "broken-1: broken on purpose" in caplog.text and caplog.text.count("left out from now on") == 2
+    assert global_batches(dataset, 2, 2, 6) == whole
+    assert global_batches(dataset, 4, 1, 6) == whole
+    # The substitute is the next good sample of the epoch.
+    good = global_batches(scripted(tmp_path, names), 1, 8, 1)[0]
+    order = [row[2] for row in good]
+    with build_loader(dataset, 8, num_workers=0) as loader:
+        next(loader)
+        assert sorted(Path(path).name for path in loader.failures) == ["broken-1", "broken-2"]
+    assert Counter(order).most_common(1)[0][1] >= 2
+
+
+def test_a_failed_file_is_tried_once(tmp_path: Path) -> None:
+    with build_loader(scripted(tmp_path, [*letters(3), "broken"]), 2, num_workers=0) as loader:
+        for _ in range(8):
+            next(loader)
+    assert (tmp_path / "broken.reads").read_text() == "x"
+
+
+def test_a_hanging_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = scripted(tmp_path, [*letters(3), "hang"])
+    started, real = tmp_path / "hang.reads", time.monotonic
+    monkeypatch.setattr("cogvideox.data.pool.time.monotonic", lambda: real() + 1000 * started.exists())
+    with build_loader(dataset, 2, num_workers=1) as loader:
+        batches = [next(loader) for _ in range(4)]
+        (reason,) = loader.failures.values()
+    assert reason.endswith("hang: not decoded within clip_timeout_s=600 s")
+    assert all("hang" not in caption for batch in batches for caption in batch.captions)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_failures_stop_the_run(tmp_path: Path, num_workers: int) -> None:
+    dataset = scripted(tmp_path, [*letters(7), "broken-1", "broken-2", "broken-3"], max_failed_share=0.2)
+    message = "3 of 10 videos failed to decode, more than max_failed_share=0.2 allows; the last: .*broken on purpose"
+    with build_loader(dataset, 5, num_workers=num_workers) as loader, pytest.raises(DataError, match=message):
+        for _ in range(5):
+            next(loader)
+
+
+def test_all_failed(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, ["broken-1", "broken-2"], max_failed_share=1.0)
+    with build_loader(dataset, 1, num_workers=0) as loader, pytest.raises(DataError, match="2 of 2 videos failed"):
+        next(loader)
+
+
+def test_refused_sizes(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, letters(2))
+    with pytest.raises(DataError, match="3 processes but 2 samples; use at most 2 processes, or more clips"):
+        build_loader(dataset, 1, 0, 3)
+    with pytest.raises(DataError, match="the micro batch size is 0; it has to be at least 1"):
+        build_loader(dataset, 0)
+    with pytest.raises(DataError, match="the micro batch size is -1"):
+        build_evaluation_loader(dataset, -1)
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 3), (2, 2), (3, 1), (7, 2)])
+def test_evaluation_counts_every_sample_once(tmp_path: Path, world_size: int, micro: int) -> None:
+    dataset = scripted(tmp_path, letters(5))
+    loaders = [build_evaluation_loader(dataset, micro, rank, world_size, num_workers=0) for rank in range(world_size)]
+    for _ in range(2):
+        passes = [list(loader) for loader in loaders]
+        assert {len(batches) for batches in passes} == {len(loaders[0])}
+        assert {batch.video.shape[0] for batches in passes for batch in batches} == {micro}
+        counted = [
+            row
+            for batch in itertools.chain(*passes)
+            for row, counts in zip(rows(batch), batch.counted, strict=True)
+            if counts
+        ]
+        assert sorted(row[0] for row in counted) == dataset.sample_ids().tolist()
+        assert {row[1] for row in counted} == {0}
+
+
+def test_evaluation_does_not_count_substitutes(tmp_path: Path) -> None:
+    dataset = scripted(tmp_path, ["A", "broken", "C"])
+    for num_workers in (0, 1):
+        batches = list(build_evaluation_loader(dataset, 1, num_workers=num_workers))
+        assert [batch.captions for batch in batches] == [("caption A",), ("caption C",), ("caption C",)]
+        assert [batch.counted.item() for batch in batches] == [True, False, True]
+
+
+def test_leaving_an_evaluation_pass_early_ends_its_workers(tmp_path: Path) -> None:
+    for batch in build_evaluation_loader(scripted(tmp_path, letters(4)), 1, num_workers=1):
+        assert batch.captions == ("caption A",)
+        break
+
+
+def test_random_start_is_a_function_of_seed_epoch_and_sample(tmp_path: Path) -> None:
+    for name in "ab":
+        render_pair(tmp_path / f"{name}.mp4", name, num_frames=60)
+    dataset = build_dataset([tmp_path], ClipSpec((48, 96), 30, 5, random_start=True), reader="pyav", num_workers=0)
+
+    def starts(seed: int, world_size: int) -> dict[tuple[int, int], int]:
+        found = {}
+        for rank in range(world_size):
+            with build_loader(dataset, 2 // world_size, rank, world_size, seed, num_workers=0) as loader:
+                for _ in range(4):
+                    batch = next(loader)
+                    for sample, epoch, clip in zip(
+                        batch.sample_ids.tolist(), batch.epochs.tolist(), batch.video, strict=True
+                    ):
+                        shown = [read_number(frame.permute(1, 2, 0).numpy()) for frame in clip]
+                        assert shown == list(range(shown[0], shown[0] + 5))
+                        found[sample, epoch] = shown[0]
+        return found
+
+    first = starts(1, 1)
+    assert len(first) == 8 and len(set(first.values())) > 4
+    assert starts(1, 2) == first
+    assert starts(2, 1) != first
+
+
+def test_real_files_through_processes_equal_those_read_here(tmp_path: Path) -> None:
+    for index in range(4):
+        render_pair(tmp_path / f"{index}.mp4", f"clip {index}", num_frames=20 + index)
+    render(tmp_path / "narrow.mp4", num_frames=20, size=(64, 48))
+    dataset = build_dataset([tmp_path], ClipSpec((16, 24), 8, 5), missing_captions="empty", num_workers=0)
+    with build_loader(dataset, 5, num_workers=1) as there, build_loader(dataset, 5, num_workers=0) as here:
+        first, second = next(there), next(here)
+        assert here.read_by == {"decord": 4, "pyav": 1}
+    assert torch.equal(first.video, second.video) and first.captions == second.captions
