@@ -1,4 +1,4 @@
-"""Our VAE against diffusers' AutoencoderKLCogVideoX on converted random weights, float32, outputs of deviation about 1."""
+"""Our VAE against diffusers' AutoencoderKLCogVideoX: converted random weights, float32, outputs of deviation ~1."""
 
 from __future__ import annotations
 

@@ -25,22 +25,22 @@ DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class VideoAutoencoder(nn.Module):
-    """Video to latents (4 times fewer frames, 8 times fewer pixels per side) and back. No scale factor in here.
+    """Video to latents (4 times fewer frames, 8 times fewer pixels per side) and back. No scale factor here.
 
     Args:
-        ckpt_path: weights to load: SAT's 3d-vae.pt, or a diffusers `vae` folder or safetensors file. The autoencoder is
-            then frozen. Without it the weights are random and trainable.
+        ckpt_path: weights to load: SAT's 3d-vae.pt, or a diffusers `vae` folder or safetensors file. The
+            autoencoder is then frozen. Without it the weights are random and trainable.
         z_channels: channels of the latent.
         in_channels, out_channels: channels of the video that goes in and comes out.
-        ch, ch_mult: the width of level i is ch * ch_mult[i]; levels - 1 times height and width are halved.
+        ch, ch_mult: the width of level i is ch * ch_mult[i]; height and width are halved levels - 1 times.
         num_res_blocks: residual blocks per encoder level (the decoder has one more).
         norm_num_groups: groups of every GroupNorm; divides every width.
         temporal_compression: a power of two, frames per latent frame.
-        encode_chunk_frames: None encodes a clip in one call, as the model was trained; a multiple of temporal_compression
-            encodes causal chunks of so many frames, the first one taking the remainder (8 is diffusers' rule). Chunks
-            bound the memory; norm statistics are then per chunk, so the result differs beyond the first chunk.
-        decode_chunk_latent_frames: latent frames decoded at a time, the first chunk taking the remainder. 2 is what the
-            original samples with; None decodes in one call (for training the autoencoder).
+        encode_chunk_frames: None encodes a clip in one call, as the model was trained; a multiple of
+            temporal_compression encodes causal chunks of so many frames, the first one taking the remainder (8 is
+            diffusers' rule). Chunks bound the memory; norm statistics are then per chunk, so results differ.
+        decode_chunk_latent_frames: latent frames decoded at a time, the first chunk taking the remainder. 2 is what
+            the original samples with; None decodes in one call (for training the autoencoder).
 
     Raises: ConfigError for arguments that don't fit together, CheckpointError for weights that don't fit.
     Source: CogVideoX (arXiv 2408.06072), section 2.1; the encoding and decoding schemes of its released code.
@@ -78,10 +78,10 @@ class VideoAutoencoder(nn.Module):
         """Encode clips.
 
         Args:
-            video: b t c h w, values in [-1, 1], any float dtype (cast to the parameters'). t is k * temporal_compression
-                + 1 (or 1, an image); h and w are multiples of spatial_compression.
+            video: b t c h w, values in [-1, 1], any float dtype (cast to the parameters').
+                t is k * temporal_compression + 1 (1 is an image); h and w are multiples of spatial_compression.
 
-        Returns: the posterior over latents b f c y x, f = k + 1, in float32 (float64 for a float64 autoencoder).
+        Returns: the posterior over latents b f c y x, f = k + 1; float32 (float64 for a float64 autoencoder).
         Raises: ShapeError.
         """
         self._check_video(video)
@@ -96,10 +96,10 @@ class VideoAutoencoder(nn.Module):
         """Decode latents.
 
         Args:
-            latent: b f c y x, not scaled (a sample of the posterior), any float dtype (cast to the parameters').
+            latent: b f c y x, as the posterior gives it, any float dtype (cast to the parameters').
 
-        Returns: video b t c h w in the parameters' dtype, about [-1, 1]. t = 1 + temporal_compression * (f - 1) when f is
-            odd. When f is even, no frame stands alone and t = temporal_compression * f: what the released models do.
+        Returns: video b t c h w in the parameters' dtype, about [-1, 1]. t = 1 + temporal_compression * (f - 1) for
+            an odd f. For an even f no frame stands alone and t = temporal_compression * f: the released rule.
         Raises: ShapeError.
         """
         chunks = list(self.decode_chunks(latent))
@@ -118,13 +118,13 @@ class VideoAutoencoder(nn.Module):
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
 
     def freeze(self) -> None:
-        """Evaluation mode without gradients, weights in channels-last memory: for everything but training this itself."""
+        """Evaluation mode, no gradients, weights in channels-last memory: for all but training the autoencoder."""
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
             elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def load_checkpoint(self, path: str) -> None:
         """Load all weights from SAT's 3d-vae.pt, or from a diffusers VAE folder or safetensors file.
@@ -160,7 +160,7 @@ class VideoAutoencoder(nn.Module):
             yield network(frames, state)
 
     def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
-        """Set the gradient mode around each step only, so that it does not reach the consumer between two steps."""
+        """Set the gradient mode around each step only: it must not reach the consumer between two steps."""
         while True:
             with self._autograd(x, network):
                 chunk = next(chunks, None)
@@ -169,7 +169,7 @@ class VideoAutoencoder(nn.Module):
             yield chunk
 
     def _autograd(self, x: Tensor, network: nn.Module) -> nullcontext[None] | torch.no_grad:
-        """Autograd as it is set outside, but off when nothing here needs a gradient: then work is done in place."""
+        """Autograd as it is set outside, but off when nothing here needs a gradient: work is then done in place."""
         needed = x.requires_grad or any(parameter.requires_grad for parameter in network.parameters())
         return nullcontext() if needed else torch.no_grad()
 
@@ -181,13 +181,14 @@ class VideoAutoencoder(nn.Module):
             below = (frames - 1) // step * step + 1
             nearest = [str(count) for count in (below, below + step) if count > 0]
             raise ShapeError(
-                f"a clip of {frames} frames can't be encoded: the count must be {step}k + 1; nearest: {' or '.join(nearest)}"
+                f"a clip of {frames} frames can't be encoded: the count must be {step}k + 1; "
+                f"nearest: {' or '.join(nearest)}"
             )
         for name, size in (("height", height), ("width", width)):
             if size % self.spatial_compression or size == 0:
                 raise ShapeError(
-                    f"a video of {height} x {width} (height x width) can't be encoded: the {name} must be a multiple of "
-                    f"{self.spatial_compression}; nearest: {_nearest_multiples(size, self.spatial_compression)}"
+                    f"a video of {height} x {width} (height x width) can't be encoded: the {name} must be a multiple "
+                    f"of {self.spatial_compression}; nearest: {_nearest_multiples(size, self.spatial_compression)}"
                 )
 
     def _check_latent(self, latent: Tensor) -> None:
@@ -197,7 +198,7 @@ class VideoAutoencoder(nn.Module):
 
 
 def chunk_bounds(total: int, chunk: int | None) -> list[tuple[int, int]]:
-    """Start and end of each chunk: `chunk` frames, the first one with the remainder added; None means all at once."""
+    """Start and end of each chunk: `chunk` frames, the first one with the remainder added; None: all at once."""
     if chunk is None or total < 2 * chunk:
         return [(0, total)]
     first = chunk + total % chunk

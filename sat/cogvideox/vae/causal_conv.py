@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cogvideox.vae import fewer_products
 from cogvideox.vae.norm_silu import NormMaps
@@ -64,7 +63,7 @@ class CausalConv3d(nn.Module):
         return self.convolve(self.pad(x, state))
 
     def pad(self, x: Tensor, state: CausalState, maps: NormMaps | None = None) -> Padded:
-        """b c_in t h w -> b c_in t+k-1 h w. With `maps` (only without autograd) x is normalised and activated as well."""
+        """b c_in t h w -> b c_in t+k-1 h w. With `maps` (not under autograd) x is normalised and activated too."""
         tail = state.take(self)
         if torch.is_grad_enabled():
             assert maps is None, "norm maps have no gradient"
@@ -115,7 +114,7 @@ class CausalConv3d(nn.Module):
 
 @dataclass(frozen=True)
 class Padded:
-    """Input of a causal convolution with its context in front: b c t+k-1 h w; repeats_first: that is the first frame."""
+    """Input of a causal convolution, b c t+k-1 h w. repeats_first: the context is copies of the first frame."""
 
     frames: Tensor
     repeats_first: bool

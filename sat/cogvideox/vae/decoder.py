@@ -13,6 +13,22 @@ from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, pad_activat
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
+class DecoderStage(nn.Module):
+    """The residual blocks of one level and the way up from it. Keys: `block.J`, `upsample`."""
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int, latent_channels: int) -> None:
+        super().__init__()
+        inputs = [in_channels] + [channels] * (num_blocks - 1)
+        self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups, latent_channels) for before in inputs)
+        self.upsample: Upsample | None = None
+
+    def forward(self, x: Tensor, state: CausalState, latent: Tensor) -> Tensor:
+        """b c_in t h w, b z f y x -> b c t' h' w'."""
+        for block in self.block:
+            x = block(x, state, latent)
+        return x if self.upsample is None else self.upsample(x, state)
+
+
 class Decoder(nn.Module):
     """The encoder's mirror: widest level first, every norm conditioned on the latent.
 
@@ -32,30 +48,23 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
-        top = len(widths) - 1
-        self.conv_in = CausalConv3d(latent_channels, widths[top])
-        self.mid = nn.ModuleDict(
-            {f"block_{i}": ResnetBlock(widths[top], widths[top], num_groups, latent_channels) for i in (1, 2)}
-        )
+        top = widths[-1]
+        self.conv_in = CausalConv3d(latent_channels, top)
+        self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(top, top, num_groups, latent_channels) for i in (1, 2)})
         self.up = nn.ModuleList()
-        for level, width in enumerate(widths):
-            stage = nn.Module()
-            inputs = [widths[min(level + 1, top)]] + [width] * num_res_blocks
-            stage.block = nn.ModuleList(ResnetBlock(before, width, num_groups, latent_channels) for before in inputs)
+        for level, (before, width) in enumerate(zip([*widths[1:], top], widths, strict=True)):
+            stage = DecoderStage(before, width, num_res_blocks + 1, num_groups, latent_channels)
             if level > 0:
-                stage.upsample = Upsample(width, expand_time=top - level < time_levels)
+                stage.upsample = Upsample(width, expand_time=len(widths) - 1 - level < time_levels)
             self.up.append(stage)
         self.norm_out = SpatialNorm(widths[0], latent_channels, num_groups)
         self.conv_out = CausalConv3d(widths[0], out_channels)
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
-        """b z f y x -> b c t h w; t = 1 + (f - 1) * 2^time_levels with the lone first frame, f * 2^time_levels without."""
+        """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
         x = self.conv_in(latent, state)
         for block in self.mid.values():
             x = block(x, state, latent)
         for stage in reversed(self.up):
-            for block in stage.block:
-                x = block(x, state, latent)
-            if hasattr(stage, "upsample"):
-                x = stage.upsample(x, state)
+            x = stage(x, state, latent)
         return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))

@@ -13,11 +13,28 @@ from cogvideox.vae.blocks import Downsample, ResnetBlock, group_norm, pad_activa
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
+class EncoderStage(nn.Module):
+    """The residual blocks of one level and the way down from it. Keys: `block.J`, `downsample`."""
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int) -> None:
+        super().__init__()
+        inputs = [in_channels] + [channels] * (num_blocks - 1)
+        self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups) for before in inputs)
+        self.downsample: Downsample | None = None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        """b c_in t h w -> b c t' h' w'."""
+        for block in self.block:
+            x = block(x, state)
+        return x if self.downsample is None else self.downsample(x, state)
+
+
 class Encoder(nn.Module):
-    """Residual blocks at every level, halving height and width between levels and frames after the first ones.
+    """Residual blocks at every level; height and width are halved between levels, frames after the first ones.
 
     ch * ch_mult[i] is the width of level i. Frames are halved after the first `time_levels` levels.
-    Keys: `conv_in`, `down.I.block.J`, `down.I.downsample`, `mid.block_1`, `mid.block_2`, `norm_out`, `conv_out`.
+    Keys: `conv_in`, `down.I.block.J`, `down.I.downsample`, `mid.block_1`, `mid.block_2`, `norm_out`,
+    `conv_out`.
     """
 
     def __init__(
@@ -32,17 +49,15 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
+        last = len(widths) - 1
         self.conv_in = CausalConv3d(in_channels, ch)
         self.down = nn.ModuleList()
-        width_before = ch
-        for level, width in enumerate(widths):
-            stage = nn.Module()
-            inputs = [width_before] + [width] * (num_res_blocks - 1)
-            stage.block = nn.ModuleList(ResnetBlock(before, width, num_groups) for before in inputs)
-            if level < len(widths) - 1:
+        for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
+            stage = EncoderStage(before, width, num_res_blocks, num_groups)
+            if level < last:
                 stage.downsample = Downsample(width, compress_time=level < time_levels)
             self.down.append(stage)
-            width_before = width
+        width = widths[last]
         self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(width, width, num_groups) for i in (1, 2)})
         self.norm_out = group_norm(width, num_groups)
         self.conv_out = CausalConv3d(width, 2 * latent_channels)
@@ -50,11 +65,6 @@ class Encoder(nn.Module):
     def forward(self, video: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> moments b 2z f y x: means, then log-variances."""
         x = self.conv_in(video, state)
-        for stage in self.down:
-            for block in stage.block:
-                x = block(x, state)
-            if hasattr(stage, "downsample"):
-                x = stage.downsample(x, state)
-        for block in self.mid.values():
-            x = block(x, state)
+        for stage in (*self.down, *self.mid.values()):
+            x = stage(x, state)
         return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, None, state))

@@ -17,7 +17,7 @@ MIN_POSITIONS = 1000
 
 
 def saves_time(x: Tensor) -> bool:
-    """Whether the functions below apply to a convolution whose output has the batch, frames and size of x (b c t h w)."""
+    """Whether the functions below suit a convolution with an output of the batch, frames and size of x, b c t h w."""
     positions = x.numel() // x.shape[1]
     suits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     return suits and positions >= MIN_POSITIONS and not torch.is_grad_enabled()

@@ -1,7 +1,7 @@
 """Names of the VAE's tensors in SAT checkpoints and in diffusers' AutoencoderKLCogVideoX.
 
-Tensors are equal in both, only names differ: one table serves both directions. The decoder's stages are numbered by
-level in SAT (0 is the full resolution) and by order of execution in diffusers (0 is the smallest), so they are mirrored.
+Tensors are equal in both, only names differ: one table serves both directions. The decoder's stages are numbered
+by level in SAT (0 is the full resolution) and by order of execution in diffusers (0 is the smallest): mirrored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cogvideox.errors import CheckpointError
 
 NUM_LEVELS = 4  # stages of the released VAE; spatial compression is 2 ** (NUM_LEVELS - 1)
 
-# (SAT, diffusers). {n} is a number kept as it is, {m} a number less one in diffusers, {r} a number mirrored over the levels.
+# (SAT, diffusers). {n}: a number kept as it is; {m}: one less in diffusers; {r}: mirrored over the levels.
 BLOCK_RULES = (
     ("encoder.down.{n}.block.{n}.", "encoder.down_blocks.{n}.resnets.{n}."),
     ("encoder.down.{n}.downsample.", "encoder.down_blocks.{n}.downsamplers.0."),
@@ -55,8 +55,7 @@ def _translate(name: str, num_levels: int, source: int, target: int) -> str:
             break
         kinds = re.findall(r"\{(\w)\}", rule[source])
         numbers = [
-            _shift(kind, int(text), num_levels, target)
-            for kind, text in zip(kinds, match.groups(), strict=True)
+            _shift(kind, int(text), num_levels, target) for kind, text in zip(kinds, match.groups(), strict=True)
         ]
         if min(numbers, default=0) < 0:
             break
@@ -64,9 +63,7 @@ def _translate(name: str, num_levels: int, source: int, target: int) -> str:
             leaf = leaf.replace(pair[source], pair[target])
         return re.sub(r"\{\w\}", "{}", rule[target]).format(*numbers) + leaf
     family = ("SAT", "diffusers")[source]
-    raise CheckpointError(
-        f"{name!r} is no tensor of a CogVideoX VAE with {num_levels} levels in {family}'s naming"
-    )
+    raise CheckpointError(f"{name!r} is no tensor of a CogVideoX VAE with {num_levels} levels in {family}'s naming")
 
 
 def _pattern(template: str) -> str:
