@@ -47,9 +47,9 @@ def test_prefixes_freeze_a_part(family: tiny.TinyFamily) -> None:
 
 
 def test_training_both_adapters_and_base_is_announced(
-    family: tiny.TinyFamily, caplog: pytest.LogCaptureFixture
+    family: tiny.TinyFamily, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logging.getLogger("cogvideox").propagate = True
+    monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
     report = freeze(build(family, {}), ["first_stage_model"])
     assert 0 < report.adapter < report.trainable
     assert "adapters and base weights are both trained" in caplog.text

@@ -141,9 +141,10 @@ def _complete_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

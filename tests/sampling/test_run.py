@@ -1,0 +1,246 @@
+"""Whole sampling runs on the tiny family: files, repeatability, LoRA strength, and processes that share the work."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_video
+import tiny
+import torch
+from cogvideox.config.load import load_config
+from cogvideox.errors import ConfigError, DataError, ShapeError, run_cli
+from cogvideox.model.build import build_model
+from cogvideox.model.loading import base_reference, load_transformer
+from cogvideox.parallel.groups import ProcessGroups, start_process_groups
+from cogvideox.sampling.prompts import plan_jobs
+from cogvideox.sampling.run import (
+    VideoFormat,
+    build_sampler,
+    load_for_sampling,
+    run_sampling,
+    sample_jobs,
+    sample_latents,
+)
+from cogvideox.weights.sat_folder import write_checkpoint
+from processes import run_processes
+from safetensors.torch import load_file
+
+ALONE = ProcessGroups(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+PROMPTS = ["a red square moves left", "a blue square moves up", "a white square moves down"]
+FORMAT = VideoFormat(num_latent_frames=3, height=tiny.HEIGHT, width=tiny.WIDTH, fps=8)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyFamily:
+    return tiny.write_family(tmp_path_factory.mktemp("family") / "tiny", num_clips=0)
+
+
+def settings(family: tiny.TinyFamily, output: Path, **args: Any) -> list[str]:
+    """Overrides for a short run."""
+    given = {
+        "load": family.transformer,
+        "prompts": PROMPTS,
+        "output_dir": output,
+        "sampling_image_size": [tiny.HEIGHT, tiny.WIDTH],
+        "sampling_num_frames": 3,
+        "device": "cpu",
+        "num_steps": 2,
+        **args,
+    }
+    return [f"args.{key}={'null' if value is None else value}" for key, value in given.items()]
+
+
+def run(family: tiny.TinyFamily, output: Path, groups: ProcessGroups = ALONE, **args: Any) -> list[Path]:
+    config = load_config([str(family.model_yaml)], settings(family, output, **args), "sample")
+    return run_sampling(config, groups)
+
+
+def latents(output: Path) -> dict[str, torch.Tensor]:
+    return {str(path.parent.relative_to(output)): load_file(path)["latent"] for path in output.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def reference(family: tiny.TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reference")
+    run(family, output, num_samples=2, save_latents=True)
+    return output
+
+
+def test_folders_and_files(reference: Path) -> None:
+    files = sorted(str(path.relative_to(reference)) for path in reference.rglob("*") if path.is_file())
+    names = [f"{n}_{prompt.replace(' ', '_')}/{k}/" for n, prompt in enumerate(PROMPTS) for k in range(2)]
+    assert files == sorted(name + file for name in names for file in ("000000.mp4", "latent.safetensors"))
+    values = list(latents(reference).values())
+    assert all(value.shape == (3, 16, 4, 6) for value in values)
+    assert all(not torch.equal(one, two) for i, one in enumerate(values) for two in values[:i])
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_batches_do_not_change_the_videos(
+    family: tiny.TinyFamily, reference: Path, tmp_path: Path, batch_size: int
+) -> None:
+    run(family, tmp_path, num_samples=2, only_save_latents=True, batch_size=batch_size)
+    ours, theirs = latents(tmp_path), latents(reference)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-4)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def sample_rank(model_yaml: str, overrides: list[str]) -> list[str]:
+    groups = start_process_groups("cpu")
+    try:
+        return [str(path) for path in run_sampling(load_config([model_yaml], overrides, "sample"), groups)]
+    finally:
+        groups.shut_down()
+
+
+def test_two_processes_make_every_video_once(family: tiny.TinyFamily, reference: Path, tmp_path: Path) -> None:
+    overrides = settings(family, tmp_path, num_samples=2, only_save_latents=True)
+    shares = run_processes(sample_rank, 2, str(family.model_yaml), overrides)
+    assert [len(share) for share in shares] == [3, 3] and len(set(shares[0] + shares[1])) == 6
+    ours, theirs = latents(tmp_path), latents(reference)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_overwritten_unless_asked(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    run(family, tmp_path, prompts=PROMPTS[:1])
+    with pytest.raises(DataError, match=r"1 of 1 outputs exist already: .*000000.mp4; set args.overwrite=true"):
+        run(family, tmp_path, prompts=PROMPTS[:1], seed=1)
+    video = next(tmp_path.rglob("*.mp4"))
+    before = video.read_bytes()
+    run(family, tmp_path, prompts=PROMPTS[:1], seed=1, overwrite=True)
+    assert video.read_bytes() != before
+
+
+def test_saved_latents_are_those_of_the_video(family: tiny.TinyFamily, reference: Path) -> None:
+    """Decoding them gives the frames of the mp4; they carry no scale factor."""
+    config = load_config([str(family.model_yaml)], settings(family, reference), "sample")
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    jobs = plan_jobs(PROMPTS, 2, 42, reference)
+    expected = sample_latents(model, build_sampler(config.model.sampler_config), jobs[:1], FORMAT)[0]
+    torch.testing.assert_close(load_file(jobs[0].latent_path)["latent"] * 1.15258426, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lora(family: tiny.TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of alpha 8 and rank 2, alone in a checkpoint that names the family as its base."""
+    folder = tmp_path_factory.mktemp("lora")
+    section = tiny.model_section(family, {"r": 2, "lora_alpha": 8.0})
+    tree = {"model": section}
+    config = load_config([str(tiny.write_yaml(folder / "lora.yaml", tree))], [], "sample", partial=True)
+    model = build_model(config.model, device="cpu", dtype=torch.float32, seed=0)
+    tiny.randomise(model.transformer, seed=9)
+    adapters = {name: value for name, value in model.state_dict().items() if ".matrix_" in name}
+    extra = {"lora": {"r": 2, "alpha": 8.0}, "base": base_reference(family.transformer)}
+    write_checkpoint(folder / "run", 5, adapters, extra)
+    return folder
+
+
+def test_lora_checkpoints_run_on_their_base_at_the_given_strength(
+    family: tiny.TinyFamily, lora: Path, tmp_path: Path
+) -> None:
+    """Without lora_config: rank and alpha come from the checkpoint."""
+    results = {}
+    for name, load, more in (
+        ("base", family.transformer, {}),
+        ("zero", lora / "run", {"lora_strength": 0.0}),
+        ("half", lora / "run", {"lora_strength": 0.5}),
+        ("full", lora / "run", {}),
+    ):
+        run(family, tmp_path / name, load=load, prompts=PROMPTS[:1], only_save_latents=True, **more)
+        (results[name],) = latents(tmp_path / name).values()
+    torch.testing.assert_close(results["zero"], results["base"], rtol=1e-5, atol=1e-5)
+    assert (results["half"] - results["base"]).abs().max() > 1e-3
+    assert (results["full"] - results["half"]).abs().max() > 1e-3
+
+
+def test_lora_configuration_and_checkpoint_together_give_the_same(family: tiny.TinyFamily, lora: Path) -> None:
+    with_node = load_config([str(lora / "lora.yaml")], settings(family, lora, load=lora / "run"), "sample")
+    without = load_config([str(family.model_yaml)], settings(family, lora, load=lora / "run"), "sample")
+    one, two = (
+        load_for_sampling(c.model, c.sample_args, torch.device("cpu")).state_dict() for c in (with_node, without)
+    )
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_strength_without_adapters_is_refused(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"args.lora_strength is 0.5, but .* holds no LoRA adapters"):
+        run(family, tmp_path, lora_strength=0.5)
+
+
+def test_fp16_on_the_cpu_is_refused_before_anything_is_written(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
+        run(family, tmp_path / "out", fp16=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bf16_runs(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    (folder,) = run(family, tmp_path, bf16=True, prompts=PROMPTS[:1])
+    assert (folder / "000000.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((40, 48), "height of 40 pixels: must be a multiple of 16; nearest: 32 or 48"),
+        ((32, 8), "width of 8 pixels: must be a multiple of 16; nearest: 16"),
+    ],
+)
+def test_illegal_sizes_name_the_nearest_legal_ones(
+    family: tiny.TinyFamily, tmp_path: Path, size: tuple[int, int], message: str
+) -> None:
+    config = load_config([str(family.model_yaml)], settings(family, tmp_path), "sample")
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    form = VideoFormat(3, *size, fps=8)
+    with pytest.raises(ShapeError, match=message):
+        sample_jobs(model, build_sampler(config.model.sampler_config), plan_jobs(PROMPTS, 1, 0, tmp_path), form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_sampler_takes_another_number_of_steps(family: tiny.TinyFamily) -> None:
+    node = tiny.model_section(family)["sampler_config"]
+    assert build_sampler(node).num_steps == 3 and build_sampler(node, 5).num_steps == 5
+
+
+def test_script(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    arguments = [
+        "--base",
+        str(family.model_yaml),
+        *settings(family, tmp_path / "out", prompts=PROMPTS[:1]),
+        "--seed",
+        "3",
+    ]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert run_cli(sample_video.main, [*arguments, "--check"]) == 0
+    assert "valid" in said.getvalue() and not (tmp_path / "out").exists()
+    assert run_cli(sample_video.main, arguments) == 0
+    assert len(list((tmp_path / "out").rglob("*.mp4"))) == 1
+
+
+def test_script_ends_with_status_2_for_a_mistake(
+    family: tiny.TinyFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a ship@@ship.png")
+    given = settings(family, tmp_path / "out", prompts=[], input_type="txt", input_file=file)
+    assert run_cli(sample_video.main, ["--base", str(family.model_yaml), *given]) == 2
+    assert "line 1: 'prompt@@image' is for image-to-video models" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_loading_for_training_and_for_sampling_agree(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    config = load_config([str(family.model_yaml)], settings(family, tmp_path), "sample")
+    sampled = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    trained = build_model(config.model, device="cpu", dtype=torch.float32, seed=0)
+    load_transformer(trained, family.transformer)
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in sampled.state_dict().items())
+    assert not sampled.training and not any(p.requires_grad for p in sampled.parameters())
