@@ -46,4 +46,7 @@ def _named_paths(config: Config) -> list[tuple[str, str]]:
 
 
 def _could_be_hub_name(name: str) -> bool:
+    """`t5-small` or `google/t5-v1_1-xxl`; not a path whose first folder is here."""
+    if Path(name).parts and Path(Path(name).parts[0]).is_dir():
+        return False
     return name[0] not in "./~" and name.count("/") <= 1 and "{" not in name

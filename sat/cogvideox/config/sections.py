@@ -46,6 +46,8 @@ def read_section(
     values, origins = _typed_values(section, _items(node, section, report), report, frozenset(elsewhere))
     result = section(**values)
     for key, text in result.problems():
+        if key in origins and key not in values:
+            continue  # its type is wrong, which has been said
         if key in origins:
             report.error(origins[key], text)
         elif not partial:

@@ -20,7 +20,7 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
     Args:
         published: the files use published names, so a missing learning-rate schedule means SAT's own.
     """
-    if find(root, "model.network_config") is not None:
+    if _is_mapping(root, "model.network_config"):
         if kind == "train":
             _tie(root, "args.checkpoint_activations", f"{_NETWORK}.checkpoint_activations")
         _tie(root, "model.compile_model", f"{_NETWORK}.compile_blocks")
@@ -28,6 +28,11 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
         _settle_sampler(root)
     elif find(root, "args.lr_schedule") is None:
         _settle_schedule(root, report, published=published)
+
+
+def _is_mapping(root: Node, path: str) -> bool:
+    node = find(root, path)
+    return node is not None and isinstance(node.value, dict)
 
 
 def _tie(root: Node, flat: str, param: str) -> None:
@@ -44,7 +49,7 @@ def _settle_sampler(root: Node) -> None:
     given = [node for node in (steps, scale) if node is not None and node.value is not None]
     if not given:
         return
-    if find(root, _SAMPLER) is None:
+    if not _is_mapping(root, _SAMPLER):
         target = "cogvideox.diffusion.samplers.DPMpp2MSDESampler"
         guidance = {"target": _DYNAMIC, "params": {}}
         put(root, _SAMPLER, build({"target": target, "params": {"guidance": guidance}}, given[0].origin))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -122,12 +123,16 @@ def _signature_of(target: str, file: Path, definition: ast.ClassDef | ast.Functi
 
 
 def _inherited(target: str, file: Path, definition: ast.ClassDef) -> Signature:
-    """The first base class with a constructor in this source tree; library bases take nothing from YAML."""
+    """The first base class with a constructor; those of installed libraries take nothing from YAML."""
     for base in definition.bases:
         found = _find_definition(file, base.id) if isinstance(base, ast.Name) else None
-        if found is not None and SOURCE_ROOT in found[0].parents:
+        if found is not None and not _is_installed(found[0]):
             return _signature_of(target, *found)
     return Signature(target, {})
+
+
+def _is_installed(file: Path) -> bool:
+    return "site-packages" in file.parts or Path(sysconfig.get_path("stdlib")) in file.parents
 
 
 def _from_arguments(target: str, arguments: ast.arguments, *, skip_first: bool) -> Signature:

@@ -28,7 +28,7 @@ def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
         ConfigError: unknown target or parameter, missing parameter, wrong type.
     """
     report = Report()
-    checked = check_component(build(dict(node), Origin(None, None, "component")), report)
+    checked = check_component(build(dict(node), Origin("", None, "component")), report)
     report.raise_if_any()
     assert checked is not None, "a component without problems has a checked form"
     return _build(checked, supplied)

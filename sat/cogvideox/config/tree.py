@@ -40,14 +40,22 @@ class Node:
 
 
 def build(value: Any, origin: Origin, lines: dict[Path_, int] | None = None, path: Path_ = ()) -> Node:
-    """Wrap a plain value; keys that `lines` does not know keep their parent's line."""
-    line = (lines or {}).get(path, origin.line)
-    here = replace(origin, line=line, path=".".join(map(str, path)) or origin.path)
+    """Wrap a plain value that stands at `origin`; keys that `lines` does not know keep their parent's line.
+
+    Args:
+        path: of the value inside its file, to find its line.
+    """
+
+    def inside(key: str | int, child: Any) -> Node:
+        here = (*path, key)
+        line = (lines or {}).get(here, origin.line)
+        return build(child, replace(origin, line=line, path=f"{origin.path}.{key}".lstrip(".")), lines, here)
+
     if isinstance(value, dict):
-        return Node({str(k): build(v, here, lines, (*path, str(k))) for k, v in value.items()}, here)
+        return Node({str(key): inside(str(key), child) for key, child in value.items()}, origin)
     if isinstance(value, list):
-        return Node([build(v, here, lines, (*path, i)) for i, v in enumerate(value)], here)
-    return Node(value, here)
+        return Node([inside(index, child) for index, child in enumerate(value)], origin)
+    return Node(value, origin)
 
 
 def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
@@ -95,7 +103,7 @@ def read_override(text: str, layer: int, report: Report) -> Node | None:
         report.error(origin, f"{raw!r} is not valid: {str(error).splitlines()[0]}")
         return None
     path: Path_ = tuple(key.split("."))
-    node = build(value, origin, path=path)
+    node = build(value, origin)
     for depth in range(len(path) - 1, -1, -1):
         node = Node({str(path[depth]): node}, replace(origin, path=".".join(map(str, path[:depth]))))
     return node

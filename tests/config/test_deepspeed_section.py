@@ -1,0 +1,115 @@
+"""Section `deepspeed`: defaults, checks, old names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cogvideox.config.deepspeed_section import check_precision, read_deepspeed
+from cogvideox.config.report import Origin, Report
+from cogvideox.config.tree import build
+from cogvideox.errors import ConfigError
+from config.conftest import Load
+
+
+def read(section: object) -> tuple[dict[str, object], Report]:
+    report = Report()
+    return read_deepspeed(build(section, Origin("f.yaml", 1, "deepspeed")), report), report
+
+
+def test_an_absent_section_is_complete_and_safe() -> None:
+    report = Report()
+    section = read_deepspeed(None, report)
+    assert not report.errors and not report.warnings
+    assert section["zero_optimization"]["overlap_comm"] is False
+    assert section["fp16"] == {"enabled": False} and section["bf16"] == {"enabled": False}
+    assert section["optimizer"]["type"] == "AdamW"
+    assert section["optimizer"]["params"]["betas"] == [0.9, 0.95]
+    assert (section["train_micro_batch_size_per_gpu"], section["gradient_accumulation_steps"]) == (1, 1)
+
+
+def test_what_the_user_says_stands() -> None:
+    section, report = read({"zero_optimization": {"stage": 2, "overlap_comm": True}, "gradient_clipping": 0})
+    assert not report.errors
+    assert section["zero_optimization"]["overlap_comm"] is True  # type: ignore[index]
+    assert section["gradient_clipping"] == 0.0
+
+
+def test_numeric_strings() -> None:
+    section, report = read(
+        {"optimizer": {"params": {"eps": "1e-8", "lr": "1e-4"}}, "zero_optimization": {"reduce_bucket_size": 1e9}}
+    )
+    assert not report.errors
+    assert section["optimizer"]["params"]["eps"] == 1e-8  # type: ignore[index]
+    assert section["zero_optimization"]["reduce_bucket_size"] == 1_000_000_000  # type: ignore[index]
+
+
+def test_a_total_batch_size_leaves_the_missing_factor_to_deepspeed() -> None:
+    section, _ = read({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4})
+    assert "gradient_accumulation_steps" not in section
+
+
+def test_old_cpu_offload_key() -> None:
+    section, _ = read({"zero_optimization": {"stage": 2, "cpu_offload": True}})
+    assert section["zero_optimization"]["offload_optimizer"]["device"] == "cpu"  # type: ignore[index]
+    section, _ = read({"zero_optimization": {"stage": 2, "cpu_offload": False}})
+    assert "offload_optimizer" not in section["zero_optimization"]  # type: ignore[operator]
+
+
+def test_misplaced_loss_scale_keys_are_named_and_not_moved() -> None:
+    section, report = read({"fp16": {"enabled": True}, "loss_scale": 0, "hysteresis": 2})
+    assert section["fp16"] == {"enabled": True} and "loss_scale" not in section
+    assert len(report.warnings) == 1
+    assert "loss_scale, hysteresis beside `fp16:` instead of inside it" in report.warnings[0]
+
+
+def test_fused_ema_adam_runs_as_adamw() -> None:
+    section, report = read({"optimizer": {"type": "sat.ops.FusedEmaAdam", "params": {"lr": 1e-3}}})
+    assert section["optimizer"]["type"] == "AdamW"  # type: ignore[index]
+    assert "runs as AdamW" in report.warnings[0] and "no moving average (EMA)" in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "match"),
+    [
+        ({"gradient_clippin": 1}, "unknown key 'gradient_clippin'; did you mean 'gradient_clipping'?"),
+        ({"zero_optimization": {"stag": 1}}, "unknown key 'stag'; did you mean 'stage'?"),
+        ({"zero_optimization": {"stage": 3}}, "deepspeed.zero_optimization.stage: must be 0, 1 or 2, not 3"),
+        ({"zero_optimization": {"stage": "x"}}, "must be int, not 'x'"),
+        ({"zero_optimization": 2}, "must be a mapping of keys such as stage"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "fp16 and bf16 are both enabled: keep one"),
+        ({"fp16": {"enable": True}}, "unknown key 'enable'; did you mean 'enabled'?"),
+        ({"optimizer": {"type": "Adamm"}}, "unknown optimizer 'Adamm'; did you mean 'Adam'?"),
+        ({"optimizer": {"params": {"learning_rate": 1}}}, "unknown key 'learning_rate'"),
+        ({"optimizer": {"params": {"lr": "fast"}}}, "must be float, not 'fast'"),
+        ({"optimizer": {"params": {"lr": -1}}}, "deepspeed.optimizer.params.lr: must not be negative: -1"),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, "must be a list of 2 float, not [0.9]"),
+        ({"optimizer": {"params": {"betas": [0.9, 1.0]}}}, "must lie in 0..1 (1 excluded)"),
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu: must be at least 1, not 0"),
+        ({"train_batch_size": 0}, "train_batch_size: must be at least 1, not 0"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps: must be at least 1"),
+        ({"gradient_clipping": -1}, "gradient_clipping: must be 0 (off) or more, not -1"),
+        ({"scheduler": {"type": "WarmupLR"}}, "the learning rate follows args.lr_schedule"),
+        (3, "must be a mapping of keys such as train_micro_batch_size_per_gpu"),
+    ],
+)
+def test_mistakes(section: object, match: str) -> None:
+    _, report = read(section)
+    assert len(report.errors) == 1 and match in report.errors[0], report.errors
+    assert report.errors[0].startswith("f.yaml:1: deepspeed")
+
+
+def test_fp16_needs_cuda() -> None:
+    section, _ = read({"fp16": {"enabled": True}})
+    check_precision(section, cuda_available=True)
+    with pytest.raises(
+        ConfigError, match=r"deepspeed\.fp16\.enabled: fp16 needs a CUDA device .*deepspeed\.bf16\.enabled=true"
+    ):
+        check_precision(section, cuda_available=False)
+
+
+def test_mistakes_are_reported_with_file_and_line(train: Load, tmp_path: Path) -> None:
+    file = tmp_path / "extra.yaml"
+    file.write_text("deepspeed:\n  zero_optimization:\n    stage: 3\n")
+    with pytest.raises(ConfigError, match=r"extra\.yaml:3: deepspeed\.zero_optimization\.stage: must be 0, 1 or 2"):
+        train(more=[str(file)])

@@ -1,0 +1,146 @@
+"""Keys, types and ranges of the closed sections, and what must agree between them."""
+
+from __future__ import annotations
+
+import pytest
+from cogvideox.config.load import load_config
+from cogvideox.errors import ConfigError
+from config.conftest import MODEL, Load
+
+NETWORK = "model.network_config.params"
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("args.train_iters=0", r"args\.train_iters: must be at least 1, not 0"),
+        ("args.train_iters=many", r"args\.train_iters: must be int, not 'many'"),
+        ("args.train_iters=1.5", r"args\.train_iters: must be int, not 1\.5"),
+        ("args.wandb=perhaps", r"args\.wandb: must be bool, not 'perhaps'"),
+        ("args.train_data=clips", r"args\.train_data: must be a list of str, not 'clips'; write \[clips\]"),
+        ("args.train_data=[]", r"args\.train_data: missing: give the folders"),
+        ("args.load=null", r"args\.load: missing: fine-tuning starts from a checkpoint"),
+        ("args.lr_schedule=cosin", r"args\.lr_schedule: must be one of constant, linear, cosine, sat, not 'cosin'"),
+        ("args.device=tpu", r"args\.device: must be one of auto, cpu, cuda, not 'tpu'"),
+        ("args.warmup_steps=5000", r"args\.warmup_steps: 5000 is more than train_iters \(2000\)"),
+        ("args.warmup_steps=-1", r"args\.warmup_steps: must be at least 0"),
+        ("args.eval_interval=0", r"args\.eval_interval: must be at least 1"),
+        ("args.keep_last=0", r"args\.keep_last: must be at least 1"),
+        ("args.eval_split=1.5", r"args\.eval_split: must lie between 0 and 1, not 1\.5"),
+        ("args.min_lr_ratio=-1", r"args\.min_lr_ratio: must lie between 0 and 1"),
+        ("args.model_parallel_size=2", r"args\.model_parallel_size: only 1 is supported"),
+        ("args.mode=inference", r"args\.mode: 'inference' is for sample_video\.py"),
+        ("args.sample_num_frames=16", r"args\.sample_num_frames: must be 4k \+ 1 frames, not 16; nearest: 13 or 17"),
+        ("data.video_size=[480,725]", r"multiples of 16, not \[480, 725\]; nearest: \[480, 720\]"),
+        ("data.video_size=[480]", r"data\.video_size: must be a list of 2 int, not \[480\]"),
+        ("data.video_size=480", r"data\.video_size: must be a list of 2 int, not 480"),
+        ("data.video_size=[0,720]", r"nearest: \[16, 720\]"),
+        (
+            "data.video_size=[720,480]",
+            r"\[720, 480\] is larger than the network's positions, which end at \[480, 720\]",
+        ),
+        ("data.max_num_frames=48", r"data\.max_num_frames: must be 4k \+ 1 frames, not 48; nearest: 45 or 49"),
+        ("data.max_num_frames=0", r"data\.max_num_frames: must be 4k \+ 1 frames, not 0; nearest: 1$"),
+        ("data.max_num_frames=53", r"data\.max_num_frames: 53 pixel frames are more than the network's 49"),
+        ("data.fps=0", r"data\.fps: must be more than 0"),
+        ("data.clip_timeout_s=0", r"data\.clip_timeout_s: must be more than 0"),
+        ("data.reader=ffmpeg", r"data\.reader: must be one of decord, pyav, not 'ffmpeg'"),
+        ("data.max_failed_share=2", r"data\.max_failed_share: must lie between 0 and 1"),
+        ("data=3", r"data: must be a mapping of keys"),
+        ("model.scale_factor=0", r"model\.scale_factor: must be more than 0"),
+        ("model.latent_input=true", r"model\.latent_input: training from stored latents is not supported"),
+        ("model.noised_image_input=true", r"model\.noised_image_input: image-to-video models are not supported"),
+        ("model.en_and_decode_n_samples_a_time=0", r"en_and_decode_n_samples_a_time: must be at least 1"),
+        ("model.network_config=null", r"model\.network_config: missing: start from a model file"),
+        ("model.sampler_config=3", r"model\.sampler_config: must be a component: target \(a class\) and params"),
+        (f"{NETWORK}.hidden_size=1900", r"hidden_size: 1900 is not divisible by 30 attention heads"),
+        (f"{NETWORK}.num_layers=0", r"num_layers: must be at least 1, not 0"),
+        (f"{NETWORK}.num_frames=50", r"num_frames: must be 4k \+ 1 frames, not 50"),
+        (f"{NETWORK}.patch_size=[2,2]", r"patch_size: must be one number or \[frames, height, width\]"),
+        (f"{NETWORK}.in_channels=32", r"in_channels: 32 differs from the VAE's z_channels, 16"),
+        (
+            f"{NETWORK}.temporal_compression=8",
+            r"temporal_compression: 8 differs from the VAE's temporal_compression, 4",
+        ),
+        (f"{NETWORK}.text_length=224", r"encoder\.params\.max_length: 226 differs from the network's text_length, 224"),
+        (f"{NETWORK}.modules.lora_config.params.r=0", r"lora_config\.params\.r: the rank must be at least 1, not 0"),
+        (f"{NETWORK}.modules.adaln_layer_config=null", r"modules: missing: adaln_layer_config"),
+        ("model.first_stage_config.params.ch_mult=[]", r"ch_mult: must be at least 1, not \[\]"),
+    ],
+)
+def test_mistakes_in_training(train: Load, override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        train(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("args.load=null", r"args\.load: missing: give the checkpoint folder"),
+        ("args.image2video=true", r"args\.image2video: this version samples from text only"),
+        ("args.bf16=true", r"args\.fp16: bf16 and fp16 are both true"),
+        ("args.input_type=txt", r"args\.input_file: missing: input_type txt reads one prompt per line"),
+        ("args.num_samples=0", r"args\.num_samples: must be at least 1"),
+        ("args.sampling_num_frames=0", r"args\.sampling_num_frames: must be at least 1"),
+        ("args.sampling_num_frames=14", r"args\.sampling_num_frames: 53 pixel frames are more than the network's 49"),
+        ("args.sampling_image_size=[100,100]", r"multiples of 16, not \[100, 100\]; nearest: \[96, 96\]"),
+        ("args.latent_channels=4", r"args\.latent_channels: 4 differs from the VAE's z_channels, 16"),
+        ("args.guidance_scale=-1", r"args\.guidance_scale: must be at least 0"),
+        ("args.model_parallel_size=2", r"args\.model_parallel_size: only 1 is supported"),
+    ],
+)
+def test_mistakes_in_sampling(sample: Load, override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        sample(override)
+
+
+def test_unknown_entry_of_the_network_s_modules(train: Load) -> None:
+    node = "{target: cogvideox.transformer.adaln.AdaLNMixin}"
+    with pytest.raises(ConfigError, match=r"unknown entry 'adaln_layr_config'; did you mean 'adaln_layer_config'\?"):
+        train(f"{NETWORK}.modules.adaln_layr_config={node}")
+
+
+def test_training_without_data_section() -> None:
+    with pytest.raises(ConfigError, match="data: missing section: say how clips are read"):
+        load_config([MODEL], ["args.train_data=[x]"], "train")
+
+
+def test_flat_keys_reach_their_components(train: Load) -> None:
+    params = train("args.checkpoint_activations=false", "model.compile_model=true").model.network_config["params"]
+    assert (params["checkpoint_activations"], params["compile_blocks"]) == (False, True)
+
+
+def test_steps_and_guidance_scale_reach_the_sampler(sample: Load) -> None:
+    sampler = sample("args.num_steps=12", "args.guidance_scale=3.5").model.sampler_config
+    assert sampler["params"]["num_steps"] == 12
+    assert sampler["params"]["guidance"]["params"] == {"scale": 3.5, "exp": 5.0, "num_steps": 12}
+
+
+def test_a_guidance_scale_without_guidance_makes_it_constant(sample: Load) -> None:
+    sampler = sample("model.sampler_config.params.guidance=null", "args.guidance_scale=2").model.sampler_config
+    assert sampler["params"]["guidance"] == {
+        "target": "cogvideox.diffusion.guidance.ConstantGuidance",
+        "params": {"scale": 2.0},
+    }
+
+
+def test_steps_reach_the_default_sampler(sample: Load) -> None:
+    sampler = sample("model.sampler_config=null", "args.num_steps=9").model.sampler_config
+    assert sampler["target"].endswith("DPMpp2MSDESampler") and sampler["params"]["num_steps"] == 9
+
+
+def test_a_saved_key_without_effect_is_named_once(train: Load) -> None:
+    notices = train("args.split='1,0'", "model.log_keys=[txt]").notices
+    assert [line for line in notices if "without effect" in line] == [
+        "args: accepted without effect: split",
+        "model: accepted without effect: log_keys",
+    ]
+
+
+def test_sat_s_own_schedule_keys_choose_its_schedule() -> None:
+    base = [MODEL]
+    overrides = ["args.train_data=[x]", "data.fps=8"]
+    assert load_config(base, overrides, "train").train_args.lr_schedule == "constant"
+    assert load_config(base, [*overrides, "args.warmup=0.1"], "train").train_args.lr_schedule == "sat"
+    explicit = [*overrides, "args.warmup=0.1", "args.lr_schedule=linear"]
+    assert load_config(base, explicit, "train").train_args.lr_schedule == "linear"
