@@ -1,8 +1,6 @@
-"""Fine-tune a CogVideoX transformer: train_video.py --base configs/model.yaml configs/sft.yaml [key=value
-...]
+"""Fine-tune a CogVideoX transformer: train_video.py --base configs/model.yaml configs/sft.yaml [key=value ...]
 
-One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration and
-stops.
+One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration and stops.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Whole training runs on the tiny family, in this process: what they leave behind and what must not change a
-loss."""
+"""Whole training runs on the tiny family, in this process: what they leave behind and what must not change a loss."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ def test_full_fine_tuning_without_a_rate_returns_the_weights_it_loaded(train, fa
 
 
 def test_a_saved_run_loads_with_the_same_outputs(train, family):
-    """LoRA at rate 0 with everything saved: the base is bit-equal below `.original.`, adapters at their
-    start."""
+    """LoRA at rate 0 with everything saved: the base is bit-equal below `.original.`, adapters at their start."""
     whole = content(train("args.save_full=true", "deepspeed.optimizer.params.lr=0", "args.train_iters=2"))
     assert whole["cogvideox"]["lora"]["r"] == 4 and whole["cogvideox"]["base"] is None
     base = tiny.read_states(family.transformer)

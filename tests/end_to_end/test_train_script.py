@@ -1,5 +1,4 @@
-"""train_video.py as users start it: mistakes end in one clear line, status 2 and nothing written; several
-processes."""
+"""train_video.py as users start it: mistakes end in one clear line, status 2 and nothing written; several processes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The process group, started once before anything is built and handed around as one object.
 
-SAT starts a process group by itself when a model is built and none is running, and reseeds every random
-generator while
-doing so; DeepSpeed starts one too. Both find this one instead.
+SAT starts a process group by itself when a model is built and none is running, and reseeds every random generator
+while doing so; DeepSpeed starts one too. Both find this one instead.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from cogvideox.errors import ConfigError, UserError
+from cogvideox.log import get_logger
 from cogvideox.parallel.launch import Launch, read_launch
 
 _T = TypeVar("_T")
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class ProcessGroups:
         return gathered
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        """This process's part of `items`; parts differ by at most one item and together hold each item
-        once."""
+        """This process's part of `items`; parts differ by at most one item and together hold each item once."""
         return list(items[self.rank :: self.world_size])
 
     def agree(self, error: UserError | None) -> None:
@@ -122,8 +122,7 @@ def start_process_groups(
 ) -> ProcessGroups:
     """Join the other processes (gloo on CPU, NCCL on CUDA), or be alone.
 
-    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective later
-    on.
+    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective later on.
     Must run before SAT or DeepSpeed is imported: DeepSpeed chooses its accelerator on import.
 
     Raises:
@@ -137,8 +136,7 @@ def start_process_groups(
     launch = read_launch(os.environ, local_devices if use_cuda else 0)
     if use_cuda and launch.local_rank >= local_devices:
         raise ConfigError(
-            f"process {launch.rank} is number {launch.local_rank} on this machine, which has {local_devices} "
-            "CUDA "
+            f"process {launch.rank} is number {launch.local_rank} on this machine, which has {local_devices} CUDA "
             "devices; start at most one process per device"
         )
     os.environ.update(launch.as_environment())
@@ -166,14 +164,13 @@ def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_
 def _meet(launch: Launch, seconds: float) -> dist.Store:
     """Connect to rank 0 and wait until every rank has said hello."""
     where = f"{launch.address}:{launch.port}"
+    _log.info("waiting for %d processes at %s", launch.world_size, where)
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=seconds))))
     except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"process {launch.rank} of {launch.world_size} could not reach the others at {where} within "
-            f"{seconds:g} s; "
-            "are all of them started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port "
-            "open? "
+            f"process {launch.rank} of {launch.world_size} could not reach the others at {where} within {seconds:g} s; "
+            "are all of them started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port open? "
             f"({_first_line(error)})"
         ) from error
     store.set(f"hello/{launch.rank}", "")
@@ -182,8 +179,7 @@ def _meet(launch: Launch, seconds: float) -> dist.Store:
     except RuntimeError as error:
         silent = [rank for rank in range(launch.world_size) if not store.check([f"hello/{rank}"])]
         raise ConfigError(
-            f"process {launch.rank} met the store at {where}, but after {seconds:g} s these of "
-            f"{launch.world_size} "
+            f"process {launch.rank} met the store at {where}, but after {seconds:g} s these of {launch.world_size} "
             f"processes have not started: {silent}; look at their machines and logs"
         ) from error
     return store

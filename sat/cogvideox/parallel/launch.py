@@ -1,8 +1,7 @@
 """Which process this is, read from what the launcher left in the environment.
 
-Launchers: plain `python` (nothing set), `torchrun`, `deepspeed --hostfile` (RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_*), and
-Open MPI (OMPI_COMM_WORLD_*).
+Launchers: plain `python` (nothing set), `torchrun`, `deepspeed --hostfile` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*),
+and Open MPI (OMPI_COMM_WORLD_*).
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ class Launch:
 def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launch:
     """Find out which process this is.
 
-    local_devices: accelerators on this machine, used to place ranks when the launcher doesn't say; 0 without
-    any.
+    local_devices: accelerators on this machine, used to place ranks when the launcher doesn't say; 0 without any.
 
     Raises:
         ConfigError: a variable is missing or not a number, or rank and world size contradict each other.
@@ -56,8 +54,7 @@ def read_launch(environment: Mapping[str, str], local_devices: int = 0) -> Launc
     if world_size > 1 and names[0] not in environment:
         raise ConfigError(
             f"{names[1]}={world_size} is set but {names[0]} is not: start several processes with torchrun or "
-            "deepspeed, "
-            f"or unset {names[1]} for one process"
+            f"deepspeed, or unset {names[1]} for one process"
         )
     rank = _number(environment, names[0], default=0)
     if not 0 <= rank < world_size:

@@ -1,8 +1,7 @@
 """What DeepSpeed is told before it starts, and the optimizer state that it spreads over ranks.
 
-ZeRO 0 keeps one whole copy of the optimizer state per process; ZeRO 1 and 2 keep a slice each, as flat 1-D
-tensors. A saved
-state is plain numbers and tensors, so that it can be read back with `weights_only=True`.
+ZeRO 0 keeps one whole copy of the optimizer state per process; ZeRO 1 and 2 keep a slice each, as flat 1-D tensors. A
+saved state is plain numbers and tensors, so that it can be read back with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 def prepare_deepspeed(device: torch.device) -> None:
     """Make DeepSpeed use `device`, keep it from compiling anything at start, and quiet its log.
 
-    On CPU it would build a shared-memory collective with g++ (19 s on first use) that only its inference code
-    calls; with
-    the entry preset to "not available" it goes through the running process group.
+    On CPU it would build a shared-memory collective with g++ (19 s on first use) that only its inference code calls;
+    with the entry preset to "not available" it goes through the running process group.
     """
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator, set_accelerator
@@ -75,17 +73,15 @@ def restore_optimizer(engine: Any, state: dict[str, Any]) -> None:
     kind = type(engine.optimizer).__name__
     if state["kind"] != kind:
         raise CheckpointError(
-            f"the optimizer state was saved by {state['kind']}, this run uses {kind}: resume with the "
-            "precision and ZeRO "
-            "stage of the saved run, or start a new run with args.load"
+            f"the optimizer state was saved by {state['kind']}, this run uses {kind}: resume with the precision and "
+            "ZeRO stage of the saved run, or start a new run with args.load"
         )
     masters = _masters(engine)
     saved_shapes, shapes = [list(map(_shape, each)) for each in (state["masters"], masters)]
     if saved_shapes != shapes:
         raise CheckpointError(
             f"the optimizer state holds master weights of shapes {_brief(saved_shapes)}, this run has "
-            f"{_brief(shapes)}: "
-            "resume with the trainable weights and number of processes of the saved run"
+            f"{_brief(shapes)}: resume with the trainable weights and number of processes of the saved run"
         )
     try:
         engine.basic_optimizer.load_state_dict(state["base"])

@@ -1,9 +1,8 @@
 """Saving a run so that it can be sampled from, exported and continued, and continuing it.
 
-A checkpoint is one folder, whole or absent: weights in SAT's layout, and beside them `training_state/` with
-what each
-process needs to go on. Order of a save: everything into a temporary folder, sync, rename, `latest`; older
-ones go last.
+A checkpoint is one folder, whole or absent: weights in SAT's layout, and beside them `training_state/` with what each
+process needs to go on. Order of a save: everything into a temporary folder, sync, rename, `latest`; older ones go
+last.
 """
 
 from __future__ import annotations
@@ -40,10 +39,9 @@ class Progress:
 class Checkpointer:
     """Writes the checkpoints of one run.
 
-    extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of
-    the transformer,
-    also those that don't train. overwrite: replace iterations that exist, for a run resumed before its last
-    save.
+    extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of the
+    transformer, also those that don't train. overwrite: replace iterations that exist, for a run resumed before its
+    last save.
     """
 
     def __init__(
@@ -114,9 +112,8 @@ class Checkpointer:
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:
     """What goes into the weight file, under stored names.
 
-    LoRA: the adapters. Full fine-tuning, and save_full: the whole transformer with its persistent buffers. So
-    a file either
-    needs its base, which it names, or nothing else.
+    LoRA: the adapters. Full fine-tuning, and save_full: the whole transformer with its persistent buffers. So a file
+    either needs its base, which it names, or nothing else.
     """
     whole = model.state_dict()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -146,11 +143,9 @@ def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dic
     processes = groups.world_size if engine.is_sharded else 1
     if first["processes"] != processes:
         raise CheckpointError(
-            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} "
-            "process(es) and this "
-            f"run splits it over {processes}: resume with the same number of processes and ZeRO stage, or "
-            "start a new run "
-            "from its weights with args.load"
+            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} process(es) and "
+            f"this run splits it over {processes}: resume with the same number of processes and ZeRO stage, or start a "
+            "new run from its weights with args.load"
         )
     return load_file(folder / STATE_FOLDER / _state_name(groups.rank)) if processes > 1 else first
 

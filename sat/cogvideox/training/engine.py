@@ -1,7 +1,6 @@
 """DeepSpeed's engine, driven directly: one call is one optimizer step.
 
-Nothing here waits for the device: losses and norms stay tensors until the metrics are read. (DeepSpeed's own
-ZeRO and
+Nothing here waits for the device: losses and norms stay tensors until the metrics are read. (DeepSpeed's own ZeRO and
 16-bit optimizers read one overflow flag per step.)
 
 Letters: b samples of a micro batch.
@@ -38,8 +37,7 @@ from cogvideox.training.optimizers import (
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """micro: samples of one forward on one process; accumulation: micro batches of one step on one
-    process."""
+    """micro: samples of one forward on one process; accumulation: micro batches of one step on one process."""
 
     micro: int
     accumulation: int
@@ -55,9 +53,8 @@ class BatchSizes:
 class StepResult:
     """What one optimizer step gave on this process; tensors are scalars on the device.
 
-    loss: fp32, mean over this process's samples. grad_norm: before clipping, over all processes.
-    is_bad: true when loss or gradients were not finite (an overflow that fp16's loss scale absorbs doesn't
-    count).
+    loss: fp32, mean over this process's samples. grad_norm: before clipping, over all processes. is_bad: true when
+    loss or gradients were not finite (an overflow that fp16's loss scale absorbs doesn't count).
     """
 
     loss: Tensor
@@ -76,8 +73,8 @@ def read_dtype(section: Mapping[str, Any], device: torch.device) -> torch.dtype:
         raise ConfigError("deepspeed: bf16.enabled and fp16.enabled exclude each other; enable one")
     if fp16 and device.type == "cpu":
         raise ConfigError(
-            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or "
-            "neither for fp32"
+            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither for "
+            "fp32"
         )
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
@@ -98,9 +95,8 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
         sizes = BatchSizes(total // ((accumulation or 1) * processes), accumulation or 1, processes)
     if min(sizes.micro, sizes.accumulation) < 1 or (total is not None and sizes.effective != total):
         raise ConfigError(
-            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x "
-            "gradient_accumulation_steps x "
-            f"processes ({sizes.micro} x {sizes.accumulation} x {processes})"
+            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x gradient_accumulation_steps "
+            f"x processes ({sizes.micro} x {sizes.accumulation} x {processes})"
         )
     return sizes
 
@@ -108,9 +104,8 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
 class TrainEngine:
     """Owns the model from here on: in training and evaluation it is reached through this object only.
 
-    model(batch) gives fp32 losses [b]. Its weights are loaded already: DeepSpeed copies them into its fp32
-    masters now.
-    section: the `deepspeed` section. Zero stages 0, 1, 2.
+    model(batch) gives fp32 losses [b]. Its weights are loaded already: DeepSpeed copies them into its fp32 masters
+    now. section: the `deepspeed` section. Zero stages 0, 1, 2.
 
     Raises:
         ConfigError: nothing trainable, ZeRO 3, a `scheduler` section, contradicting batch sizes.
@@ -157,8 +152,7 @@ class TrainEngine:
         return self._peak_lr * self._schedule(step)
 
     def step(self, step: int, batches: Sequence[Any]) -> StepResult:
-        """Forward and backward of one micro batch after the other, then one update with the rate of this
-        step."""
+        """Forward and backward of one micro batch after the other, then one update with the rate of this step."""
         assert len(batches) == self.sizes.accumulation, "one step takes `accumulation` micro batches"
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.lr(step)
@@ -177,8 +171,7 @@ class TrainEngine:
         )
 
     def _measure_and_guard(self) -> Tensor:
-        """Norm of the averaged gradients; clip them; make the fused kernel skip the step when it isn't
-        finite."""
+        """Norm of the averaged gradients; clip them; make the fused kernel skip the step when it isn't finite."""
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip > 0:

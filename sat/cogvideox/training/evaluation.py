@@ -1,9 +1,8 @@
 """What a run is judged by: the loss on held-out clips, and videos of fixed prompts.
 
-Both mean the same at every evaluation, on every number of processes and in every run: each held-out clip
-meets a noise and
-a timestep that depend on the clip alone, with the timesteps spread evenly over the clips; each prompt has its
-own seed.
+Both mean the same at every evaluation, on every number of processes and in every run: each held-out clip meets a
+noise and a timestep that depend on the clip alone, with the timesteps spread evenly over the clips; each prompt has
+its own seed.
 
 Letters: b batch, t frames, h w pixels.
 """
@@ -37,9 +36,8 @@ def held_out_loss(
 ) -> float:
     """Mean loss over the held-out clips.
 
-    losses_of: the engine in evaluation mode: (batch, randomness) -> fp32 [b]. batches: this process's share;
-    rows that
-    only fill it up are not counted.
+    losses_of: the engine in evaluation mode: (batch, randomness) -> fp32 [b]. batches: this process's share; rows
+    that only fill it up are not counted.
     """
     total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
     for batch in batches:

@@ -1,8 +1,7 @@
 """Learning-rate schedules: the factor on the configured rate as a function of the step's number.
 
-step: 1 for the first optimizer step, total for the last. Factors are pure functions of the step, so that a
-resumed run
-follows the same curve.
+step: 1 for the first optimizer step, total for the last. Factors are pure functions of the step, so that a resumed
+run follows the same curve.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ SAT_HOLD_FACTOR = 0.05
 def build_schedule(name: ScheduleName, total: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0) -> Schedule:
     """constant, linear or cosine with a linear warm-up.
 
-    Warm-up: step k has factor k / warmup_steps, so the full rate is reached at step warmup_steps. Afterwards
-    linear and
-    cosine fall to min_lr_ratio, which the last step has.
+    Warm-up: step k has factor k / warmup_steps, so the full rate is reached at step warmup_steps. Afterwards linear
+    and cosine fall to min_lr_ratio, which the last step has.
 
     Raises:
         ConfigError: unknown name, warm-up longer than the run, ratio outside 0..1.
@@ -64,12 +62,10 @@ def build_sat_schedule(
 ) -> Schedule:
     """SAT's own annealing, for old YAML that names no schedule.
 
-    warmup: share of the run. decay_style: linear | cosine | anything else is constant, as in SAT.
-    decay_ratio: where cosine
-    ends. mode finetune: the first 100 steps run at 5 % of the rate (or at the warm-up's value if that is
-    lower); then the
-    curve continues as if nothing had happened, so that a run of 500 steps has a mean rate of 34 % of the
-    configured one.
+    warmup: share of the run. decay_style: linear | cosine | anything else is constant, as in SAT. decay_ratio: where
+    cosine ends. mode finetune: the first 100 steps run at 5 % of the rate (or at the warm-up's value if that is
+    lower); then the curve continues as if nothing had happened, so that a run of 500 steps has a mean rate of 34 % of
+    the configured one.
 
     Raises:
         ConfigError: warm-up outside 0..1, decay ratio outside (0, 1].
@@ -103,8 +99,7 @@ def build_sat_schedule(
 
 
 def describe_schedule(schedule: Schedule, base_lr: float, total: int, points: int = 5) -> str:
-    """One line with the rate at some steps and its mean, as in `lr 1: 1e-05, 50: 5e-04, ... mean 3.4e-04 (34
-    %)`."""
+    """One line with the rate at some steps and its mean, as in `lr 1: 1e-05, 50: 5e-04, ... mean 3.4e-04 (34 %)`."""
     steps = sorted({1 + round(index * (total - 1) / max(1, points - 1)) for index in range(points)})
     curve = ", ".join(f"{step}: {base_lr * schedule(step):.3g}" for step in steps)
     mean = sum(schedule(step) for step in range(1, total + 1)) / max(1, total)

@@ -1,8 +1,7 @@
 """Figures of a run, gathered on the device and read now and then.
 
-Reading waits for the device and talks to the other processes; it happens at `log_interval` and every few
-steps for the guard
-against runs that have gone bad, never at every step.
+Reading waits for the device and talks to the other processes; it happens at `log_interval` and every few steps for
+the guard against runs that have gone bad, never at every step.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class TrainingDiverged(UserError):
 class Reading:
     """Means since the last reading.
 
-    loss: over all processes' samples; grad_norm: before clipping; seconds: per step; tokens: per second over
-    all processes;
-    peak_gib: most memory held so far on the fullest process (device memory on CUDA, resident memory on CPU).
+    loss: over all processes' samples; grad_norm: before clipping; seconds: per step; tokens: per second over all
+    processes; peak_gib: most memory held so far on the fullest process (device memory on CUDA, resident memory on
+    CPU).
     """
 
     step: int
@@ -78,9 +77,8 @@ class StepMeter:
         longest = int(self._groups.max(self._longest_bad_run))
         if longest >= BAD_STEPS_LIMIT:
             raise TrainingDiverged(
-                f"loss or gradients were NaN or infinite in {longest} steps in a row (at step {step}); "
-                "stopped, and no such "
-                "weights were saved. Lower deepspeed.optimizer.params.lr, add args.warmup_steps, or train in "
+                f"loss or gradients were NaN or infinite in {longest} steps in a row (at step {step}); stopped, and no "
+                "such weights were saved. Lower deepspeed.optimizer.params.lr, add args.warmup_steps, or train in "
                 "bf16 or fp32"
             )
 

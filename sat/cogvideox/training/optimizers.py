@@ -1,8 +1,7 @@
 """The optimizer that the DeepSpeed section asks for, and its parameter groups.
 
-By default AdamW is torch's fused kernel: nothing is compiled at start. DeepSpeed's own kernels are compiled
-on first use;
-they are taken when asked for (`torch_adam: false`) and for an optimizer that is offloaded to the CPU.
+By default AdamW is torch's fused kernel: nothing is compiled at start. DeepSpeed's own kernels are compiled on first
+use; they are taken when asked for (`torch_adam: false`) and for an optimizer that is offloaded to the CPU.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Trainable parameters in two groups: decayed, and not decayed.
 
     Not decayed are biases, norm weights (all parameters with fewer than two dimensions) and position tables:
-    shrinking them
-    regularises nothing.
+    shrinking them regularises nothing.
 
     Raises:
         ConfigError: nothing is trainable.
@@ -114,9 +112,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_adam(groups: list[dict[str, Any]], settings: AdamSettings) -> torch.optim.Optimizer:
-    """torch's fused Adam(W). Its rate is 0 until the engine sets that of the first step: DeepSpeed may run a
-    step while it
-    starts, which must not move a weight."""
+    """torch's fused Adam(W). Its rate is 0 until the engine sets that of the first step: DeepSpeed may run a step
+    while it starts, which must not move a weight."""
     kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
     return kind(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 

@@ -68,8 +68,7 @@ def find_resume(resume: str, save: str, experiment_name: str) -> Path:
         runs = _runs(Path(save).expanduser(), experiment_name)
         if not runs:
             raise CheckpointError(
-                f"args.resume: latest, but {save} holds no run of {experiment_name!r} with a checkpoint; "
-                "start without "
+                f"args.resume: latest, but {save} holds no run of {experiment_name!r} with a checkpoint; start without "
                 "args.resume, or give the path of a run folder"
             )
         resume = str(runs[-1])
@@ -79,9 +78,8 @@ def find_resume(resume: str, save: str, experiment_name: str) -> Path:
         raise CheckpointError(f"args.resume: {error}") from error
     if not (folder / STATE_FOLDER).is_dir():
         raise CheckpointError(
-            f"args.resume: {folder} holds weights but no {STATE_FOLDER}/ (optimizer, data position); to "
-            "start a new run from "
-            "these weights give them as args.load"
+            f"args.resume: {folder} holds weights but no {STATE_FOLDER}/ (optimizer, data position); to start a new "
+            "run from these weights give them as args.load"
         )
     return folder
 

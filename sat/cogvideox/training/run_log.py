@@ -1,7 +1,6 @@
 """Where a run's figures go: progress bar or log lines, TensorBoard, metrics.jsonl, Weights & Biases.
 
-TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a
-step),
+TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a step),
 Train/valid_loss. Only the first process writes.
 """
 
@@ -23,9 +22,8 @@ _log = get_logger(__name__)
 class RunLog:
     """Open for the length of a run, as a context manager.
 
-    folder: the run folder. first_step, last_step: of this call, for the bar and the time left. quiet: write
-    nothing (all
-    processes but the first).
+    folder: the run folder. first_step, last_step: of this call, for the bar and the time left. quiet: write nothing
+    (all processes but the first).
     """
 
     def __init__(

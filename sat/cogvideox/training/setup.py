@@ -1,8 +1,7 @@
 """From a configuration to the parts of a run, in the order that fails early and cheaply.
 
-Process group, then data folders, model, weights, engine; the run folder comes last, so that nothing is
-written by a run
-that doesn't start.
+Process group, then data folders, model, weights, engine; the run folder comes last, so that nothing is written by a
+run that doesn't start.
 """
 
 from __future__ import annotations
@@ -98,8 +97,7 @@ def _resume_folder(args: TrainArgs) -> Path | None:
         return find_resume(args.resume, args.save, args.experiment_name)
     if args.load is None and args.mode == "finetune":
         raise ConfigError(
-            "args.load: missing: fine-tuning starts from the weights of a transformer; give their folder, or "
-            "set "
+            "args.load: missing: fine-tuning starts from the weights of a transformer; give their folder, or set "
             "args.mode=pretrain to start from random weights"
         )
     return None
@@ -198,9 +196,8 @@ def _check_enough(train: VideoDataset, groups: ProcessGroups) -> None:
 
 def _too_few(processes: int, clips: int) -> str:
     return (
-        f"{processes} processes but only {clips} usable clips to train on: start at most {max(clips, 1)} "
-        "processes, "
-        "or add clips"
+        f"{processes} processes but only {clips} usable clips to train on: start at most {max(clips, 1)} processes, or "
+        "add clips"
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, latent_frames, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.run_log import RunLog
-from cogvideox.training.setup import Parts, every, prepare, tokens_per_sample
+from cogvideox.training.setup import every, prepare, tokens_per_sample
 
 _log = get_logger(__name__)
 
@@ -34,6 +33,7 @@ class Trainer:
         self._readings: list[Reading] = []
         self._evaluations: list[tuple[int, float]] = []
         self._samples: dict[str, str] = {}
+        self._checkpoint: Path | None = None
 
     def fit(self) -> dict[str, Any]:
         """Train to the last iteration; the summary, which is also written to `<run folder>/summary.json`.
@@ -45,29 +45,23 @@ class Trainer:
         started = time.monotonic()
         parts = self._parts = prepare(self._config, self._groups)
         first, last = parts.progress.step + 1, self._args.train_iters
-        checkpoint = None
-        with ExitStack() as stack:
-            loader = stack.enter_context(self._loader(parts))
-            self._log = stack.enter_context(self._open_log(first, last))
-            self._meter = self._start_meter(parts)
-            checkpointer = self._checkpointer(parts)
-            save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
+        evaluation_due = every(self._args.eval_interval, last)
+        save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
+        with self._open_loader() as loader, self._open_log(first, last) as self._log:
+            self._meter, self._checkpointer = self._make_meter(), self._make_checkpointer()
             self._evaluate(first - 1)
             for step in range(first, last + 1):
-                torch.manual_seed(random_word("dropout", self._args.seed, step, self._groups.rank) % 2**63)
-                batches = list(itertools.islice(loader, parts.engine.sizes.accumulation))
-                self._meter.add(parts.engine.step(step, batches))
-                self._log.advance()
+                self._seed_dropout(step)
+                self._meter.add(parts.engine.step(step, list(islice(loader, parts.engine.sizes.accumulation))))
                 self._report(step, log_due(step))
-                if self._evaluation_due(step):
+                if evaluation_due(step):
                     self._evaluate(step)
                 if save_due(step):
-                    with self._meter.pause():
-                        progress = Progress(step, loader.position, parts.train_data.fingerprint())
-                        checkpoint = checkpointer.save(progress)
-        return self._summarise(checkpoint, time.monotonic() - started)
+                    self._save(step, loader.position)
+        return self._summarise(time.monotonic() - started)
 
-    def _loader(self, parts: Parts) -> VideoLoader:
+    def _open_loader(self) -> VideoLoader:
+        parts = self._parts
         return build_loader(
             parts.train_data,
             parts.engine.sizes.micro,
@@ -82,12 +76,14 @@ class Trainer:
         project = self._args.wandb_project if self._args.wandb else None
         return RunLog(self._parts.folder, first, last, quiet=not self._groups.is_first, wandb_project=project)
 
-    def _start_meter(self, parts: Parts) -> StepMeter:
+    def _make_meter(self) -> StepMeter:
         assert self._config.data is not None
+        parts = self._parts
         tokens = tokens_per_sample(parts.model, self._config.data) * parts.engine.sizes.effective
         return StepMeter(self._groups, tokens)
 
-    def _checkpointer(self, parts: Parts) -> Checkpointer:
+    def _make_checkpointer(self) -> Checkpointer:
+        parts = self._parts
         return Checkpointer(
             parts.folder,
             parts.engine,
@@ -98,9 +94,14 @@ class Trainer:
             overwrite=self._args.resume is not None,
         )
 
+    def _seed_dropout(self, step: int) -> None:
+        """Only the adapters' dropout draws from torch's generators: make it a function of the step too."""
+        torch.manual_seed(random_word("dropout", self._args.seed, step, self._groups.rank) % 2**63)
+
     def _report(self, step: int, is_due: bool) -> None:
         """The guard every few steps, the figures at log_interval: the only places where the host waits for
         the device."""
+        self._log.advance()
         if is_due or step % BAD_STEPS_LIMIT == 0:
             self._meter.check(step)
         if is_due:
@@ -108,8 +109,10 @@ class Trainer:
             self._readings.append(reading)
             self._log.training(reading, self._parts.engine.lr(step))
 
-    def _evaluation_due(self, step: int) -> bool:
-        return every(self._args.eval_interval, self._args.train_iters)(step)
+    def _save(self, step: int, position: int) -> None:
+        progress = Progress(step, position, self._parts.train_data.fingerprint())
+        with self._meter.pause():
+            self._checkpoint = self._checkpointer.save(progress)
 
     def _evaluate(self, step: int) -> None:
         """Held-out loss and preview videos, as far as they are configured: at the start, at eval_interval, at
@@ -142,12 +145,12 @@ class Trainer:
         height, width = data.video_size
         return VideoFormat(frames, height, width, data.fps)
 
-    def _summarise(self, checkpoint: Path | None, seconds: float) -> dict[str, Any]:
+    def _summarise(self, seconds: float) -> dict[str, Any]:
         parts, readings = self._parts, self._readings
         steady = readings[1:] or readings  # the first reading includes warming up
         summary = {
             "run_folder": str(parts.folder),
-            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "checkpoint": None if self._checkpoint is None else str(self._checkpoint),
             "iterations": self._args.train_iters,
             "train_loss_first": readings[0].loss if readings else None,
             "train_loss_last": readings[-1].loss if readings else None,
@@ -165,5 +168,5 @@ class Trainer:
         if self._groups.is_first:
             text = json.dumps(summary, indent=2)
             (parts.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-            _log.info("finished after %.0f s: %s", seconds, checkpoint)
+            _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
         return summary
