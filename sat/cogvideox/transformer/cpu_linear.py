@@ -21,9 +21,19 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: tokens [..., i], weight [o, i], bias [o] -> [..., o]; by oneDNN where that is possible."""
-    if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or not _HAS_ONEDNN:
-        return F.linear(tokens, weight, bias)
-    return _OneDnnLinear.apply(tokens, weight, bias)
+    if takes_onednn(tokens):
+        return _OneDnnLinear.apply(tokens, weight, bias)
+    return F.linear(tokens, weight, bias)
+
+
+def takes_onednn(tokens: Tensor) -> bool:
+    """Whether products of these tokens go to oneDNN. Not under torch.compile, whose CPU backend has its own choice."""
+    return (
+        _HAS_ONEDNN
+        and tokens.device.type == "cpu"
+        and tokens.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -50,9 +50,15 @@ def build_transformer(network: NetworkShape) -> BaseTransformer:
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
-    """Draws inside depend on torch's CPU generator outside, which is put back afterwards (CUDA's is not touched)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), device="cpu").item()))
+    """Draws inside depend on torch's CPU generator outside; all generators are afterwards as they were before."""
+    device = torch.get_default_device()
+    gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        seed = int(torch.randint(2**62, (1,), device="cpu").item())
+        # Not torch.manual_seed, which reseeds every GPU as well.
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
         yield
 
 
