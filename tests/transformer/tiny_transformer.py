@@ -55,12 +55,12 @@ def build_tiny(
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
     """Fill every trainable tensor with values of a size that keeps activations near one, none of them zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.endswith("pos_embedding"):
                 continue
-            values = torch.randn(parameter.shape, generator=generator)
+            values = torch.randn(parameter.shape, generator=generator).to(parameter)
             is_gain = "norm" in name and name.endswith("weight")
             scale = 0.2 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
             parameter.copy_(1 + 0.2 * values if is_gain else scale * values)
@@ -70,7 +70,7 @@ def inputs(
     grid: tuple[int, int, int] = LATENT_GRID, batch: int = 2, channels: int = CHANNELS, seed: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """noised_latent, timestep, context."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     frames, height, width = grid
     latent = torch.randn(batch, frames, channels, height, width, generator=generator)
     timestep = torch.randint(0, 1000, (batch,), generator=generator)

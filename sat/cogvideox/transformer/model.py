@@ -92,6 +92,8 @@ class DiffusionTransformer(BaseModel):
             for key, name in _MIXINS.items():
                 if key in nodes:
                     self.add_mixin(name, instantiate(nodes[key], network=network), reinit=True)
+        # Recomputation has to repeat random numbers only where there are any.
+        self._draws_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.transformer.modules())
         if compile_blocks:
             self.mixins["adaln_layer"].compile_blocks()
 
@@ -118,7 +120,15 @@ class DiffusionTransformer(BaseModel):
     def _layer(self, text: Tensor, video: Tensor, conditioning: Tensor, layer_id: int) -> tuple[Tensor, Tensor]:
         layer_forward = self.hooks["layer_forward"]
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(layer_forward, text, video, conditioning, layer_id=layer_id, use_reentrant=False)
+            return checkpoint(
+                layer_forward,
+                text,
+                video,
+                conditioning,
+                layer_id=layer_id,
+                use_reentrant=False,
+                preserve_rng_state=self._draws_dropout,
+            )
         return layer_forward(text, video, conditioning, layer_id=layer_id)
 
     def _check_inputs(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> tuple[int, int, int]:
@@ -168,6 +178,7 @@ def _check_network(network: NetworkShape) -> None:
 
 
 def _check_modules(modules: dict[str, ComponentNode]) -> dict[str, ComponentNode]:
+    modules = {key: node for key, node in modules.items() if node is not None}  # null switches an entry off
     unknown = sorted(set(modules) - set(_MIXINS))
     missing = sorted(set(_MIXINS) - _OPTIONAL - set(modules))
     if unknown or missing:
