@@ -15,7 +15,7 @@ from cogvideox.errors import ConfigError
 from config.conftest import MODEL, PUBLISHED, SFT
 
 GARBAGE: list[Any] = [None, 0, -1, 1.5, "x", True, [], [1], {}, {"a": 1}, {"target": 3}, {"target": "x.Y", "params": 3}]
-CASES_PER_FILE = 40
+CASES_PER_FILE = 15
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -164,7 +164,7 @@ def test_the_published_default_of_the_schedule_s_shift_is_written_out(edited: Ed
         (
             "Basic3DPositionEmbeddingMixin",
             "Rotary3DPositionEmbeddingMixin",
-            r"model\.yaml:\d+: .*pos_embed_config\.target: .*Rotary3DPositionEmbeddingMixin \(rotary positions: CogVideoX 5B",
+            r"model\.yaml:\d+: .*pos_embed_config\.target: .*Rotary3D\w+ \(rotary positions: CogVideoX 5B",
         ),
         ("shift_scale: 3.0", "shift_scale: 1.0", "training and sampling share one noise schedule"),
         ("ch: 128", "ch: 64", r"decoder_config\.params\.ch: 128 differs from 64 at .*encoder_config\.params\.ch\)"),

@@ -72,7 +72,7 @@ def test_every_alias_resolves(name: str) -> None:
 
 def test_the_table_holds_every_published_target() -> None:
     fixtures = "".join(file.read_text() for file in PUBLISHED)
-    found = {target for target in re.findall(r"target: (\S+)", fixtures)}
+    found = set(re.findall(r"target: (\S+)", fixtures))
     assert found <= set(ALIASES), f"not in the table: {found - set(ALIASES)}"
     assert len(ALIASES) >= 22
 
