@@ -79,6 +79,35 @@ def test_a_bad_step_is_skipped_and_reported(given):
     assert not bool(good.is_bad) and torch.isfinite(good.loss)
 
 
+@pytest.fixture
+def fp16_on_cpu(monkeypatch):
+    """fp16 is for CUDA, but its loss scaling is the same everywhere: let DeepSpeed and the engine run it here."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from training import toy
+
+    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr(toy, "read_dtype", lambda *_: torch.float16)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage):
+    scale = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 1000, "hysteresis": 1}
+    engine = build(section(stage, fp16=scale))
+    start = weights(engine)
+    first = engine.step(1, [inputs(1)])
+    assert not bool(first.is_bad) and all(torch.equal(start[name], each) for name, each in weights(engine).items())
+    refused = 1
+    while float(engine.step(1 + refused, [inputs(1)]).grad_norm) == float("inf"):
+        refused += 1
+    assert 1 < refused < 12 and engine.capture()["loss_scale"]["cur_scale"] == 2.0 ** (20 - refused)
+    # From here on it is training as in fp32, to the precision of fp16's 11 bits.
+    continued = train(engine, range(2, 6))
+    exact = build(section(0))
+    exact.step(1, [inputs(1)])
+    assert continued == pytest.approx(train(exact, range(2, 6)), rel=2e-2)
+    assert bool(engine.step(6, [inputs(6) * float("nan")]).is_bad)
+
+
 @pytest.mark.parametrize("given", [section(0), section(0, **BF16), section(1), section(2, **BF16)])
 def test_captured_state_continues_as_if_nothing_happened(given):
     straight = build(given, schedule="cosine")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import ConfigError
+from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.parallel.zero import (
     capture_optimizer,
@@ -33,6 +34,8 @@ from cogvideox.training.optimizers import (
     deepspeed_section_for,
     parameter_groups,
 )
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,9 +227,14 @@ def _deepspeed_config(section: Mapping[str, Any], sizes: BatchSizes) -> tuple[di
         gradient_accumulation_steps=sizes.accumulation,
     )
     config.setdefault("steps_per_print", None)
-    is_half = any((config.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+    bf16, fp16 = (bool((config.get(name) or {}).get("enabled")) for name in ("bf16", "fp16"))
     clip = 0.0
-    if stage == 0 and not is_half:
+    if stage == 0 and fp16:
+        # Without ZeRO, DeepSpeed 0.19 divides fp16 gradients by a loss scale that it never applied to the loss.
+        # Stage 1 computes the same thing, right; on one process it also needs the same memory.
+        _log.info("fp16 runs with ZeRO stage 1: DeepSpeed scales no fp16 loss at stage 0")
+        config["zero_optimization"] = {**(config.get("zero_optimization") or {}), "stage": 1}
+    elif stage == 0 and not bf16:
         # DeepSpeed's fp32 clipping reads the norm on the host; ours stays on the device.
         clip = float(config.pop("gradient_clipping", 0.0))
     return config, clip
