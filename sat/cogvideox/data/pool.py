@@ -173,20 +173,20 @@ class _Process:
         assert isinstance(content, Survey)
         return content
 
-    def stop(self) -> int:
-        """End it now; returns its exit status (negative: the signal)."""
+    def stop(self) -> None:
+        """End it now."""
         self._process.kill()
-        status = self._process.wait()
+        self._process.wait()
         self.connection.close()
         os.close(self._clip_fd)
-        return status
 
     def exit_status(self) -> int:
-        """Wait for a process that has closed its connection."""
+        """Of a process that has closed its connection, and therefore is about to end (negative: the signal)."""
         try:
-            return self._process.wait(timeout=5.0)
+            return self._process.wait(timeout=60.0)
         except subprocess.TimeoutExpired:
-            return 0
+            self._process.kill()
+            return self._process.wait()
 
 
 class ProcessPool:

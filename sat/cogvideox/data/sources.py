@@ -122,7 +122,10 @@ class _Files:
 
     def captions_without_video(self) -> list[Problem]:
         left = sorted(str(path) for key, path in self.captions.items() if key not in self.used)
-        return [Problem("caption without video", str(self.root / path), "no video has this name") for path in left]
+        return [
+            Problem("caption without video", str(self.root / path), "no video has this name", effect="kept")
+            for path in left
+        ]
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
