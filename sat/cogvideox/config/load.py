@@ -112,10 +112,11 @@ def load_config(
     if check_files:
         check_paths(config, root, report)
     report.raise_if_any()
-    for text in report.warnings:
-        _logger.warning("%s", text)
-    for text in report.notices:
-        _logger.info("%s", text)
+    if os.environ.get("RANK", "0") == "0":  # every process reads the same files
+        for text in report.warnings:
+            _logger.warning("%s", text)
+        for text in report.notices:
+            _logger.info("%s", text)
     return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
 
 
