@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
@@ -18,6 +18,7 @@ from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae,
 from cogvideox.weights.torch_file import sha256_of
 from convert_weight_sat2hf import main
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from huggingface_hub import RepoUrl
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_checkpoints import ALPHA, PREFIX, RANK, Checkpoints
@@ -384,6 +385,47 @@ def test_mistakes_get_one_line_and_status_two(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_keys_of_an_old_yaml(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    family = checkpoints.family
+    arguments = ("--checkpoint", family.transformer, "--base", family.model_yaml, "args.no_such_key=1")
+    with pytest.raises(ConfigError, match="no_such_key"):
+        convert(tmp_path / "out", *arguments, "--only", "transformer")
+    convert(tmp_path / "out", *arguments, "--only", "transformer", "--allow-unknown")
+
+
+def test_text_encoder_that_is_nowhere(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    key = "model.conditioner_config.params.encoder.params.model_dir"
+    arguments = ("--checkpoint", checkpoints.family.transformer, "--base", checkpoints.family.model_yaml)
+    with pytest.raises(CheckpointError, match=r"no T5 folder nobody/none, and no such model.*give --text_encoder"):
+        convert(tmp_path / "out", *arguments, f"{key}=nobody/none")
+
+
+class FakeHub:
+    """Stands for the Hugging Face service, which tests must not reach."""
+
+    uploads: ClassVar[list[tuple[str, str]]] = []
+
+    def create_repo(self, name: str, exist_ok: bool) -> Any:
+        if name == "refused":
+            raise OSError("401 Unauthorized\nmore")
+        return RepoUrl(f"https://huggingface.co/me/{name}")
+
+    def upload_folder(self, *, folder_path: Path, repo_id: str) -> None:
+        self.uploads.append((folder_path.name, repo_id))
+
+
+def test_upload(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    arguments = ("--checkpoint", checkpoints.run, "--only", "lora", "--push_to_hub")
+    convert(tmp_path / "mine", *arguments)
+    assert FakeHub.uploads == [("mine", "me/mine")]
+    assert "uploaded to https://huggingface.co/me/mine" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"refused is complete, but the upload failed: 401 Unauthorized \("):
+        convert(tmp_path / "refused", *arguments)
+    assert (tmp_path / "refused" / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_tokenizer_missing(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class Options:
     iteration: str | None
     base: tuple[str, ...]
     overrides: tuple[str, ...]
+    allow_unknown: bool
     vae: Path | None
     text_encoder: Path | None
     text_encoder_cache_dir: Path | None
@@ -82,6 +83,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         iteration=found.iteration,
         base=tuple(word for word in found.base if "=" not in word or Path(word).is_file()),
         overrides=tuple(word for word in found.base if "=" in word and not Path(word).is_file()),
+        allow_unknown=found.allow_unknown,
         vae=found.vae,
         text_encoder=found.text_encoder,
         text_encoder_cache_dir=found.text_encoder_cache_dir,
@@ -143,6 +145,9 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="YAML",
         help="model YAML and key=value overrides, as for training; by default the run's training_config.yaml",
+    )
+    group.add_argument(
+        "--allow-unknown", "--allow_unknown", action="store_true", help="unknown keys in the YAML only warn"
     )
     group.add_argument(
         "--vae",

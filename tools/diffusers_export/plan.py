@@ -112,7 +112,9 @@ def _read_yaml(options: Options) -> Config | None:
         files = [str(file) for file in beside if file.is_file()][:1]
     if not files and options.overrides:
         raise ConfigError(f"{options.overrides[0]} overrides a YAML, but there is none: give --base")
-    return load_config(files, list(options.overrides), "train", partial=True) if files else None
+    if not files:
+        return None
+    return load_config(files, list(options.overrides), "train", options.allow_unknown, partial=True)
 
 
 def _with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: YamlFacts) -> TransformerWeights:

@@ -1,0 +1,114 @@
+"""Checkpoints that hold only what was trained are completed from the base that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.base import LoraFacts, is_complete, lora_facts, read_transformer
+from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.lora_map import is_adapter
+from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, write_checkpoint
+from torch import Tensor
+from transformer.tiny_transformer import build_tiny, randomise
+
+TABLE = "mixins.pos_embed.pos_embedding"
+
+
+def stored(seed: int = 0, lora: dict[str, Any] | None = None) -> dict[str, Tensor]:
+    model = build_tiny(lora=lora)
+    randomise(model, seed)
+    return {TRANSFORMER_PREFIX + name: value for name, value in model.state_dict().items()}
+
+
+def save(folder: Path, state: dict[str, Tensor], base: Path | None = None, **lora: float) -> Path:
+    origin = None if base is None else {"path": str(base), "sha256": fingerprint(base)}
+    write_checkpoint(folder, 1, state, {"base": origin, "lora": lora or None})
+    return folder
+
+
+def test_whole_checkpoint_needs_no_base(tmp_path: Path) -> None:
+    weights = read_transformer(read_checkpoint(save(tmp_path / "a", stored())))
+    assert weights.adapters == {}
+    assert weights.lora is None
+    assert weights.merged() is weights.plain
+    assert is_complete(weights.plain)
+    assert is_complete(weights.plain, 2)
+    assert not is_complete(weights.plain, 3)
+    assert weights.files == (tmp_path / "a" / "1" / "mp_rank_00_model_states.pt",)
+
+
+def test_full_fine_tuning_without_its_fixed_table_is_whole(tmp_path: Path) -> None:
+    """Only what trains is saved; the base may have gone."""
+    base = save(tmp_path / "base", stored())
+    trained = {name: value for name, value in stored(1).items() if not name.endswith(TABLE)}
+    run = save(tmp_path / "run", trained, base)
+    (base / "1" / "mp_rank_00_model_states.pt").unlink()
+    assert read_transformer(read_checkpoint(run)).plain.keys() == {
+        name.removeprefix(TRANSFORMER_PREFIX) for name in trained
+    }
+
+
+def test_partly_trained_model_takes_the_rest_from_its_base(tmp_path: Path) -> None:
+    first, second = stored(0), stored(1)
+    trained = {name: value for name, value in second.items() if "layers.1." in name}
+    base = save(tmp_path / "base", first)
+    weights = read_transformer(read_checkpoint(save(tmp_path / "run", trained, base)))
+    assert is_complete(weights.plain)
+    for name, value in weights.plain.items():
+        source = trained if TRANSFORMER_PREFIX + name in trained else first
+        assert torch.equal(value, source[TRANSFORMER_PREFIX + name])
+    assert len(weights.files) == 2
+
+
+def test_adapters_and_their_base(tmp_path: Path) -> None:
+    whole = stored(2, {"r": 4, "lora_alpha": 8.0})
+    adapters = {name: value for name, value in whole.items() if is_adapter(name)}
+    base = save(tmp_path / "base", stored())
+    run = save(tmp_path / "run", adapters, base, r=4, alpha=8.0)
+    weights = read_transformer(read_checkpoint(run))
+    assert weights.lora == LoraFacts(4, 8.0)
+    assert weights.lora.scaling == 2.0
+    assert len(weights.adapters) == len(adapters)
+    name = "transformer.layers.0.attention.dense.weight"
+    key = "transformer.layers.0.attention.dense.matrix"
+    expected = weights.plain[name] + 2.0 * weights.adapters[f"{key}_B.0"] @ weights.adapters[f"{key}_A.0"]
+    torch.testing.assert_close(weights.merged()[name], expected)
+
+
+def test_trained_further_from_a_run_with_adapters(tmp_path: Path) -> None:
+    """A base that is itself adapters on a base: the newer adapters replace the older ones."""
+    lora = {"r": 4, "lora_alpha": 8.0}
+    older, newer = ({n: v for n, v in stored(seed, lora).items() if is_adapter(n)} for seed in (2, 3))
+    base = save(tmp_path / "base", stored())
+    first = save(tmp_path / "first", older, base, r=4, alpha=8.0)
+    weights = read_transformer(read_checkpoint(save(tmp_path / "second", newer, first, r=4, alpha=8.0)))
+    assert len(weights.files) == 3
+    assert all(torch.equal(weights.adapters[n.removeprefix(TRANSFORMER_PREFIX)], v) for n, v in newer.items())
+
+
+def test_base_that_leads_in_a_circle(tmp_path: Path) -> None:
+    adapters = {name: value for name, value in stored(2, {"r": 4}).items() if is_adapter(name)}
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_checkpoint(first, 1, adapters, {"base": {"path": str(second)}})
+    write_checkpoint(second, 1, adapters, {"base": {"path": str(first)}})
+    with pytest.raises(CheckpointError, match="leads back to itself"):
+        read_transformer(read_checkpoint(first))
+
+
+def test_rank_that_contradicts_the_matrices(tmp_path: Path) -> None:
+    whole = stored(2, {"r": 4})
+    run = save(tmp_path / "run", whole, r=8, alpha=1.0)
+    with pytest.raises(CheckpointError, match=r"LoRA matrices have ranks \[4\], and it says 8"):
+        lora_facts(read_checkpoint(run))
+    mixed = {**whole, **{n: v for n, v in stored(2, {"r": 8}).items() if ".layers.0." in n}}
+    with pytest.raises(CheckpointError, match=r"ranks \[4, 8\]$"):
+        lora_facts(read_checkpoint(save(tmp_path / "mixed", mixed)))
+
+
+def test_alpha_is_one_unless_stated(tmp_path: Path) -> None:
+    run = save(tmp_path / "run", stored(2, {"r": 4}))
+    assert lora_facts(read_checkpoint(run)) == LoraFacts(4, 1.0)
