@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported only now: torch and SAT cost seconds, which a check does not need.
     from cogvideox.parallel.groups import start_process_groups
 
-    groups = start_process_groups(config.sample_args.device)
+    groups = start_process_groups(config.sample_args.device, config.sample_args.rendezvous_timeout_s)
     try:
         from cogvideox.sampling.run import run_sampling
 

@@ -11,6 +11,7 @@ from cogvideox.diffusion import denoiser
 from cogvideox.errors import ShapeError
 from cogvideox.model.video_diffusion import VideoDiffusion, to_signed
 from model.parts import CAPTIONS, batch, build
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LATENT_SHAPE = (3, 16, 4, 6)
 
@@ -144,6 +145,31 @@ def test_bf16_parts_still_give_an_fp32_loss_near_the_exact_one(family: tiny.Tiny
         loss = low(batch())
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, exact(batch()), rtol=0.1, atol=0.05)
+
+
+class HostSyncs(TorchDispatchMode):
+    """Collects the operations that make the host wait for a device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if any(name in str(func) for name in self.NAMES):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device(model: VideoDiffusion) -> None:
+    with HostSyncs() as syncs:
+        model.train()(batch()).mean().backward()
+    model.zero_grad()
+    assert not syncs.found
+    with HostSyncs() as syncs:
+        assert torch.ones(1).item() == 1.0  # what the check would find
+    assert syncs.found
 
 
 def test_illegal_clips_are_refused(model: VideoDiffusion) -> None:

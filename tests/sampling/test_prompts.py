@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 from cogvideox.config.schema import SampleArgs
 from cogvideox.errors import DataError
-from cogvideox.sampling.prompts import check_prompts, folder_name, plan_jobs, read_prompts, refuse_existing
+from cogvideox.sampling.prompts import (
+    check_output_dir,
+    check_prompts,
+    folder_name,
+    plan_jobs,
+    read_prompts,
+    refuse_existing,
+)
 
 
 def write(folder: Path, content: bytes) -> SampleArgs:
@@ -112,3 +120,14 @@ def test_existing_outputs_are_listed(tmp_path: Path) -> None:
     jobs[0].latent_path.touch()
     with pytest.raises(DataError, match="1 of 6 outputs exist already"):
         refuse_existing(jobs, latents_only=True)
+
+
+def test_output_folders_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_output_dir(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file is a file, a folder is needed"):
+        check_output_dir(tmp_path / "file" / "out")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
+    with pytest.raises(DataError, match="no permission to write in"):
+        check_output_dir(tmp_path / "new")

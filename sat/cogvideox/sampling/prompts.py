@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,7 @@ def read_prompt_file(path: str | Path) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(
-            f"prompt file {file} {what}; args.input_file must be a text file with one prompt per line"
-        )
+        raise DataError(f"prompt file {file} {what}; args.input_file must be a text file with one prompt per line")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -89,9 +88,7 @@ def check_prompts(lines: Iterable[str], source: str) -> list[str]:
         if text:
             prompts.append(text)
     if not prompts:
-        raise DataError(
-            f"no prompt in {source}: give at least one, for example args.prompts=['a red ball rolls']"
-        )
+        raise DataError(f"no prompt in {source}: give at least one, for example args.prompts=['a red ball rolls']")
     return prompts
 
 
@@ -121,10 +118,19 @@ def refuse_existing(jobs: Sequence[SampleJob], *, latents_only: bool = False) ->
     paths = [job.latent_path if latents_only else job.video_path for job in jobs]
     existing = [path for path in paths if path.exists()]
     if existing:
-        shown = ", ".join(map(str, existing[:3])) + (
-            f" and {len(existing) - 3} more" if len(existing) > 3 else ""
-        )
+        shown = ", ".join(map(str, existing[:3])) + (f" and {len(existing) - 3} more" if len(existing) > 3 else "")
         raise DataError(
             f"{len(existing)} of {len(paths)} outputs exist already: {shown}; "
             "set args.overwrite=true to replace them, or another args.output_dir"
         )
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Raises: DataError when files can't be made below this folder; nothing is made here."""
+    place = Path(output_dir).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise DataError(f"args.output_dir {output_dir}: {place} is a file, a folder is needed")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DataError(f"args.output_dir {output_dir}: no permission to write in {place}")

@@ -26,7 +26,7 @@ from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
 from cogvideox.model.loading import load_transformer, read_lora
 from cogvideox.model.video_diffusion import VideoDiffusion
-from cogvideox.sampling.prompts import SampleJob, plan_jobs, read_prompts, refuse_existing
+from cogvideox.sampling.prompts import SampleJob, check_output_dir, plan_jobs, read_prompts, refuse_existing
 from cogvideox.sampling.write_video import write_latent, write_video
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _plan(args: SampleArgs, groups: ProcessGroups) -> list[SampleJob]:
     if groups.is_first:
         try:
             jobs = plan_jobs(read_prompts(args), args.num_samples, args.seed, args.output_dir)
+            check_output_dir(args.output_dir)
             if not args.overwrite:
                 refuse_existing(jobs, latents_only=args.only_save_latents)
         except UserError as caught:
@@ -99,9 +100,7 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
         _log.info("%s holds LoRA adapters: rank %d, alpha %g", args.load, lora.rank, lora.alpha)
         config = with_lora(config, lora.rank, lora.alpha)
     if args.lora_strength != 1.0 and lora is None:
-        raise ConfigError(
-            f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters"
-        )
+        raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model = build_model(config, device=device, dtype=dtype, seed=args.seed)
     load_transformer(model, args.load)
@@ -145,9 +144,7 @@ def sample_jobs(
     """
     check_format(model, form)
     batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-    with tqdm(
-        total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress
-    ) as bar:
+    with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for batch in batches:
             latents = sample_latents(model, sampler, batch, form, on_step=lambda _: bar.update())
             for job, latent in zip(batch, latents, strict=True):

@@ -66,9 +66,7 @@ def _encode(file: Path, pieces: Iterable[Tensor], fps: float) -> int:
 
 def _open_stream(container: Any, height: int, width: int, fps: float) -> Any:
     if height % 2 or width % 2:
-        raise ShapeError(
-            f"a video of {height} x {width} (height x width) can't be written as H.264: both must be even"
-        )
+        raise ShapeError(f"a video of {height} x {width} (height x width) can't be written as H.264: both must be even")
     stream = container.add_stream("libx264", rate=Fraction(round(fps * 1000), 1000))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.options = {"crf": QUALITY, "preset": "medium"}
