@@ -106,8 +106,11 @@ class ProcessGroups:
         return self.broadcast_object(self.attempt(action if self.is_first else _nothing))
 
     def shut_down(self) -> None:
-        """Leave the group. Safe to call twice."""
-        if dist.is_initialized():
+        """Leave the group. Safe to call twice.
+
+        A lone CPU process keeps it: nobody waits for it, and DeepSpeed's and SAT's own groups in this process live on it.
+        """
+        if dist.is_initialized() and (self.world_size > 1 or self.device.type == "cuda"):
             dist.destroy_process_group()
 
 
