@@ -47,9 +47,7 @@ def test_rooms_import_only_what_stands_below_them(module: Module) -> None:
         room = name.split(".")[1]
         if room != module.room and room not in ALLOWED[module.room]:
             wrong.append(name)
-    assert not wrong, (
-        f"{module.name} ({module.room}) may not import {wrong}; allowed: {sorted(ALLOWED[module.room])}"
-    )
+    assert not wrong, f"{module.name} ({module.room}) may not import {wrong}; allowed: {sorted(ALLOWED[module.room])}"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=ids)
@@ -76,9 +74,7 @@ def test_scripts_do_not_import_each_other() -> None:
 
 
 def test_source_root_is_no_package() -> None:
-    assert not (SOURCE / "__init__.py").exists(), (
-        "sat/__init__.py would hide the installed SwissArmyTransformer"
-    )
+    assert not (SOURCE / "__init__.py").exists(), "sat/__init__.py would hide the installed SwissArmyTransformer"
     import sat
 
     assert sat.__file__ is not None and not sat.__file__.startswith(str(ROOT / "sat"))

@@ -23,9 +23,7 @@ def test_modules_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    long = {
-        name: lines for module in CODE for name, lines in module.functions() if lines > MAX_FUNCTION_LINES
-    }
+    long = {name: lines for module in CODE for name, lines in module.functions() if lines > MAX_FUNCTION_LINES}
     assert not long
 
 
@@ -55,8 +53,6 @@ def test_tracked_files_stay_small() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
     assert files
-    outside = {
-        str(f): f.stat().st_size for f in files if "demo" not in f.parts and f.stat().st_size > MAX_FILE_BYTES
-    }
+    outside = {str(f): f.stat().st_size for f in files if "demo" not in f.parts and f.stat().st_size > MAX_FILE_BYTES}
     assert not outside
     assert sum(f.stat().st_size for f in files if ROOT / "demo" in f.parents) <= MAX_DEMO_BYTES

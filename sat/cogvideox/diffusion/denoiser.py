@@ -22,9 +22,7 @@ def per_sample(value: Tensor, like: Tensor) -> Tensor:
     """Reshape [b] to [b, 1, 1, ...] with as many axes as `like`; a scalar stays a scalar."""
     if value.ndim == 0:
         return value
-    assert value.shape == like.shape[:1], (
-        f"one value per sample needed: {tuple(value.shape)} for {tuple(like.shape)}"
-    )
+    assert value.shape == like.shape[:1], f"one value per sample needed: {tuple(value.shape)} for {tuple(like.shape)}"
     return value.reshape(-1, *(1,) * (like.ndim - 1))
 
 

@@ -24,9 +24,7 @@ class VideoDiffusionLoss:
 
     def __init__(self, min_snr_gamma: float | None = None, stratified_timesteps: bool = False) -> None:
         if min_snr_gamma is not None and min_snr_gamma <= 0.0:
-            raise ConfigError(
-                f"loss: min_snr_gamma is {min_snr_gamma}, must be above 0 (5.0 is usual) or null"
-            )
+            raise ConfigError(f"loss: min_snr_gamma is {min_snr_gamma}, must be above 0 (5.0 is usual) or null")
         self.min_snr_gamma = min_snr_gamma
         self.stratified_timesteps = stratified_timesteps
 

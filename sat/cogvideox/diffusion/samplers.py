@@ -26,9 +26,7 @@ from cogvideox.errors import ConfigError
 class Denoise(Protocol):
     """What a sampler asks of a model."""
 
-    def __call__(
-        self, noised_latent: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor
-    ) -> Tensor:
+    def __call__(self, noised_latent: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
         """noised_latent fp32 [b, f, c, y, x], timestep int64 [b], context [b, l, e], sqrt_alpha_bar fp32 [b]
         (the coefficient that turns v into a clean latent) -> predicted_latent fp32 [b, f, c, y, x]."""
 
@@ -121,8 +119,7 @@ class Sampler(ABC):
             raise ConfigError(f"sampler: num_steps is {num_steps}, must be at least 1")
         if guidance is not None and not hasattr(guidance, "scale_at"):
             raise ConfigError(
-                f"sampler: guidance is a {type(guidance).__name__}, "
-                "must be ConstantGuidance, DynamicGuidance or null"
+                f"sampler: guidance is a {type(guidance).__name__}, must be ConstantGuidance, DynamicGuidance or null"
             )
         self.num_steps = num_steps
         self.guidance: Guidance | None = guidance  # type: ignore[assignment]
@@ -136,9 +133,7 @@ class Sampler(ABC):
         return type(self)(num_steps, guidance)
 
     @abstractmethod
-    def advance(
-        self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None
-    ) -> Tensor:
+    def advance(self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None) -> Tensor:
         """From one level to the next, which is not the last."""
 
     @torch.no_grad()
@@ -192,9 +187,7 @@ class Sampler(ABC):
             times = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
             return denoise(x, times, context, coefficient.expand(len(x)))
         times = torch.full((2 * len(x),), timestep, dtype=torch.int64, device=x.device)
-        both = denoise(
-            torch.cat([x, x]), times, torch.cat([null_context, context]), coefficient.expand(2 * len(x))
-        )
+        both = denoise(torch.cat([x, x]), times, torch.cat([null_context, context]), coefficient.expand(2 * len(x)))
         unconditional, conditional = both.chunk(2)
         return guide(conditional, unconditional, scale)
 
@@ -202,18 +195,14 @@ class Sampler(ABC):
 class DDIMSampler(Sampler):
     """Deterministic, first order."""
 
-    def advance(
-        self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None
-    ) -> Tensor:
+    def advance(self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None) -> Tensor:
         return ddim_step(x, x0, at.now, at.next)
 
 
 class DPMpp2MSampler(Sampler):
     """Deterministic, second order."""
 
-    def advance(
-        self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None
-    ) -> Tensor:
+    def advance(self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None) -> Tensor:
         return dpmpp_2m_step(x, x0, x0_previous, at.previous, at.now, at.next)
 
 
@@ -226,8 +215,6 @@ class DPMpp2MSDESampler(Sampler):
 
     needs_noise = True
 
-    def advance(
-        self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None
-    ) -> Tensor:
+    def advance(self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None) -> Tensor:
         assert noise is not None
         return dpmpp_2m_sde_step(x, x0, x0_previous, noise, at.previous, at.now, at.next)

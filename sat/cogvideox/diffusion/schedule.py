@@ -55,9 +55,7 @@ class NoiseSchedule:
         if num_timesteps < 2:
             raise ConfigError(f"schedule: num_timesteps is {num_timesteps}, at least 2 are needed")
         if not 0.0 < beta_start <= beta_end < 1.0:
-            raise ConfigError(
-                f"schedule: need 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
-            )
+            raise ConfigError(f"schedule: need 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         if shift_scale <= 0.0:
             raise ConfigError(
                 f"schedule: shift_scale is {shift_scale}, must be above 0 (3.0 for 2B, 1.0 for 5B and 1.5)"
@@ -107,15 +105,11 @@ class NoiseSchedule:
         num_timesteps.
         """
         if not 1 <= num_steps <= self.num_timesteps:
-            raise ConfigError(
-                f"sampler: num_steps is {num_steps}, must be between 1 and {self.num_timesteps}"
-            )
+            raise ConfigError(f"sampler: num_steps is {num_steps}, must be between 1 and {self.num_timesteps}")
         # linspace(last, 0, n, endpoint=False) truncated. In float64, not in exact integers: for 34 of the
         # 1000 possible step counts a rounding error moves a timestep by one, and the released models' sampler
         # has that rounding.
         last = self.num_timesteps - 1
-        timesteps = torch.tensor(
-            [int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64
-        )
+        timesteps = torch.tensor([int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64)
         levels = self._levels(self._alpha_bar[timesteps.flip(0)]).flip(0)
         return SamplingSchedule(timesteps, torch.cat([levels, torch.ones(1)]), self.nearest(levels))

@@ -1,0 +1,110 @@
+"""The main job on the demo family: check, train a LoRA, evaluate and sample before and after, export, summary.
+
+    python tools/run_demo.py [--processes N] [--output runs/demo] [key=value ...]
+
+`finetune_single_gpu.sh` without arguments runs this. Overrides go to the training, e.g. args.train_iters=20.
+Each step is the command that a user would type, and is printed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "sat"))
+
+CONFIGS = ["configs/demo_lora.yaml", "configs/demo_sft.yaml"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=1, help="processes of the training")
+    parser.add_argument("--output", default="runs/demo", help="where run folders go, relative to the repository")
+    parser.add_argument("overrides", nargs="*", help="key=value for the training")
+    options = parser.parse_args(argv)
+    os.chdir(ROOT)
+    try:
+        run_demo(options.processes, options.output, options.overrides)
+    except subprocess.CalledProcessError as error:
+        print(f"\nstopped: this step failed with status {error.returncode}", file=sys.stderr)
+        return int(error.returncode)
+    return 0
+
+
+def run_demo(processes: int, output: str, overrides: Sequence[str]) -> None:
+    """All steps. Raises: CalledProcessError from the first one that fails."""
+    seconds: dict[str, float] = {}
+
+    def step(name: str, *command: str) -> None:
+        print(f"\n==> {name}\n    {shlex.join(command)}", flush=True)
+        begin = time.monotonic()
+        subprocess.run([sys.executable, *command], check=True)
+        seconds[name] = time.monotonic() - begin
+
+    train = ["sat/train_video.py", "--base", *CONFIGS, f"args.save={output}", *overrides]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    step("check the configuration", *train, "--check")
+    before = set(_finished_runs(output))
+    step("train, evaluating and sampling before and after", *(launcher if processes > 1 else []), *train)
+    run = max(set(_finished_runs(output)) - before, key=lambda path: path.stat().st_mtime)
+    exported = run / "diffusers"
+    convert = ["tools/convert_weight_sat2hf.py", "--checkpoint", str(run)]
+    step("export to diffusers and verify", *convert, "--output_path", str(exported), "--verify")
+    sheet = write_before_after(run)
+    print(summary_text(run, exported, sheet, seconds))
+
+
+def _finished_runs(output: str) -> list[Path]:
+    return [summary.parent for summary in Path(output).glob("*/summary.json")]
+
+
+def write_before_after(run: Path) -> Path:
+    """A PNG with two rows per prompt, before above after; the sample videos are named alike in both folders."""
+    import av
+    import torch
+    from cogvideox.sampling.write_video import contact_sheet, write_png
+
+    def read(path: Path) -> torch.Tensor:
+        with av.open(str(path)) as container:
+            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        return torch.stack(frames).permute(0, 3, 1, 2)
+
+    samples = json.loads((run / "summary.json").read_text())["samples"]
+    first, last = (Path(samples[key]) for key in (min(samples, key=int), max(samples, key=int)))
+    videos = [read(folder / path.name) for path in sorted(first.glob("*.mp4")) for folder in (first, last)]
+    return write_png(run / "before_after.png", contact_sheet(videos))
+
+
+def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, float]) -> str:
+    """What a person wants to know at the end."""
+    summary = json.loads((run / "summary.json").read_text())
+    (first, loss_before), (last, loss_after) = summary["valid_loss"][0], summary["valid_loss"][-1]
+    change = f"{loss_after / loss_before - 1:+.0%}"
+    times = ", ".join(f"{name.split(',')[0]} {value:.0f} s" for name, value in seconds.items())
+    return f"""
+==> summary
+    held-out loss   {loss_before:.4f} at step {first}, {loss_after:.4f} at step {last} ({change})
+    training loss   {summary["train_loss_first"]:.4f} -> {summary["train_loss_last"]:.4f}
+    speed           {summary["seconds_per_step"]:.2f} s a step, {summary["tokens_per_second"]:.0f} tokens/s
+    trained         {summary["trainable_parameters"]:,} parameters, LoRA scale {summary["lora_scale"]:g}
+    took            {times}; {sum(seconds.values()):.0f} s together
+    run folder      {run}
+    before, after   {sheet}
+    diffusers       {exported}
+
+    next:  bash inference.sh                         sample with this checkpoint
+           tensorboard --logdir {run}
+           README.md, "Your own clips"               the same on CogVideoX-2B
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
