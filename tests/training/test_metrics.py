@@ -75,3 +75,16 @@ def test_other_processes_write_nothing(tmp_path):
         log.advance()
         log.validation(1, 0.5)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    sent = []
+    each = meter()
+    each.add(result(2.0))
+    with RunLog(tmp_path, 1, 1, wandb_project="test") as log:
+        monkeypatch.setattr(type(wandb.run), "log", lambda _, figures, step: sent.append((step, figures)))
+        log.training(each.read(1), lr=1e-3)
+    assert sent[0][0] == 1 and sent[0][1]["Train/train_loss"] == 2.0
