@@ -28,11 +28,14 @@ class CausalState:
         by the encoder, not doubled by the decoder).
     last_chunk: nothing follows, so tails are dropped as they are used.
     tails: for each convolution the last k - 1 frames of its input, b c k-1 h w.
+    scratch: memory for the input of one convolution at a time, reused by the next one (on a CPU fresh pages cost
+        as much as several passes over them; the CUDA allocator reuses memory by itself).
     """
 
     lone_first_frame: bool = True
     last_chunk: bool = True
     tails: dict[nn.Module, Tensor] = field(default_factory=dict)
+    scratch: Tensor | None = None
 
     def take(self, conv: nn.Module) -> Tensor | None:
         """The tail that the previous chunk left for `conv`, or None in the first chunk."""
@@ -42,6 +45,19 @@ class CausalState:
         """Leave a tail for the next chunk. Without autograd it is copied, so that the large buffer can be freed."""
         if not self.last_chunk:
             self.tails[conv] = tail if torch.is_grad_enabled() else tail.clone()
+
+    def buffer(self, shape: tuple[int, int, int, int, int], like: Tensor) -> Tensor:
+        """Uninitialised memory of a shape b c t h w, channels last. On a CPU the next call takes it back."""
+        b, c, t, h, w = shape
+        size = b * c * t * h * w
+        if like.device.type != "cpu":
+            flat = torch.empty(size, dtype=like.dtype, device=like.device)
+        else:
+            if self.scratch is None or self.scratch.numel() < size or self.scratch.dtype != like.dtype:
+                self.scratch = None  # freed first
+                self.scratch = torch.empty(size, dtype=like.dtype)
+            flat = self.scratch[:size]
+        return flat.view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 class CausalConv3d(nn.Module):
@@ -70,7 +86,7 @@ class CausalConv3d(nn.Module):
             head = x[:, :, :1].expand(-1, -1, self.context_frames, -1, -1) if tail is None else tail
             frames = torch.cat((head, x), dim=2) if self.context_frames else x
         else:
-            frames = self._pad_into_buffer(x, tail, maps)
+            frames = self._pad_into_buffer(x, tail, maps, state)
         if self.context_frames:
             state.keep(self, frames[:, :, -self.context_frames :])
         return Padded(frames, repeats_first=tail is None)
@@ -84,13 +100,12 @@ class CausalConv3d(nn.Module):
             return self.conv(frames)
         return self._convolve_in_pieces(frames)
 
-    def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, maps: NormMaps | None) -> Tensor:
+    def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, maps: NormMaps | None, state: CausalState) -> Tensor:
         """The convolution's input, written once: tail or first frame in front, (activated) x behind."""
         if not self.context_frames and maps is None:
             return x
         b, c, t, h, w = x.shape
-        shape = (b, c, t + self.context_frames, h, w)
-        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        padded = state.buffer((b, c, t + self.context_frames, h, w), x)
         body = padded[:, :, self.context_frames :]
         if maps is None:
             body.copy_(x)
@@ -114,7 +129,10 @@ class CausalConv3d(nn.Module):
 
 @dataclass(frozen=True)
 class Padded:
-    """Input of a causal convolution, b c t+k-1 h w. repeats_first: the context is copies of the first frame."""
+    """Input of a causal convolution, b c t+k-1 h w, valid until the next `pad` with the same state.
+
+    repeats_first: the context is copies of the first frame.
+    """
 
     frames: Tensor
     repeats_first: bool
