@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "sat"))
 
+CONVERTER = ROOT / "tools" / "convert_weight_sat2hf.py"
 MODEL_YAML = ROOT / "configs" / "cogvideox_2b.yaml"
 POLL_S = 0.02
 NOISE_SIZE = 2**24  # values drawn once; every tensor is a window into them, because drawing 1.7e9 takes a minute
@@ -34,9 +36,10 @@ NOISE_SIZE = 2**24  # values drawn once; every tensor is a window into them, bec
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one command or action."""
+    """Of one command or action. CPU seconds say more than seconds on a machine that others use."""
 
     seconds: float
+    cpu_seconds: float
     anonymous_gb: float = 0.0  # peak RssAnon: memory that is not a mapped file
 
 
@@ -65,18 +68,26 @@ def measure(folder: Path, layers: int, rounds: int, with_verify: bool) -> None:
     for _ in range(rounds):
         copies.append(time_copy(source, folder / "copy.pt"))
         conversions.append(time_conversion(folder / "transformer", folder / "out", layers))
-    copy, own = (statistics.median(each) for each in (copies, [cost.seconds for cost in conversions]))
-    start = time_start()
-    print(f"copy and fsync:          {copy:6.1f} s   {size / copy:5.2f} GB/s")
-    print(f"convert, whole command:  {own:6.1f} s   of which {start:.1f} s until the imports are done")
-    print(
-        f"convert, its work:       {own - start:6.1f} s   {size / (own - start):5.2f} GB/s   "
-        f"{(own - start) / copy:.2f} x the copy"
-    )
-    print(f"peak anonymous memory:   {max(cost.anonymous_gb for cost in conversions):6.2f} GB")
+    copy, whole, start = median(copies), median(conversions), time_start()
+    work = Cost(whole.seconds - start.seconds, whole.cpu_seconds - start.cpu_seconds, whole.anonymous_gb)
+    print("                            seconds   CPU seconds   GB/s   anonymous GB")
+    for name, cost in (("copy and fsync", copy), ("convert, its work", work), ("convert, whole command", whole)):
+        rate = size / cost.seconds
+        print(f"{name:26} {cost.seconds:8.1f} {cost.cpu_seconds:13.1f} {rate:6.2f} {cost.anonymous_gb:14.2f}")
+    print(f"conversion / copy: {work.seconds / copy.seconds:.2f}")
     if with_verify:
         cost = time_conversion(folder / "transformer", folder / "out", layers, "--verify", quiet=False)
-        print(f"convert and verify:      {cost.seconds:6.1f} s   peak anonymous memory {cost.anonymous_gb:.2f} GB")
+        print(
+            f"{'convert and verify':26} {cost.seconds:8.1f} {cost.cpu_seconds:13.1f} {'':6} {cost.anonymous_gb:14.2f}"
+        )
+
+
+def median(costs: list[Cost]) -> Cost:
+    """Medians of times, the peak of memory."""
+    seconds, cpu = (
+        statistics.median(values) for values in zip(*((c.seconds, c.cpu_seconds) for c in costs), strict=True)
+    )
+    return Cost(seconds, cpu, max(cost.anonymous_gb for cost in costs))
 
 
 def build_checkpoint(folder: Path, layers: int) -> Path:
@@ -124,40 +135,44 @@ def fill(name: str, meta: Tensor, noise: Tensor, table: Tensor) -> Tensor:
     return 0.1 * values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def time_copy(source: Path, target: Path) -> float:
-    begin = time.perf_counter()
+def time_copy(source: Path, target: Path) -> Cost:
+    begin, cpu = time.perf_counter(), time.process_time()
     shutil.copyfile(source, target)
     with target.open("rb") as file:
         os.fsync(file.fileno())
-    seconds = time.perf_counter() - begin
+    cost = Cost(time.perf_counter() - begin, time.process_time() - cpu)
     target.unlink()
-    return seconds
+    return cost
 
 
-def time_start() -> float:
-    """Seconds of the command until it knows that it has nothing to do."""
-    command = [sys.executable, str(ROOT / "tools" / "convert_weight_sat2hf.py"), "--output_path", "none"]
-    begin = time.perf_counter()
-    subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
-    return time.perf_counter() - begin
+def time_start() -> Cost:
+    """The command until it knows that it has nothing to do: interpreter and imports."""
+    return run_command([sys.executable, str(CONVERTER), "--output_path", "none"], expected_status=2)
 
 
 def time_conversion(source: Path, target: Path, layers: int, *flags: str, quiet: bool = True) -> Cost:
-    """Run the command, watching its memory."""
-    command = [sys.executable, str(ROOT / "tools" / "convert_weight_sat2hf.py"), "--only", "transformer"]
+    command = [sys.executable, str(CONVERTER), "--only", "transformer"]
     command += ["--base", str(MODEL_YAML), f"model.network_config.params.num_layers={layers}"]
-    command += ["--checkpoint", str(source), "--output_path", str(target), *flags]
-    begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None)
+    cost = run_command([*command, "--checkpoint", str(source), "--output_path", str(target), *flags], quiet=quiet)
+    shutil.rmtree(target)
+    return cost
+
+
+def run_command(command: list[str], *, quiet: bool = True, expected_status: int = 0) -> Cost:
+    """Run it, watching its memory. Leaves the program when it ends with another status."""
+    begin, children = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL if quiet else None, stderr=subprocess.DEVNULL if quiet else None
+    )
     peak = 0
     while process.poll() is None:
         peak = max(peak, anonymous_bytes(process.pid))
         time.sleep(POLL_S)
-    seconds = time.perf_counter() - begin
-    if process.returncode != 0:
-        sys.exit(f"the conversion ended with status {process.returncode}")
-    shutil.rmtree(target)
-    return Cost(seconds, peak / 1e9)
+    seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode != expected_status:
+        sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
+    cpu = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+    return Cost(seconds, cpu, peak / 1e9)
 
 
 def anonymous_bytes(pid: int) -> int:
