@@ -108,7 +108,7 @@ class ProcessGroups:
     def shut_down(self) -> None:
         """Leave the group. Safe to call twice.
 
-        A lone CPU process keeps it: nobody waits for it, and the groups of DeepSpeed and SAT in this process live on it.
+        A lone CPU process keeps it: nobody waits for it, and the groups of DeepSpeed and SAT in it live on.
         """
         if dist.is_initialized() and (self.world_size > 1 or self.device.type == "cuda"):
             dist.destroy_process_group()
