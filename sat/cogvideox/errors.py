@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,12 @@ class ShapeError(UserError):
     """A frame count, size or tensor shape that the model can't take."""
 
 
+def _rank_prefix() -> str:
+    """Empty on a lone process and on the first of several, whose message is the one to read."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"[rank {rank}] "
+
+
 def run_cli(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's main and turn a user's mistake into one line on stderr and status 2.
 
@@ -39,7 +46,7 @@ def run_cli(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     except UserError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_rank_prefix()}error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
