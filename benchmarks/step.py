@@ -74,6 +74,8 @@ class Work:
 
 def main() -> None:
     options = parse_arguments()
+    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")
+    os.environ.setdefault("DS_ACCELERATOR", options.device)  # SAT imports DeepSpeed, which announces its guess
     work = Work(
         options.hidden,
         options.layers,
@@ -302,8 +304,7 @@ def device_name(work: Work) -> str:
 def peak_memory(name: str, work: Work) -> float:
     """Peak of a step in a process of its own, GB: allocated on the GPU, or resident above what imports take."""
     command = [sys.executable, *sys.argv, "--memory-of", name]
-    quiet = os.environ | {"SAT_LOGLEVEL": "ERROR"}
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=quiet).stdout.split()[-1])
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def report_own_memory(build: Callable[[Work], Step], work: Work) -> None:
