@@ -1,7 +1,7 @@
 """fp32 matrix products on CPU through oneDNN.
 
-torch's own fp32 linear takes MKL, which runs at four fifths of oneDNN's speed on the processors without MKL's favour
-(measured in docs/benchmarks.md). oneDNN's operator is there in every x86 build of torch but knows no gradients.
+torch's own fp32 linear takes MKL, which was a tenth to a fifth slower where we measured (docs/benchmarks.md).
+oneDNN's operator is there in every x86 build of torch but knows no gradients.
 
 Letters: s tokens, i input width, o output width.
 """
