@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The default test suite. Arguments go to pytest:  bash tests/run.sh tests/data -k order
+# The default test suite, one process a core. Arguments go to pytest:  bash tests/run.sh tests/data -k order
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/tools/setup_env.sh"
 
 cd "$root"
 say "pytest"
-exec python -m pytest "$@"
+# Tests of one file stay on one process, which shares their fixtures; each process computes on one thread.
+export OMP_NUM_THREADS=1
+exec python -m pytest -n auto --dist loadfile "$@"
