@@ -150,3 +150,24 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_bytes_are_read_or_refused(tmp_path: Path, zipped: bool) -> None:
+    """Whatever a few wrong bytes in the pickle do, the answer is a value or one line."""
+    content = {"module": {"w": torch.randn(3)}, "args": argparse.Namespace(a=np.float64(1)), "r": np.arange(3)}
+    path = tmp_path / "w.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    good, generator, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        bad = bytearray(good)
+        for _ in range(generator.choice((1, 1, 3))):
+            bad[generator.randrange(min(len(bad), 900))] = generator.randrange(256)
+        path.write_bytes(bad)
+        try:
+            load_file(path)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 100

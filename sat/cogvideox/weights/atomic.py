@@ -34,8 +34,8 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
 def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Path:
     """Make the temporary twin of `final`, beside it on the same disk; `commit_folder` moves it into place.
 
-    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), or
-        there is no space or permission.
+    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), or there is no
+        space or permission.
     """
     is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
     if is_taken and not overwrite:
@@ -53,7 +53,10 @@ def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> 
 
 
 def commit_folder(partial: Path, final: Path) -> None:
-    """Bring every file of `partial` to the disk, then rename it; what had the final name is removed last."""
+    """Bring every file of `partial` to the disk, then rename it; what had the final name is removed last.
+
+    Replacing takes two renames: a crash between them leaves the old folder complete as `.<name>.replaced`.
+    """
     for folder, _, names in os.walk(partial):
         for name in names:
             fsync_path(Path(folder) / name)

@@ -67,8 +67,7 @@ def load_module(
 
     Args:
         state: stored names and tensors, typically memory-mapped: each is read once and never held.
-        prefix: what stored names of this module start with; names without it are taken as they are if none
-            has it.
+        prefix: what stored names of this module start with; names without it are taken as they are if none has it.
         what: the module's name in messages; "transformer" also compares model families.
         source: where `state` comes from, for messages.
         partial: `state` completes weights that are loaded already (adapters, a partly trained model):
@@ -183,8 +182,8 @@ def _is_other_fixed_table(
 ) -> bool:
     """Whether the sin/cos table is stored for another clip size than the configured one.
 
-    It is a pure function of the configuration, so the model's own is right. The learned table of rotary
-    models (which carry unused position embeddings) is not.
+    It is a pure function of the configuration, so the model's own is right. The learned table of rotary models (which
+    carry unused position embeddings) is not.
     """
     relative = select_prefix(state, prefix)
     if _TABLE not in pairs or "transformer.position_embeddings.weight" in relative:

@@ -1,9 +1,7 @@
-"""Writing safetensors files tensor by tensor, so that a conversion never holds more than one tensor in
-memory.
+"""Writing safetensors files tensor by tensor, so that a conversion never holds more than a few tensors in memory.
 
-The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then
-the data in one gapless piece. All sizes are known beforehand, so the header is written first and the data
-streams after it.
+The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data in
+one gapless piece. All sizes are known beforehand, so the header is written first and the data streams after it.
 Source: the format section of safetensors' documentation.
 """
 
@@ -69,8 +67,7 @@ def write_model(
     header: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[WrittenFile]:
-    """Write `<stem>.safetensors`, or numbered shards with `<stem>.safetensors.index.json` when it is too
-    large.
+    """Write `<stem>.safetensors`, or numbered shards with `<stem>.safetensors.index.json` when it is too large.
 
     Args:
         entries: every tensor, in the order in which `tensors` gives them.

@@ -6,8 +6,8 @@
 
 The entry "cogvideox" is ours:
 {"format": 1, "iteration": int, "lora": {...} | None, "base": {"path", "sha256"} | None}.
-Published checkpoints and old training runs don't have it. Files that hold the tensors at the top level, or
-under "state_dict", are read as well.
+Published checkpoints and old training runs don't have it. Files that hold the tensors at the top level, or under
+"state_dict", are read as well.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def read_checkpoint(path: str | Path, iteration: int | str | None = None) -> Sat
         path: where it is.
         iteration: which one to take instead of the one that `latest` names (a number, or e.g. "500-ema").
 
-    Raises: CheckpointError when it is missing, damaged, split over model-parallel ranks, unsafe or without
-        tensors.
+    Raises: CheckpointError when it is missing, damaged, split over model-parallel ranks, unsafe or without tensors.
     """
     file = find_states_file(path, iteration)
     content = load_file(file)
@@ -146,8 +145,7 @@ def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
 def read_vae(path: str | Path) -> dict[str, Tensor]:
     """Tensors of the VAE under the names encoder.* and decoder.*.
 
-    From 3d-vae.pt, its folder, or a whole-engine checkpoint. What only its training needed (loss.*) is
-    dropped.
+    From 3d-vae.pt, its folder, or a whole-engine checkpoint. What only its training needed (loss.*) is dropped.
     Raises: CheckpointError when it is missing, damaged or holds no VAE.
     """
     path = Path(path).expanduser()
@@ -206,8 +204,7 @@ def tensor_bytes(module: Mapping[str, Tensor]) -> int:
 def begin_iteration(
     folder: str | Path, iteration: int, needed_bytes: int, *, variant: str = "", overwrite: bool = False
 ) -> tuple[Path, Path]:
-    """First step of a save, for callers that put more than weights into the folder: (temporary, final
-    folder).
+    """First step of a save, for callers that put more than weights into the folder: (temporary, final folder).
 
     One process calls this; all may then write into the temporary folder; one calls `commit_iteration`.
     Raises: CheckpointError when the final folder exists (unless `overwrite`), or without space or permission.

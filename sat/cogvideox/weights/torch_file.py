@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _LFS_MAGIC = b"version https://git-lfs"
 _UNWANTED_GLOBAL = re.compile(r"GLOBAL ([\w.<>]+)|unrecognized function ([^\n]+)|allowlisted[^\n]* got ([^\n]+)")
+# What damaged bytes were seen to raise while torch's unpickler followed them.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
 _HASH_BLOCK = 16 * 2**20  # bytes per read: large enough that hashing, not reading, is the limit
 
 
@@ -51,8 +66,7 @@ def load_file(path: Path) -> Any:
     `.safetensors` gives a dict of tensors; torch files give whatever was saved. Files of torch before 1.6
     are not zip archives and can't be mapped: they are read into memory.
 
-    Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for
-        code.
+    Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for code.
     """
     head = _read_head(path)
     if path.suffix == ".safetensors":
@@ -67,7 +81,7 @@ def load_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, AssertionError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(_broken_message(path, error)) from error
 
 
