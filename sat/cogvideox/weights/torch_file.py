@@ -10,6 +10,7 @@ import hashlib
 import pickle
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,34 +38,58 @@ _DAMAGE = (
     MemoryError,
     struct.error,
 )
+_NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 _HASH_BLOCK = 16 * 2**20  # bytes per read: large enough that hashing, not reading, is the limit
 
 
-def _numpy_dtype_classes() -> list[type]:
-    """Classes of the plain number dtypes; their instances appear in pickled numpy scalars and RNG states."""
-    return [type(np.dtype(code)) for code in "?bhilBHILefd"]
+class _NumberType:
+    """Stands for numpy.dtype while a file is read: the real one can be brought to corrupt memory by a crafted state."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in _NUMBER_CODES:
+            raise ValueError(f"numpy type {code!r} is none of the plain numbers")
+        self.code = code
+
+    def __setstate__(self, state: Sequence[object]) -> None:
+        """Byte order is the second entry; plain numbers have no other state."""
+        if state[1] == ">":
+            raise ValueError("numpy numbers of a big-endian machine")
 
 
-def _harmless_globals() -> list[Any]:
-    """What old training checkpoints hold beside tensors: arguments, numbers and RNG states.
+class _Array:
+    """Stands for numpy.ndarray while a file is read. Old checkpoints keep RNG states in arrays; nobody needs them."""
 
-    None of these runs code from the file when rebuilt. numpy 1 and 2 pickle the same two functions under
-    different module names, so both spellings are listed.
-    """
-    entries: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *_numpy_dtype_classes()]
-    # Taken from an array and a scalar, because numpy 1 and 2 keep them in modules of different names.
-    reconstruct = np.zeros(1).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        entries += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
-    return entries
+    def __setstate__(self, state: object) -> None:
+        """The contents are dropped."""
+
+
+def _make_array(*_: object) -> _Array:
+    return _Array()
+
+
+def _make_number(kind: object, raw: object = b"") -> bool | int | float:
+    if not isinstance(kind, _NumberType) or not isinstance(raw, bytes):
+        raise ValueError("a numpy number without type or bytes")
+    return np.frombuffer(raw, kind.code)[0].item()
+
+
+# What old training checkpoints hold beside tensors: arguments, numbers and RNG states. Everything here is ours or
+# inert, so nothing that a file says can run code. numpy 1 and 2 pickle the same functions under different names.
+_HARMLESS_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    (_NumberType, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_make_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_make_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 def load_file(path: Path) -> Any:
     """Return what a weight file holds, its tensors memory-mapped where the format allows it.
 
-    `.safetensors` gives a dict of tensors; torch files give whatever was saved. Files of torch before 1.6
-    are not zip archives and can't be mapped: they are read into memory.
+    `.safetensors` gives a dict of tensors; torch files give what was saved, with numpy's numbers as Python's and
+    numpy's arrays as empty placeholders. Files of torch before 1.6 are not zip archives and can't be mapped: they are
+    read into memory.
 
     Raises: CheckpointError for a missing, empty, truncated or foreign file, and for a pickle that asks for code.
     """
@@ -77,7 +102,7 @@ def load_file(path: Path) -> Any:
             f"{path} is not a torch checkpoint (it starts with {head[:12]!r}); valid: .pt or .safetensors"
         )
     try:
-        with torch.serialization.safe_globals(_harmless_globals()):
+        with torch.serialization.safe_globals(_HARMLESS_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
