@@ -63,3 +63,14 @@ def test_fast_path_is_taken_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewer_products, "MIN_POSITIONS", 0)
     monkeypatch.setattr(conv.conv, "forward", None)  # the plain convolution is not called
     torch.testing.assert_close(conv(x, CausalState()), expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_buffer_is_reused_and_holds_no_old_values() -> None:
+    conv, state = CausalConv3d(3, 4), CausalState()
+    large, small = torch.randn(1, 3, 5, 8, 8), torch.randn(1, 3, 2, 4, 4)
+    first = conv.pad(large, state).frames
+    second = conv.pad(small, state).frames
+    assert first.data_ptr() == second.data_ptr()
+    torch.testing.assert_close(conv(small, state), conv(small, CausalState()))
+    assert second.is_contiguous(memory_format=torch.channels_last_3d)

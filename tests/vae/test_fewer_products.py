@@ -25,6 +25,17 @@ def test_causal_conv3d_is_the_plain_convolution(frames: int, repeats_first: bool
 
 
 @torch.no_grad()
+def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = padded_clip(9, torch.float64, True), torch.randn(4, 5, 3, 3, 3, dtype=torch.float64)
+    images, kernel = torch.randn(3, 5, 4, 6, dtype=torch.float64), torch.randn(7, 5, 3, 3, dtype=torch.float64)
+    whole = fewer_products.causal_conv3d(x, weight, None, repeats_first=True)
+    enlarged = fewer_products.upsampled_conv2d(images, kernel, None)
+    monkeypatch.setattr(fewer_products, "SLAB_ELEMENTS", 1)
+    torch.testing.assert_close(fewer_products.causal_conv3d(x, weight, None, repeats_first=True), whole)
+    torch.testing.assert_close(fewer_products.upsampled_conv2d(images, kernel, None), enlarged)
+
+
+@torch.no_grad()
 def test_float32_loses_no_more_than_the_plain_convolution() -> None:
     x = padded_clip(8, torch.float64, False)
     weight = torch.randn(4, 5, 3, 3, 3, dtype=torch.float64)

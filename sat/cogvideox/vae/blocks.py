@@ -109,17 +109,34 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> b c t' h/2 w/2; t' = t, or 1 + (t - 1) / 2 with the lone frame, or t / 2 without."""
-        if self.compress_time:
-            x = _average_pairs(x, state.lone_first_frame)
-        batch = x.shape[0]
-        images = F.pad(x.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1))
-        return self.conv(images).unflatten(0, (batch, -1)).transpose(1, 2)
+        if torch.is_grad_enabled():
+            frames = _average_pairs(x, state.lone_first_frame) if self.compress_time else x
+            padded = F.pad(frames, (0, 1, 0, 1))
+        else:
+            padded = self._pad_into_buffer(x, state)
+        images = padded.transpose(1, 2).flatten(0, 1)
+        return self.conv(images).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+    def _pad_into_buffer(self, x: Tensor, state: CausalState) -> Tensor:
+        """The convolution's input, written once: averaged frames with a row and a column of zeros behind."""
+        b, c, t, h, w = x.shape
+        lone = int(state.lone_first_frame)
+        num_frames = lone + (t - lone) // 2 if self.compress_time else t
+        padded = state.buffer((b, c, num_frames, h + 1, w + 1), x)
+        padded[:, :, :, h].zero_()
+        padded[..., w].zero_()
+        body = padded[:, :, :, :h, :w]
+        if not self.compress_time:
+            body.copy_(x)
+            return padded
+        body[:, :, :lone].copy_(x[:, :, :lone])
+        torch.add(x[:, :, lone::2], x[:, :, lone + 1 :: 2], out=body[:, :, lone:]).mul_(0.5)
+        return padded
 
 
 def _average_pairs(x: Tensor, lone_first_frame: bool) -> Tensor:
     first, rest = (x[:, :, :1], x[:, :, 1:]) if lone_first_frame else (x[:, :, :0], x)
-    rest = (rest[:, :, ::2] + rest[:, :, 1::2]) * 0.5
-    return torch.cat((first, rest), dim=2) if lone_first_frame else rest
+    return torch.cat((first, (rest[:, :, ::2] + rest[:, :, 1::2]) * 0.5), dim=2)
 
 
 class Upsample(nn.Module):

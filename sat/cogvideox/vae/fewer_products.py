@@ -76,12 +76,16 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     b, _, h, w = x.shape
     kernels = torch.cat([_merge(_merge(weight, 2, row), 3, column) for row in (0, 1) for column in (0, 1)])
-    merged = F.conv2d(x, kernels, None if bias is None else bias.repeat(4), padding=1).chunk(4, dim=1)
+    biases = None if bias is None else bias.repeat(4)
     shape = (b, weight.shape[0], 2 * h, 2 * w)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    for parity, part in enumerate(merged):
-        row, column = divmod(parity, 2)
-        out[:, :, row::2, column::2] = part[:, :, row : row + h, column : column + w]
+    slab = max(1, SLAB_ELEMENTS // x[0].numel())
+    for start in range(0, b, slab):
+        merged = F.conv2d(x[start : start + slab], kernels, biases, padding=1).chunk(4, dim=1)
+        for parity, part in enumerate(merged):
+            row, column = divmod(parity, 2)
+            part = part[:, :, row : row + h, column : column + w]
+            out[start : start + slab, :, row::2, column::2] = part
     return out
 
 
