@@ -19,7 +19,7 @@ def test_timestep_embedding() -> None:
     assert ours.dtype == torch.float32
     assert ours[1, 0].item() == pytest.approx(math.cos(1.0)), "the cosine half comes first"
     reference = get_timestep_embedding(timestep, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
-    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-4)  # angles up to 999 in fp32
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(1, 1, 1), (3, 4, 6), (5, 3, 2)])

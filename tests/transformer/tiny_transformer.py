@@ -62,8 +62,8 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 continue
             values = torch.randn(parameter.shape, generator=generator).to(parameter)
             is_gain = "norm" in name and name.endswith("weight")
-            scale = 0.2 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
-            parameter.copy_(1 + 0.2 * values if is_gain else scale * values)
+            scale = 0.1 if parameter.ndim < 2 else 0.7 * parameter[0].numel() ** -0.5
+            parameter.copy_(1 + 0.1 * values if is_gain else scale * values)
 
 
 def inputs(

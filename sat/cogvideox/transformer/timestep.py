@@ -21,6 +21,7 @@ def sinusoidal_embedding(timestep: Tensor, width: int) -> Tensor:
     """
     assert width % 2 == 0, f"the timestep embedding needs an even width, not {width}"
     half = width // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponent)
+    # In this order of operations: at timestep 999 the last bit of a frequency is 6e-5 in the angle.
+    exponent = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * torch.exp(exponent)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
