@@ -5,8 +5,8 @@
 
 `original` is a plain re-implementation of what the original does: decord, one integer stride, every frame of the range
 decoded, bicubic antialiased resize and pixels to [-1, 1] in float32. Ours decode what is needed, resize in uint8 and
-leave [-1, 1] to the device. All run in one thread, in turns, so that other load hits them alike. Clips per second of CPU time
-are what each core of a machine that does nothing else gives; wall time suffers from other load.
+leave [-1, 1] to the device. All run in one thread, in turns, so that other load hits them alike. Clips per second of
+CPU time are what each core of a machine that does nothing else gives; wall time suffers from other load.
 """
 
 from __future__ import annotations
