@@ -1,7 +1,7 @@
 """Make the demo family under demo/ from nothing, with fixed seeds: clips, VAE, latents, transformer, text encoder.
 
     python tools/make_demo.py all           # all stages in order, about two hours on two cores
-    python tools/make_demo.py vae           # one stage: clips, vae, encode, transformer, figures
+    python tools/make_demo.py vae           # one stage of: clips, vae, encode, transformer, figures
 
 Intermediate files go below runs/make_demo. demo/recipe.md holds the figures of the family in the repository.
 """
@@ -30,9 +30,10 @@ def main() -> None:
     parser.add_argument("stage", choices=(*STAGES, "all"))
     options = parser.parse_args()
     os.chdir(ROOT)
+    actions = dict(zip(STAGES, (clips, vae, encode, transformer, figures), strict=True))
     for stage in STAGES if options.stage == "all" else (options.stage,):
         begin = time.perf_counter()
-        {"clips": clips, "vae": vae, "encode": encode, "transformer": transformer, "figures": figures}[stage]()
+        actions[stage]()
         print(f"{stage}: {time.perf_counter() - begin:.0f} s", flush=True)
 
 
@@ -56,7 +57,7 @@ def encode() -> None:
     from demo_recipe.train_vae import VAE_PARAMS, VideoAutoencoder
 
     autoencoder = VideoAutoencoder(ckpt_path=str(DEMO / "vae" / "3d-vae.pt"), **VAE_PARAMS)
-    latents.encode_world(autoencoder, 8000, WORLD)
+    latents.encode_world(autoencoder, 6400, WORLD)
     means, deviations, _ = latents.load_world(WORLD)
     std = float((means.float().var() + deviations.float().square().mean()).sqrt())
     text = re.sub(r"scale_factor: [\d.]+", f"scale_factor: {1 / std:.6f}", CONFIG.read_text(encoding="utf-8"))
@@ -70,7 +71,9 @@ def transformer() -> None:
     from demo_recipe import train_transformer
 
     config = load_config([str(CONFIG)], [], "train", partial=True)
-    train_transformer.train(config.model, WORLD, DEMO, train_transformer.Recipe())
+    base = WORLD.parent / "base"
+    train_transformer.train(config.model, WORLD, base, train_transformer.BASE)
+    train_transformer.train(config.model, WORLD, DEMO, train_transformer.FINISH, start=base)
 
 
 def figures() -> None:

@@ -19,15 +19,16 @@ def new_shape_specs() -> tuple[list[ClipSpec], list[ClipSpec]]:
     """Training and held-out clips of the new shape; every colour, motion and background is among the first."""
     rng = random.Random(SEED)
     total = NUM_TRAIN + NUM_HELD_OUT
-    columns = []
-    for names in (tuple(COLORS), MOTIONS, tuple(BACKGROUNDS)):
-        column = [names[index % len(names)] for index in range(total)]
-        rng.shuffle(column)
-        columns.append(column)
-    specs = [
-        ClipSpec(NEW_SHAPE, color, motion, background, rng.getrandbits(48))
-        for color, motion, background in zip(*columns, strict=True)
-    ]
+    combinations: set[tuple[str, ...]] = set()
+    while len(combinations) < total:  # until no combination comes twice, so that the held-out ones are new
+        columns = []
+        for names in (tuple(COLORS), MOTIONS, tuple(BACKGROUNDS)):
+            column = [names[index % len(names)] for index in range(total)]
+            rng.shuffle(column)
+            columns.append(column)
+        rows = list(zip(*columns, strict=True))
+        combinations = set(rows)
+    specs = [ClipSpec(NEW_SHAPE, *row, rng.getrandbits(48)) for row in rows]
     return specs[:NUM_TRAIN], specs[NUM_TRAIN:]
 
 

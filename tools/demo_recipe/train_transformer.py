@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import instantiate
-from cogvideox.weights.sat_folder import write_checkpoint
+from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -33,13 +33,19 @@ PREFIX = "model.diffusion_model."
 class Recipe:
     """How long and how fast."""
 
-    steps: int = 3000
-    batch: int = 32
-    muon_lr: float = 0.01
+    steps: int = 2500
+    batch: int = 20
+    muon_lr: float = 0.02
     adam_lr: float = 1e-3
     caption_dropout: float = 0.1
     spell_share: float = 0.04
     average_decay: float = 0.998
+    peak: float = 1.0  # learning rates relative to the two above
+    high_noise: bool = False  # timesteps with density rising linearly towards pure noise, where layout is decided
+
+
+BASE = Recipe()
+FINISH = Recipe(steps=1450, peak=0.6, high_noise=True)
 
 
 class TextAndVideo(nn.Module):
@@ -57,21 +63,23 @@ def build(config: ModelConfig) -> TextAndVideo:
     return TextAndVideo(transformer, build_encoder(build_tokenizer())).train()
 
 
-def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe) -> None:
-    """Writes out/transformer, out/t5 every five minutes and at the end."""
+def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe, start: Path | None = None) -> None:
+    """Writes out/transformer and out/t5 at the end, and beside `world` every five minutes; `start` is such a folder."""
     means, deviations, specs = load_world(world)
     networks = build(config)
+    done = load(networks, start) if start else 0
+    torch.manual_seed(SEED + done)
     schedule, loss_of = instantiate(config.schedule_config), instantiate(config.loss_fn_config)
     optimizer = _optimizer(networks, recipe)
     average = Average(networks, recipe.average_decay)
-    ids_of, rng = CaptionIds(recipe.spell_share), random.Random(SEED)
+    ids_of, rng = CaptionIds(recipe.spell_share), random.Random(SEED + done)
     begin = last_saved = time.perf_counter()
     recent = torch.zeros(0)
     for step in range(recipe.steps):
         picked = torch.randint(len(specs), (recipe.batch,))
         noise = torch.randn(2, *means[picked].shape)
         latent = config.scale_factor * (means[picked].float() + deviations[picked].float() * noise[0])
-        timestep = _timesteps(recipe.batch, schedule.num_timesteps)
+        timestep = _timesteps(recipe.batch, schedule.num_timesteps, recipe.high_noise)
         captions = [caption(specs[index], rng) for index in picked.tolist()]
         with torch.autocast("cpu", torch.bfloat16):
             context = networks.text_encoder(input_ids=ids_of(captions, rng)).last_hidden_state
@@ -82,7 +90,7 @@ def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe) -> None:
         losses = loss_of(v_prediction, latent, noise[1], schedule.level(timestep))
         losses.mean().backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step(learning_rate(step / recipe.steps))
+        optimizer.step(recipe.peak * learning_rate(step / recipe.steps))
         average.update(step)
         recent = torch.cat([recent, losses.detach()])
         if step % 50 == 49:
@@ -92,8 +100,18 @@ def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe) -> None:
             recent = torch.zeros(0)
         if time.perf_counter() - last_saved > 300:
             last_saved = time.perf_counter()
-            save(networks, average.values, out, step + 1)
-    save(networks, average.values, out, recipe.steps)
+            save(networks, average.values, world.parent, done + step + 1)
+    save(networks, average.values, out, done + recipe.steps)
+
+
+def load(networks: TextAndVideo, folder: Path) -> int:
+    """Put the weights that `save` wrote into the networks; returns their step."""
+    stored = read_checkpoint(folder / "transformer")
+    module = {name.removeprefix(PREFIX): value.float() for name, value in stored.module.items()}
+    networks.transformer.load_state_dict(module)
+    encoder = T5EncoderModel.from_pretrained(folder / "t5")
+    networks.text_encoder.load_state_dict(encoder.state_dict())
+    return stored.iteration
 
 
 def save(networks: TextAndVideo, values: dict[str, Tensor], out: Path, step: int) -> None:
@@ -113,9 +131,10 @@ def _put(networks: TextAndVideo, values: dict[str, Tensor]) -> None:
         parameter.copy_(values[name])
 
 
-def _timesteps(batch: int, total: int) -> Tensor:
-    """Uniform timesteps, one from each of `batch` equal strata: int64 [b]."""
+def _timesteps(batch: int, total: int, high_noise: bool) -> Tensor:
+    """One from each of `batch` equal strata of the distribution: int64 [b]."""
     places = (torch.arange(batch) + torch.rand(batch)) / batch
+    places = places.sqrt() if high_noise else places
     return (places * total).long().clamp_(max=total - 1)[torch.randperm(batch)]
 
 

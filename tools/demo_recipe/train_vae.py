@@ -91,7 +91,8 @@ def train(folder: Path, phases: tuple[Phase, ...] = PHASES, world: int = 2400, v
         recent.append(error)
         if step % 50 == 49:
             psnr = 10 * math.log10(4 / (sum(recent) / len(recent)))
-            print(f"vae step {step + 1} of {total} {time.perf_counter() - begin:.0f}s psnr {psnr:.2f}", flush=True)
+            seconds = time.perf_counter() - begin
+            print(f"vae step {step + 1} of {total} {seconds:.0f}s psnr {psnr:.2f}", flush=True)
             recent = []
         if time.perf_counter() - last_saved > 120:
             last_saved = time.perf_counter()
