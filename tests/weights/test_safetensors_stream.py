@@ -103,16 +103,18 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_tensor_in_memory_at_a_time(tmp_path: Path) -> None:
     """Values are asked for one by one, and at most a few wait to be hashed."""
     alive: list[int] = []
-    size = 2**20
+    size, count = 2**20, 50
 
     def values() -> Any:
-        for i in range(20):
+        for i in range(count):
             alive.append(anonymous_bytes())
             yield f"t{i}", torch.full((size,), float(i))  # 4 MiB
 
-    entries = [Entry(f"t{i}", (size,), torch.float32) for i in range(20)]
+    entries = [Entry(f"t{i}", (size,), torch.float32) for i in range(count)]
     write_model(tmp_path, "m", entries, values())
-    assert max(alive) - alive[0] < 40 * 2**20
+    # Five of them are in use at a time (20 MiB); the allocator keeps freed blocks for a while, up to about 14 of them.
+    # Keeping all would take 200 MiB.
+    assert max(alive) - alive[0] < 100 * 2**20
 
 
 def anonymous_bytes() -> int:
