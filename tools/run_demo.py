@@ -102,7 +102,7 @@ def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, floa
 
     next:  bash inference.sh                         sample with this checkpoint
            tensorboard --logdir {run}
-           README.md, "Your own clips"               the same on CogVideoX-2B
+           README.md, "Real weights"                 the same on CogVideoX-2B
 """
 
 
