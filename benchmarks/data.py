@@ -129,7 +129,9 @@ def read_like_the_original(path: str) -> Tensor:
 def resize_in_float(frames: Tensor) -> Tensor:
     height, width = SPEC.video_size
     covering = covering_size((frames.shape[1], frames.shape[2]), SPEC.video_size)
-    pixels = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=covering, mode="bicubic", antialias=True)
+    pixels = frames.permute(0, 3, 1, 2).float()
+    if covering != tuple(pixels.shape[2:]):  # torchvision's resize does nothing either where nothing is to be done
+        pixels = F.interpolate(pixels, size=covering, mode="bicubic", antialias=True)
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
     return pixels.clamp(0, 255)[:, :, top : top + height, left : left + width].contiguous()
 
