@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -319,11 +318,17 @@ def report_own_memory(build: Callable[[Work], Step], work: Work) -> None:
     import peft  # noqa: F401
     from cogvideox.transformer import model  # noqa: F401
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_kib()
     step = build(work)
     step()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9)
+    print((peak_resident_kib() - before) * 1024 / 1e9)
+
+
+def peak_resident_kib() -> int:
+    """Peak of this program alone: getrusage's figure would start from the peak of the process that launched it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
