@@ -177,13 +177,17 @@ def test_the_published_default_of_the_schedule_s_shift_is_written_out(edited: Ed
         ("emb_models:", "emb_models: []\n      more:", r"emb_models: must be a list of one text encoder"),
         ("ucg_rate: 0.1", "ucg_rat: 0.1", r"emb_models\.0\.ucg_rat: unknown parameter .*Conditioner"),
         ("patch_size: 2", "patch_siz: 2", r"patch_siz: unknown parameter .*; did you mean 'patch_size'\?"),
-        ("in_channels: 16", "in_channels: 32", r"in_channels: 32 differs from the VAE's z_channels, 16"),
+        ("in_channels: 16", "in_channels: 32", r"in_channels: 32 channels are .*: an image-to-video network"),
         (
             "autoencoder.VideoAutoencoderInferenceWrapper",
             "autoencoder.Other",
             r"unknown target 'vae_modules\.autoencoder\.Other'",
         ),
-        ("disable_first_stage_autocast: true", "noised_image_input: true", "image-to-video models are not supported"),
+        (
+            "disable_first_stage_autocast: true",
+            "noised_image_input: true",
+            r"in_channels: 16 channels leave no room for the first",
+        ),
     ],
 )
 def test_mistakes_point_into_the_published_file(edited: Edit, old: str, new: str, match: str) -> None:

@@ -36,6 +36,8 @@ CHECKED = {
     "latent_input",
     "noised_image_input",
     "noised_image_all_concat",
+    "noised_image_dropout",
+    "image_latent_scale",
 }
 
 

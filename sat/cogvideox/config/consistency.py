@@ -53,7 +53,7 @@ def check_consistency(
     if network:
         _check_network(network, check)
     if network and vae:
-        _check_vae(network, vae, check)
+        _check_vae(network, vae, check, image_to_video=model.noised_image_input)
     encoder = (model.conditioner_config["params"].get("encoder") or {}).get("params")
     if network and encoder:
         path = "model.conditioner_config.params.encoder.params.max_length"
@@ -64,7 +64,19 @@ def check_consistency(
         _check_size("data.video_size", data.video_size, sizes, check)
         _check_frames("data.max_num_frames", data.max_num_frames, sizes, check)
     if isinstance(args, SampleArgs):
-        _check_size("args.sampling_image_size", args.sampling_image_size, sizes, check)
+        if args.sampling_image_size is not None:
+            _check_size("args.sampling_image_size", args.sampling_image_size, sizes, check)
+        elif not model.noised_image_input:
+            check.error(
+                "args.sampling_image_size",
+                "missing: give [height, width]; only image-to-video takes the size from the image",
+            )
+        if args.image2video not in (None, model.noised_image_input):
+            kind = "image-to-video" if model.noised_image_input else "text-to-video"
+            check.error(
+                "args.image2video",
+                f"{str(args.image2video).lower()} contradicts the model, which is {kind} (model.noised_image_input)",
+            )
         if args.sampling_num_frames < 1:
             check.error("args.sampling_num_frames", f"must be at least 1, not {args.sampling_num_frames}")
         frames = (max(1, args.sampling_num_frames) - 1) * sizes.temporal_compression + 1
@@ -110,13 +122,26 @@ def _check_network(network: dict[str, Any], check: _Check) -> None:
         check.error(f"{_NETWORK}.modules.lora_config.params.r", f"the rank must be at least 1, not {rank}")
 
 
-def _check_vae(network: dict[str, Any], vae: dict[str, Any], check: _Check) -> None:
-    for name, theirs, default in (
-        ("in_channels", "z_channels", 16),
-        ("temporal_compression", "temporal_compression", 4),
-    ):
-        expected = vae.get(theirs, default)
-        check.equal(f"{_NETWORK}.{name}", network.get(name, default), f"the VAE's {theirs}", expected)
+def _check_vae(network: dict[str, Any], vae: dict[str, Any], check: _Check, *, image_to_video: bool) -> None:
+    channels = vae.get("z_channels", 16)
+    check.equal(f"{_NETWORK}.out_channels", network.get("out_channels", 16), "the VAE's z_channels", channels)
+    frames = vae.get("temporal_compression", 4)
+    given = network.get("temporal_compression", 4)
+    check.equal(f"{_NETWORK}.temporal_compression", given, "the VAE's temporal_compression", frames)
+    in_channels = network.get("in_channels", 16)
+    path = f"{_NETWORK}.in_channels"
+    if in_channels == 2 * channels and not image_to_video:
+        text = (
+            f"{in_channels} channels are a noised latent and a first frame, {channels} each: an image-to-video network"
+        )
+        check.error(path, f"{text}; set model.noised_image_input=true, or in_channels: {channels}")
+    elif in_channels == channels and image_to_video:
+        text = f"{in_channels} channels leave no room for the first frame that model.noised_image_input adds"
+        check.error(path, f"{text}; set {2 * channels}, or noised_image_input: false for text-to-video")
+    else:
+        expected = channels * (2 if image_to_video else 1)
+        theirs = "twice the VAE's z_channels" if image_to_video else "the VAE's z_channels"
+        check.equal(path, in_channels, theirs, expected)
 
 
 def _sizes(network: dict[str, Any], vae: dict[str, Any]) -> _Sizes:

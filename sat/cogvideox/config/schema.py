@@ -20,7 +20,7 @@ ComponentNode = dict[str, Any]
 # Keys that published files hold and that change nothing here.
 NO_EFFECT: dict[str, tuple[str, ...]] = {
     "args": ("no_load_rng", "force_train", "force_inference", "split", "eval_iters", "only_log_video_latents"),
-    "model": ("log_keys", "input_key", "disable_first_stage_autocast", "noised_image_dropout"),
+    "model": ("log_keys", "input_key", "disable_first_stage_autocast"),
 }
 Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be valid)
 
@@ -107,7 +107,11 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class SampleArgs:
-    """Section `args` of sampling. `sampling_num_frames` counts latent frames, sizes are (height, width)."""
+    """Section `args` of sampling. Sizes are (height, width) in pixels.
+
+    `sampling_num_frames` counts latent frames; with patches of 2 latent frames (1.5) an even number is the padded
+    count (22 is 21 real ones), an odd one the real count. `sampling_image_size` None: from the image (I2V only).
+    """
 
     # what to run
     mode: Literal["inference", "finetune", "pretrain"] = "inference"
@@ -123,14 +127,14 @@ class SampleArgs:
     lora_strength: float = 1.0
     force_inference: bool = True
     # prompts
-    image2video: bool = False
+    image2video: bool | None = None  # None: as the model is
     input_type: Literal["txt", "cli"] = "cli"
     input_file: str | None = None
     prompts: list[str] = field(default_factory=list)
     num_samples: int = 1
     batch_size: int = 1
     # the video
-    sampling_image_size: tuple[int, int] = (480, 720)
+    sampling_image_size: tuple[int, int] | None = (480, 720)
     sampling_num_frames: int = 13
     sampling_fps: int = 8
     latent_channels: int = 16
@@ -148,8 +152,6 @@ class SampleArgs:
         yield from at_least(self, 1, "num_samples", "batch_size", "sampling_fps", "num_steps")
         yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from at_least(self, 0, "seed", "guidance_scale")
-        if self.image2video:
-            yield "image2video", "this version samples from text only: set it to false"
         if self.bf16 and self.fp16:
             yield "fp16", "bf16 and fp16 are both true: keep one"
         if self.input_type == "txt" and not self.input_file and not self.prompts:
@@ -160,7 +162,7 @@ class SampleArgs:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Section `data`: how clips are read. `video_size` is (height, width) in pixels."""
+    """Section `data`: how clips are read. `video_size` is (height, width) in pixels; 1 frame trains on images."""
 
     video_size: tuple[int, int] = (480, 720)
     fps: float = 8.0
@@ -183,7 +185,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Section `model`: components as unbuilt nodes, and flat keys."""
+    """Section `model`: components as unbuilt nodes, and flat keys.
+
+    `noised_image_input` makes it an image-to-video model: the network takes the first frame's latent beside the noised
+    one. That latent is `image_latent_scale` x VAE output; None stands for scale_factor.
+    """
 
     network_config: ComponentNode
     first_stage_config: ComponentNode
@@ -210,14 +216,23 @@ class ModelConfig:
     noised_image_input: bool = False
     noised_image_all_concat: bool = False
     noised_image_dropout: float = 0.0
+    image_latent_scale: float | None = None
 
     def problems(self) -> Problems:
         if self.scale_factor <= 0:
             yield "scale_factor", f"must be more than 0 (2B: 1.15258426), not {self.scale_factor:g}"
         yield from at_least(self, 1, "en_and_decode_n_samples_a_time")
-        for name in ("noised_image_input", "noised_image_all_concat"):
-            if getattr(self, name):
-                yield name, "image-to-video models are not supported by this version: set it to false"
+        yield from share(self, "noised_image_dropout")
+        if self.image_latent_scale is not None and self.image_latent_scale <= 0:
+            yield (
+                "image_latent_scale",
+                f"must be more than 0 (1.5: 1.0), or null for scale_factor, not {self.image_latent_scale:g}",
+            )
+        if self.noised_image_all_concat:
+            yield (
+                "noised_image_all_concat",
+                "only false is supported: the condition is the first frame, not every frame",
+            )
         if self.latent_input:
             yield (
                 "latent_input",
