@@ -219,15 +219,18 @@ def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], ex
     Raises: CheckpointError for a non-finite tensor and a full disk.
     """
     check_finite(module)
-    content = {
-        "module": {name: _own_storage(value.detach()) for name, value in module.items()},
-        "cogvideox": {"lora": None, "base": None, **extra, "format": FORMAT, "iteration": iteration},
-    }
+    own = {name: _own_storage(value.detach()) for name, value in module.items()}
     try:
-        torch.save(content, partial / STATES_FILE)
+        torch.save(states_content(iteration, own, extra), partial / STATES_FILE)
     except (RuntimeError, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise CheckpointError(f"writing {partial / STATES_FILE} failed: {first_line}; nothing was kept") from error
+
+
+def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a weight file holds, before it is pickled."""
+    header = {"lora": None, "base": None, **extra, "format": FORMAT, "iteration": iteration}
+    return {"module": dict(module), "cogvideox": header}
 
 
 def commit_iteration(partial: Path, final: Path, iteration: int, *, name_latest: bool = True) -> None:

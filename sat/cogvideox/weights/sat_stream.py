@@ -1,0 +1,102 @@
+"""Writing SAT's weight file tensor by tensor, so that a conversion or a merge never holds more than one in memory.
+
+torch.save needs every tensor before it writes the first byte. Here the pickle of names, shapes and dtypes is written
+first, and each tensor's bytes follow as the caller gives them. The file is byte for byte that of torch.save: a zip
+archive of `data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile
+from cogvideox.weights.sat_folder import STATES_FILE, check_finite, states_content
+from cogvideox.weights.torch_file import sha256_of
+
+_PICKLE_PROTOCOL = 2  # torch.save's; old readers know no other
+
+
+def stream_states(
+    partial: Path,
+    iteration: int,
+    entries: Sequence[Entry],
+    tensors: Iterable[tuple[str, Tensor]],
+    extra: Mapping[str, Any],
+) -> WrittenFile:
+    """Write `mp_rank_00_model_states.pt` into a temporary iteration folder (`sat_folder.begin_iteration`).
+
+    Args:
+        entries: every tensor under its stored name, in the order in which `tensors` gives them.
+        tensors: names and values; each is cast to its entry's dtype and dropped after it is written.
+        extra: "lora" and "base" of the entry "cogvideox".
+
+    Raises: CheckpointError for a value that is not finite (or not in the entry's dtype), or a full disk.
+    """
+    path = partial / STATES_FILE
+    skeleton = states_content(iteration, {entry.name: entry for entry in entries}, extra)
+    try:
+        _write(path, skeleton, entries, tensors)
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"writing {path} failed: {str(error).splitlines()[0]}; nothing was kept") from error
+    return WrittenFile(path.name, path.stat().st_size, sha256_of(path))
+
+
+def _write(path: Path, skeleton: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    pickled = io.BytesIO()
+    _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(skeleton)
+    archive = torch._C.PyTorchFileWriter(str(path))
+    archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
+    for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
+        archive.write_record(name, text.encode(), len(text))
+    for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
+        assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+        own = value.detach().to("cpu", entry.dtype).contiguous()
+        check_finite({name: own})
+        if own.untyped_storage().nbytes() != entry.num_bytes:
+            own = own.clone()  # a view: its buffer holds more
+        archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
+    archive.write_end_of_file()
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """What the pickle says of a tensor's bytes."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+class _SkeletonPickler(pickle.Pickler):
+    """Pickles an `Entry` as torch.save pickles the contiguous tensor that it stands for."""
+
+    def __init__(self, file: io.BytesIO, keys: Mapping[str, str]) -> None:
+        super().__init__(file, protocol=_PICKLE_PROTOCOL)
+        self._keys = keys
+
+    def reducer_override(self, value: Any) -> Any:
+        """Entries become calls that rebuild a tensor from its storage."""
+        if not isinstance(value, Entry):
+            return NotImplemented
+        like = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        storage = _Storage(self._keys[value.name], value.dtype, like.numel())
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(like.shape), like.stride(), False, hooks)
+
+    def persistent_id(self, value: Any) -> Any:
+        """How torch names a storage inside its pickles."""
+        if not isinstance(value, _Storage):
+            return None
+        kind = torch.storage._dtype_to_storage_type_map()[value.dtype]
+        return ("storage", getattr(torch, kind), value.key, "cpu", value.numel)

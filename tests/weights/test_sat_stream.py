@@ -1,0 +1,116 @@
+"""The streamed file is torch.save's, byte for byte, and takes the memory of one tensor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import cogvideox
+import pytest
+import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.safetensors_stream import Entry
+from cogvideox.weights.sat_folder import STATES_FILE, begin_iteration, commit_iteration, read_checkpoint, write_states
+from cogvideox.weights.sat_stream import stream_states
+from cogvideox.weights.torch_file import sha256_of
+from torch import Tensor
+
+EXTRA = {"base": {"path": "/somewhere", "sha256": "0" * 64}, "lora": None}
+
+
+def state() -> dict[str, Tensor]:
+    return {
+        "a.weight": torch.randn(7, 5).bfloat16(),
+        "a.bias": torch.randn(3),
+        "half": torch.randn(2, 3, 4).half(),
+        "scalar": torch.tensor(3.5),
+        "steps": torch.arange(4),
+        "empty": torch.zeros(0, 3),
+    }
+
+
+def entries(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> list[Entry]:
+    return [Entry(name, tuple(value.shape), dtype or value.dtype) for name, value in tensors.items()]
+
+
+def test_same_bytes_as_torch_save(tmp_path: Path) -> None:
+    tensors = state()
+    (tmp_path / "whole" / "partial").mkdir(parents=True)
+    (tmp_path / "streamed" / "partial").mkdir(parents=True)
+    write_states(tmp_path / "whole" / "partial", 5, tensors, EXTRA)
+    written = stream_states(tmp_path / "streamed" / "partial", 5, entries(tensors), iter(tensors.items()), EXTRA)
+    whole, streamed = (tmp_path / kind / "partial" / STATES_FILE for kind in ("whole", "streamed"))
+    with zipfile.ZipFile(whole) as first, zipfile.ZipFile(streamed) as second:
+        assert second.testzip() is None
+        names = [name for name in first.namelist() if not name.endswith("serialization_id")]
+        assert names == [name for name in second.namelist() if not name.endswith("serialization_id")]
+        for name in names:
+            assert first.getinfo(name).header_offset == second.getinfo(name).header_offset
+            assert first.read(name) == second.read(name), name
+    assert written.sha256 == sha256_of(streamed)
+    assert written.num_bytes == streamed.stat().st_size == whole.stat().st_size
+
+
+def test_reads_back_and_casts(tmp_path: Path) -> None:
+    tensors = {name: value for name, value in state().items() if value.is_floating_point()}
+    partial, final = begin_iteration(tmp_path / "ckpt", 3, 1000)
+    views = ((name, torch.stack([value, value])[1]) for name, value in tensors.items())
+    stream_states(partial, 3, entries(tensors, torch.bfloat16), views, EXTRA)
+    commit_iteration(partial, final, 3)
+    found = read_checkpoint(tmp_path / "ckpt")
+    assert found.extra == {**EXTRA, "format": 1, "iteration": 3}
+    assert found.module.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(found.module[name], value.bfloat16())
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_not_finite_in_the_file(tmp_path: Path, value: float) -> None:
+    tensors = {"fine": torch.ones(2), "broken": torch.tensor([1.0, value])}
+    with pytest.raises(CheckpointError, match="NaN or infinity in broken"):
+        stream_states(tmp_path, 1, entries(tensors, torch.float16), iter(tensors.items()), {})
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    tensors = state()
+    with pytest.raises(CheckpointError, match=r"writing .* failed"):
+        stream_states(tmp_path / "absent", 1, entries(tensors), iter(tensors.items()), {})
+
+
+def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
+    """192 MiB in tensors of 4 MiB; freed memory goes back at once, so that what is held shows."""
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+        "PYTHONPATH": str(Path(cogvideox.__file__).parents[1]),
+    }
+    command = [sys.executable, __file__, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 12 * 1024, run.stdout
+
+
+def _anonymous_kib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def _main(folder: Path) -> None:
+    shape, count = (1024, 1024), 48
+    before, peak = _anonymous_kib(), 0
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        nonlocal peak
+        for index in range(count):
+            yield str(index), torch.full(shape, float(index))
+            peak = max(peak, _anonymous_kib())
+
+    stream_states(folder, 1, [Entry(str(index), shape, torch.float32) for index in range(count)], tensors(), {})
+    print(peak - before)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
