@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from cogvideox.diffusion.guidance import ConstantGuidance, DynamicGuidance, guide
@@ -41,6 +42,22 @@ def test_dynamic_by_step_rises_from_one() -> None:
     scales = [guidance.scale_at(0, step) for step in range(51)]
     assert scales[0] == 1.0 and scales[-1] == pytest.approx(7.0)
     assert scales == sorted(scales)
+
+
+@pytest.mark.parametrize("exp", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("num_steps", [1, 8, 50])
+def test_dynamic_by_step_against_the_half_angle_form(exp: float, num_steps: int) -> None:
+    """(1 - cos u) / 2 = sin^2(u / 2)."""
+    steps = np.arange(num_steps)
+    expected = 1 + 4.0 * np.sin(np.pi / 2 * (steps / num_steps) ** exp) ** 2
+    guidance = DynamicGuidance(4.0, exp, num_steps, by="step")
+    np.testing.assert_allclose([guidance.scale_at(999, int(step)) for step in steps], expected, rtol=1e-12)
+
+
+def test_dynamic_by_step_is_the_published_formula_on_a_network_with_as_many_timesteps_as_steps() -> None:
+    """What the published form computes when timestep n - i comes at step i: the reading its authors had in mind."""
+    by_step, by_timestep = DynamicGuidance(6.0, 5.0, 50, by="step"), DynamicGuidance(6.0, 5.0, 50)
+    assert [by_step.scale_at(0, i) for i in range(50)] == [by_timestep.scale_at(50 - i, i) for i in range(50)]
 
 
 @pytest.mark.parametrize(

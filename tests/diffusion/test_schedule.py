@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cogvideox.diffusion.schedule import NoiseSchedule
+from cogvideox.diffusion.schedule import NoiseSchedule, linear_quadratic_timesteps
 from cogvideox.errors import ConfigError
 
 
@@ -71,6 +71,29 @@ def test_denoiser_levels_are_the_nearest_table_entries() -> None:
     for level, rounded in zip(sampling.sqrt_alpha_bar, sampling.denoiser_sqrt_alpha_bar, strict=False):
         assert rounded in schedule.sqrt_alpha_bar
         assert (rounded - level).abs() == (schedule.sqrt_alpha_bar - level).abs().min()
+
+
+@pytest.mark.parametrize(("steps", "linear"), [(1, None), (2, None), (8, None), (50, None), (50, 10), (30, 0), (7, 6)])
+def test_linear_quadratic_timesteps(steps: int, linear: int | None) -> None:
+    """The first steps are those of the schedule with 1000 steps, bit for bit; then the gaps only grow."""
+    schedule = NoiseSchedule()
+    sampling, fine = schedule.sampling(steps, "linear_quadratic", linear), schedule.sampling(1000)
+    count = (steps // 2 if linear is None else linear) + 1
+    assert torch.equal(sampling.timesteps[:count], fine.timesteps[:count])
+    assert torch.equal(sampling.sqrt_alpha_bar[:count], fine.sqrt_alpha_bar[:count])
+    assert torch.equal(sampling.sqrt_alpha_bar[:-1], schedule.sqrt_alpha_bar[sampling.timesteps])
+    assert torch.equal(sampling.denoiser_sqrt_alpha_bar, sampling.sqrt_alpha_bar[:-1])
+    assert sampling.sqrt_alpha_bar[0] == 0.0 and sampling.sqrt_alpha_bar[-1] == 1.0
+    assert (sampling.sqrt_alpha_bar.diff() > 0).all()
+    gaps = -torch.cat([sampling.timesteps, torch.tensor([0])]).diff()
+    assert (gaps.diff() >= -2).all()  # truncation moves each end of a gap by less than one
+
+
+def test_linear_quadratic_timesteps_never_repeat() -> None:
+    for steps in range(1, 1001, 7):
+        for linear in {0, steps // 3, steps // 2, steps - 1}:
+            timesteps = linear_quadratic_timesteps(steps, 1000, linear)
+            assert timesteps[0] == 999 and timesteps[-1] >= 0 and (timesteps.diff() < 0).all()
 
 
 @pytest.mark.parametrize(

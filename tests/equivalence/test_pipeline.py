@@ -40,7 +40,7 @@ class TheirLevels(NoiseSchedule):
         super().__init__()
         self.scheduler = scheduler
 
-    def sampling(self, num_steps: int) -> SamplingSchedule:
+    def sampling(self, num_steps: int, *_: object) -> SamplingSchedule:
         self.scheduler.set_timesteps(num_steps)
         timesteps = self.scheduler.timesteps
         levels = self.scheduler.alphas_cumprod[timesteps].sqrt().float()

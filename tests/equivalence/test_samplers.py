@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cogvideox.diffusion.samplers import DDIMSampler, DPMpp2MSDESampler
-from cogvideox.diffusion.schedule import NoiseSchedule, SamplingSchedule
+from cogvideox.diffusion.samplers import DDIMSampler, DPMpp2MSampler, DPMpp2MSDESampler, Sampler
+from cogvideox.diffusion.schedule import NoiseSchedule, SamplingSchedule, Spacing, linear_quadratic_timesteps
 from cogvideox.diffusion.timesteps import gaussian
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def v_of(x: Tensor, x0: Tensor, scheduler: CogVideoXDDIMScheduler, timestep: int
     return ((alpha_bar**0.5 * x.double() - x0.double()) / (1 - alpha_bar) ** 0.5).float()
 
 
-def ours(sampler: DDIMSampler | DPMpp2MSDESampler, noise: Callable[[int], Tensor]) -> list[Tensor]:
+def ours(sampler: Sampler, noise: Callable[[int], Tensor], schedule: NoiseSchedule | None = None) -> list[Tensor]:
     """Latents before each step, and the result."""
     trace: list[Tensor] = []
 
@@ -59,7 +60,8 @@ def ours(sampler: DDIMSampler | DPMpp2MSDESampler, noise: Callable[[int], Tensor
         return predicted_latent(x, int(timestep[0]))
 
     context = torch.zeros(1, 1, 1)
-    trace.append(sampler.sample(denoise, gaussian(SHAPE, "start"), NoiseSchedule(), context, context, noise))
+    start = gaussian(SHAPE, "start")
+    trace.append(sampler.sample(denoise, start, schedule or NoiseSchedule(), context, context, noise))
     return trace
 
 
@@ -109,3 +111,38 @@ def test_dpmpp_2m_sde(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         back = timesteps[step - 1] if step else None
         x, x0_previous = scheduler.step(v, x0_previous, timestep, back, x)
     torch.testing.assert_close(trace[-1], x.float(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("steps", "linear"), [(50, 25), (50, 10), (16, 8), (7, 6)])
+def test_linear_quadratic_spacing(steps: int, linear: int) -> None:
+    """Against the schedule that Mochi and LTX use: linear up to the threshold, which is linear / 1000 here."""
+    noise_left = torch.tensor(linear_quadratic_schedule(steps, linear / 1000, linear), dtype=torch.float64)
+    expected = (999 * noise_left + 1e-9).floor().long()  # their sums round differently in the last digits
+    assert torch.equal(linear_quadratic_timesteps(steps, 1000, linear), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"), [(DPMpp2MSampler, "dpmsolver++"), (DPMpp2MSDESampler, "sde-dpmsolver++")]
+)
+@pytest.mark.parametrize("spacing", ["trailing", "linear_quadratic"])
+def test_dpmpp_2m_on_any_levels(kind: type[Sampler], algorithm: str, spacing: Spacing) -> None:
+    """diffusers' general multistep solver, given our levels as sigma = sqrt(1 - a^2) / a.
+
+    Without zero terminal SNR: it extrapolates from the first prediction by a finite log-SNR only.
+    """
+    steps, schedule = 12, NoiseSchedule(zero_terminal_snr=False)
+    levels = schedule.sampling(steps, spacing)
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type=algorithm, solver_type="midpoint", prediction_type="sample", final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = levels.timesteps
+    a = levels.sqrt_alpha_bar.double()
+    scheduler.sigmas = ((1 - a) * (1 + a)).sqrt() / a
+    trace = ours(kind(steps, spacing=spacing), step_noise, schedule)
+    x = gaussian(SHAPE, "start")
+    for step, timestep in enumerate(levels.timesteps.tolist()):
+        torch.testing.assert_close(trace[step], x, rtol=0, atol=TOLERANCE)
+        x0 = predicted_latent(x, timestep)
+        x = scheduler.step(x0, timestep, x, variance_noise=step_noise(step)).prev_sample
+    torch.testing.assert_close(trace[-1], x, rtol=0, atol=TOLERANCE)

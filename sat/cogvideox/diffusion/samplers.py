@@ -1,30 +1,26 @@
-"""Samplers: from noise to a clean latent. One function per published step, one class per sampler that YAML
-can name.
+"""Samplers: from noise to a clean latent, one class per sampler that YAML can name.
 
 Letters: b batch, f y x latent frames, height and width, c latent channels, l text tokens, e text width.
-In the step functions `a`, `a_next`, `a_previous` are sqrt_alpha_bar of this level, the next and the one
-before, as Python floats (0 <= a < a_next <= 1); coefficients are computed in float64, latents stay fp32.
-
-The levels come from NoiseSchedule.sampling.
+The levels come from NoiseSchedule.sampling, the maths of one step from solver_steps.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cogvideox.diffusion.guidance import DynamicGuidance, Guidance, guide
-from cogvideox.diffusion.schedule import NoiseSchedule
+from cogvideox.diffusion.schedule import NoiseSchedule, Spacing
+from cogvideox.diffusion.solver_steps import ddim_step, dpmpp_2m_sde_step, dpmpp_2m_step
 from cogvideox.errors import ConfigError
 
 
 class Denoise(Protocol):
-    """What a sampler asks of a model."""
+    """What a sampler asks of a model. What else the model is conditioned on, its caller binds beforehand."""
 
     def __call__(self, noised_latent: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
         """noised_latent fp32 [b, f, c, y, x], timestep int64 [b], context [b, l, e], sqrt_alpha_bar fp32 [b]
@@ -42,95 +38,64 @@ class Levels(NamedTuple):
 StepNoise = Callable[[int], Tensor]  # step -> standard normal noise [b, f, c, y, x], on the latent's device
 
 
-def ddim_step(x: Tensor, x0: Tensor, a: float, a_next: float) -> Tensor:
-    """x <- k x + (a_next - a k) x0, k = sqrt((1 - a_next^2) / (1 - a^2)).
-
-    Source: Song et al. 2021, "Denoising Diffusion Implicit Models", formula 12 with sigma = 0.
-    """
-    k = math.sqrt(_variance(a_next) / _variance(a))
-    return k * x + (a_next - a * k) * x0
-
-
-def dpmpp_2m_step(
-    x: Tensor, x0: Tensor, x0_previous: Tensor | None, a_previous: float, a: float, a_next: float
-) -> Tensor:
-    """Second-order multistep ODE solver; first order on the first step, when there is no previous prediction.
-
-    Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 (2M).
-    """
-    h = log_snr(a_next) - log_snr(a)
-    x0 = _extrapolate(x0, x0_previous, a_previous, a, h)
-    return math.sqrt(_variance(a_next) / _variance(a)) * x - math.expm1(-h) * a_next * x0
-
-
-def dpmpp_2m_sde_step(
-    x: Tensor,
-    x0: Tensor,
-    x0_previous: Tensor | None,
-    noise: Tensor,
-    a_previous: float,
-    a: float,
-    a_next: float,
-) -> Tensor:
-    """Second-order multistep SDE solver; first order on the first step, when there is no previous prediction.
-
-    Source: Lu et al. 2022, "DPM-Solver++", section 5 (SDE-DPM-Solver++ 2M).
-    """
-    h = log_snr(a_next) - log_snr(a)
-    x0 = _extrapolate(x0, x0_previous, a_previous, a, h)
-    keep = math.sqrt(_variance(a_next) / _variance(a)) * math.exp(-h)
-    fresh = math.sqrt(_variance(a_next)) * math.sqrt(-math.expm1(-2.0 * h))
-    return keep * x - math.expm1(-2.0 * h) * a_next * x0 + fresh * noise
-
-
-def log_snr(a: float) -> float:
-    """lambda = log(a / sqrt(1 - a^2)): minus infinity for pure noise, infinity for a clean latent."""
-    if a <= 0.0:
-        return -math.inf
-    return math.inf if a >= 1.0 else math.log(a) - 0.5 * math.log(_variance(a))
-
-
-def _variance(a: float) -> float:
-    return (1.0 - a) * (1.0 + a)
-
-
-def _extrapolate(x0: Tensor, x0_previous: Tensor | None, a_previous: float, a: float, h: float) -> Tensor:
-    """Linear extrapolation in log-SNR: (1 + w) x0 - w x0_previous, w = h / (2 h_previous). After a start from
-    pure noise w = 0."""
-    if x0_previous is None:
-        return x0
-    w = h / (2.0 * (log_snr(a) - log_snr(a_previous)))
-    return (1.0 + w) * x0 - w * x0_previous
-
-
 class Sampler(ABC):
     """The loop that all samplers share: one guided prediction, then one step; the last step returns the
     prediction itself.
 
-    num_steps: network evaluations (each one with guidance computes two branches in one batch).
+    num_steps: levels, each with one guided prediction.
     guidance: an object with scale_at (see guidance.Guidance); None samples from the conditional branch only.
-    Raises: ConfigError for num_steps < 1 or a guidance that is not one.
+    spacing: how the levels are spread (see NoiseSchedule.sampling): trailing as the released models are sampled,
+        linear_quadratic for few steps.
+    linear_steps: of linear_quadratic, how many steps are linear; None for half of them.
+    guidance_batch: joint runs both branches of guidance as one batch; split runs one after the other, with half the
+        memory for activations. The same result, up to what the rounding of a kernel owes to its batch size.
+    Raises: ConfigError for num_steps < 1, a guidance that is not one, an unknown choice, or linear_steps that do not
+        fit.
     """
 
     needs_noise = False
 
-    def __init__(self, num_steps: int = 50, guidance: object = None) -> None:
+    def __init__(
+        self,
+        num_steps: int = 50,
+        guidance: object = None,
+        spacing: Literal["trailing", "linear_quadratic"] = "trailing",
+        linear_steps: int | None = None,
+        guidance_batch: Literal["joint", "split"] = "joint",
+    ) -> None:
         if num_steps < 1:
             raise ConfigError(f"sampler: num_steps is {num_steps}, must be at least 1")
         if guidance is not None and not hasattr(guidance, "scale_at"):
             raise ConfigError(
                 f"sampler: guidance is a {type(guidance).__name__}, must be ConstantGuidance, DynamicGuidance or null"
             )
+        if spacing not in ("trailing", "linear_quadratic"):
+            raise ConfigError(f"sampler: spacing is {spacing!r}, must be trailing or linear_quadratic")
+        if guidance_batch not in ("joint", "split"):
+            raise ConfigError(f"sampler: guidance_batch is {guidance_batch!r}, must be joint or split")
+        if linear_steps is not None and spacing != "linear_quadratic":
+            raise ConfigError(
+                f"sampler: linear_steps is {linear_steps}, but spacing is {spacing}: set spacing to "
+                "linear_quadratic, or linear_steps to null"
+            )
+        if linear_steps is not None and not 0 <= linear_steps < num_steps:
+            raise ConfigError(f"sampler: linear_steps is {linear_steps}, must be between 0 and {num_steps - 1}")
         self.num_steps = num_steps
         self.guidance: Guidance | None = guidance  # type: ignore[assignment]
+        self.spacing: Spacing = spacing
+        self.linear_steps = linear_steps
+        self.guidance_batch: Literal["joint", "split"] = guidance_batch
 
     def with_steps(self, num_steps: int) -> Sampler:
-        """The same sampler with another number of steps; a dynamic guidance is told as well. Raises:
-        ConfigError."""
+        """The same sampler with another number of steps; a dynamic guidance is told as well, and linear_steps keep
+        their share. Raises: ConfigError."""
         guidance = self.guidance
         if isinstance(guidance, DynamicGuidance):
             guidance = DynamicGuidance(guidance.scale, guidance.exp, num_steps, guidance.by)
-        return type(self)(num_steps, guidance)
+        linear = self.linear_steps
+        if linear is not None:
+            linear = min(round(linear * num_steps / self.num_steps), num_steps - 1)
+        return type(self)(num_steps, guidance, self.spacing, linear, self.guidance_batch)
 
     @abstractmethod
     def advance(self, x: Tensor, x0: Tensor, x0_previous: Tensor | None, at: Levels, noise: Tensor | None) -> Tensor:
@@ -155,7 +120,7 @@ class Sampler(ABC):
         timesteps.
         """
         assert step_noise is not None or not self.needs_noise, f"{type(self).__name__} needs step_noise"
-        levels = schedule.sampling(self.num_steps)
+        levels = schedule.sampling(self.num_steps, self.spacing, self.linear_steps)
         a = levels.sqrt_alpha_bar.tolist()
         x, x0_previous = noise.float(), None
         for step, timestep in enumerate(levels.timesteps.tolist()):
@@ -182,13 +147,17 @@ class Sampler(ABC):
         context: Tensor,
         null_context: Tensor,
     ) -> Tensor:
+        def branch(batch: Tensor, context: Tensor) -> Tensor:
+            times = torch.full((len(batch),), timestep, dtype=torch.int64, device=batch.device)
+            return denoise(batch, times, context, coefficient.expand(len(batch)))
+
         scale = 1.0 if self.guidance is None else self.guidance.scale_at(timestep, step)
         if scale == 1.0:
-            times = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
-            return denoise(x, times, context, coefficient.expand(len(x)))
-        times = torch.full((2 * len(x),), timestep, dtype=torch.int64, device=x.device)
-        both = denoise(torch.cat([x, x]), times, torch.cat([null_context, context]), coefficient.expand(2 * len(x)))
-        unconditional, conditional = both.chunk(2)
+            return branch(x, context)
+        if self.guidance_batch == "split":
+            unconditional = branch(x, null_context)
+            return guide(branch(x, context), unconditional, scale)
+        unconditional, conditional = branch(torch.cat([x, x]), torch.cat([null_context, context])).chunk(2)
         return guide(conditional, unconditional, scale)
 
 

@@ -7,12 +7,15 @@ Letters: b batch, n sampling steps. `timestep` is an integer 0..num_timesteps-1 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cogvideox.diffusion import denoiser
 from cogvideox.errors import ConfigError
+
+Spacing = Literal["trailing", "linear_quadratic"]
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,54 @@ class NoiseSchedule:
         distance = (sqrt_alpha_bar[:, None] - self.sqrt_alpha_bar[None, :]).abs()
         return self.sqrt_alpha_bar[distance.argmin(dim=1)]
 
-    def sampling(self, num_steps: int) -> SamplingSchedule:
+    def sampling(
+        self, num_steps: int, spacing: Spacing = "trailing", linear_steps: int | None = None
+    ) -> SamplingSchedule:
         """The schedule of a sampler with `num_steps` steps.
 
-        The zero-SNR rescale runs after sub-sampling, with the sub-sample's own first element: the levels are
-        close to, but not a subset of, the training table. Raises: ConfigError unless 1 <= num_steps <=
-        num_timesteps.
+        trailing: timesteps evenly spread, from the last one downwards. The zero-SNR rescale runs after
+        sub-sampling, with the sub-sample's own first element: the levels are close to, but not a subset of, the
+        training table.
+        linear_quadratic: see `linear_quadratic_timesteps`; the levels are the training table's own.
+
+        Raises: ConfigError unless 1 <= num_steps <= num_timesteps.
         """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ConfigError(f"sampler: num_steps is {num_steps}, must be between 1 and {self.num_timesteps}")
-        # linspace(last, 0, n, endpoint=False) truncated. In float64, not in exact integers: for 34 of the
-        # 1000 possible step counts a rounding error moves a timestep by one, and the released models' sampler
-        # has that rounding.
-        last = self.num_timesteps - 1
-        timesteps = torch.tensor([int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64)
-        levels = self._levels(self._alpha_bar[timesteps.flip(0)]).flip(0)
+        if spacing == "linear_quadratic":
+            timesteps = linear_quadratic_timesteps(num_steps, self.num_timesteps, linear_steps)
+            levels = self.sqrt_alpha_bar[timesteps]
+        else:
+            timesteps = trailing_timesteps(num_steps, self.num_timesteps)
+            levels = self._levels(self._alpha_bar[timesteps.flip(0)]).flip(0)
         return SamplingSchedule(timesteps, torch.cat([levels, torch.ones(1)]), self.nearest(levels))
+
+
+def trailing_timesteps(num_steps: int, num_timesteps: int) -> Tensor:
+    """int64 [n], descending from num_timesteps - 1: linspace(last, 0, n, endpoint=False) truncated.
+
+    In float64, not in exact integers: for 34 of the 1000 possible step counts a rounding error moves a timestep
+    by one, and the released models' sampler has that rounding.
+    """
+    last = num_timesteps - 1
+    return torch.tensor([int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64)
+
+
+def linear_quadratic_timesteps(num_steps: int, num_timesteps: int, linear_steps: int | None = None) -> Tensor:
+    """int64 [n], strictly descending from num_timesteps - 1: for few steps, spent where the motion is decided.
+
+    The first `linear_steps` (None: half of them) are the first steps of the schedule with num_timesteps steps; the
+    others are spaced quadratically, with the same slope where they begin and reaching the clean latent after the
+    last one. Progress after i steps of n, with L linear ones out of a fine schedule of T:
+        i / T                                        for i <= L,
+        i / T + (1 - n / T) ((i - L) / (n - L))^2    after that;
+    the timestep is (T - 1) (1 - progress), truncated as in `trailing_timesteps`.
+
+    Source: Movie Gen (arXiv 2410.13720), section 3.4.2, whose time runs from noise to data. The timestep index takes
+    its place here: it is what these models' usual schedule is linear in.
+    """
+    linear = num_steps // 2 if linear_steps is None else linear_steps
+    assert 0 <= linear < num_steps, f"{linear} linear steps of {num_steps}"
+    tail = [max(0, i - linear) / (num_steps - linear) for i in range(num_steps)]
+    left = [1.0 - i / num_timesteps - (1.0 - num_steps / num_timesteps) * u * u for i, u in enumerate(tail)]
+    return torch.tensor([int((num_timesteps - 1) * share) for share in left], dtype=torch.int64)
