@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.model.build import build_model, has_lora, with_lora
+from cogvideox.model.build import build_model, has_lora, image_condition, with_lora
+from cogvideox.model.image_condition import ImageCondition
 from model.parts import model_config
 
 
@@ -60,7 +62,6 @@ def test_options_reach_the_network(family: tiny.TinyFamily) -> None:
             "text_hidden_size is 24, but the text encoder's width is 16",
         ),
         (("network_config", "params", "text_length"), 10, "text_length is 10, but .* max_length is 12"),
-        (("network_config", "params", "in_channels"), 8, "in_channels is 8, but .* z_channels is 16"),
     ],
 )
 def test_parts_that_disagree_are_named(
@@ -73,6 +74,28 @@ def test_parts_that_disagree_are_named(
     node[path[-1]] = value
     with pytest.raises(ConfigError, match=message):
         build(model_config(family, network_config=section["network_config"]))
+
+
+def test_channels_must_be_the_vaes_and_twice_as_many_with_an_image(family: tiny.TinyFamily) -> None:
+    def with_channels(inputs: int, outputs: int = 16) -> dict[str, Any]:
+        node = tiny.network_node()
+        node["params"].update(in_channels=inputs, out_channels=outputs)
+        return node
+
+    with pytest.raises(ConfigError, match="out_channels is 8, but first_stage_config z_channels is 16"):
+        build(model_config(family, network_config=with_channels(8, 8)))
+    with pytest.raises(ConfigError, match="in_channels is 32, but without noised_image_input it must be 16"):
+        build(model_config(family, network_config=with_channels(32)))
+    with pytest.raises(ConfigError, match="in_channels is 16, but with noised_image_input it must be 32"):
+        build(model_config(family, noised_image_input=True))
+
+
+def test_the_image_latent_has_the_scale_of_the_latents_unless_it_is_set(family: tiny.TinyFamily) -> None:
+    assert image_condition(model_config(family)) is None
+    plain = model_config(family, noised_image_input=True, noised_image_dropout=0.05)
+    assert image_condition(plain) == ImageCondition(1.15258426, 0.05)
+    scaled = model_config(family, noised_image_input=True, image_latent_scale=1.0)
+    assert image_condition(scaled) == ImageCondition(1.0, 0.0)
 
 
 def test_missing_vae_is_named(family: tiny.TinyFamily) -> None:

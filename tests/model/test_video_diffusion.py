@@ -47,7 +47,7 @@ def test_forward_gives_one_fp32_loss_per_sample_and_gradients_to_the_transformer
 def test_forward_is_the_sum_of_its_parts(model: VideoDiffusion) -> None:
     """Step by step, with the formulas written out."""
     rows = batch()
-    randomness = model.draw(rows, LATENT_SHAPE)
+    randomness = model.draw(rows)
     with torch.no_grad():
         posterior = model.vae.encode((rows.video.float() - 127.5) / 127.5)
         latent = 1.15258426 * (posterior.mean + posterior.std * randomness.posterior_noise)
@@ -85,8 +85,8 @@ def test_epochs_change_the_loss_and_the_torch_seed_does_not(model: VideoDiffusio
 def test_captions_are_dropped_in_training_only(family: tiny.TinyFamily) -> None:
     model = build(family)
     model.conditioner.caption_dropout = 1.0
-    assert not model.train().draw(batch(), LATENT_SHAPE).keep_caption.any()
-    assert model.eval().draw(batch(), LATENT_SHAPE).keep_caption.all()
+    assert not model.train().draw(batch()).keep_caption.any()
+    assert model.eval().draw(batch()).keep_caption.all()
 
 
 def test_frozen_parts_stay_in_evaluation_mode(model: VideoDiffusion) -> None:

@@ -4,7 +4,7 @@ A sample meets the same timestep, noise, posterior noise and caption dropout wha
 batch split, the device and the number of resumes. Values come from the counter-based Philox generator, keyed
 by a 128-bit hash, drawn on the CPU in fp32.
 
-Letters: b batch, f y x latent frames, height and width, c latent channels.
+Letters: b batch, f y x latent frames, height and width, c latent channels, h w pixels.
 
 Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox).
 """
@@ -21,29 +21,60 @@ from torch import Tensor
 
 _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
+# log of the noise on the image of image-to-video training: mean and standard deviation. Source: Blattmann et al. 2023,
+# "Stable Video Diffusion", which CogVideoX-I2V follows.
+_LOG_SIGMA = (-3.0, 0.5)
+
+
+@dataclass(frozen=True)
+class ImageRandomness:
+    """What is random about the image of image-to-video training.
+
+    sigma: fp32 [b], strength of the noise on pixels in [-1, 1]; pixel_noise: fp32 [b, 3, h, w] and posterior_noise:
+    fp32 [b, 1, c, y, x], standard normal; keep: bool [b].
+    """
+
+    sigma: Tensor
+    pixel_noise: Tensor
+    posterior_noise: Tensor
+    keep: Tensor
+
+    def to(self, device: torch.device) -> ImageRandomness:
+        """The same on another device, see StepRandomness.to."""
+        parts = (self.sigma, self.pixel_noise, self.posterior_noise, self.keep)
+        return ImageRandomness(*(_move(part, device) for part in parts))
 
 
 @dataclass(frozen=True)
 class StepRandomness:
     """What is random in one training step.
 
-    timestep: int64 [b]; noise and posterior_noise: fp32 [b, f, c, y, x], standard normal; keep_caption: bool
-    [b].
+    timestep: int64 [b]; noise: fp32 [b, f, c, y, x] and posterior_noise: fp32 [b, f', c, y, x], standard normal, f'
+    less than f where the network sees padding; keep_caption: bool [b]; image: None for text-to-video models.
     """
 
     timestep: Tensor
     noise: Tensor
     posterior_noise: Tensor
     keep_caption: Tensor
+    image: ImageRandomness | None = None
 
     def to(self, device: torch.device | str) -> StepRandomness:
         """The same on another device. To CUDA through pinned memory, so that the host does not wait."""
         device = torch.device(device)
         if device.type == "cpu":
             return self
-        pin = device.type == "cuda"
-        parts = (self.timestep, self.noise, self.posterior_noise, self.keep_caption)
-        return StepRandomness(*((p.pin_memory() if pin else p).to(device, non_blocking=True) for p in parts))
+        return StepRandomness(
+            timestep=_move(self.timestep, device),
+            noise=_move(self.noise, device),
+            posterior_noise=_move(self.posterior_noise, device),
+            keep_caption=_move(self.keep_caption, device),
+            image=None if self.image is None else self.image.to(device),
+        )
+
+
+def _move(value: Tensor, device: torch.device) -> Tensor:
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 
 def _digest(key: Sequence[int | str]) -> bytes:
@@ -76,9 +107,9 @@ def stratified_timestep(num_timesteps: int, seed: int, position: int) -> int:
     return word * num_timesteps // _WORD
 
 
-def keep_caption(dropout: float, seed: int, epoch: int, sample_id: int) -> bool:
-    """False with probability `dropout`."""
-    return random_word("caption", seed, epoch, sample_id) >= dropout * _WORD
+def keep(what: str, dropout: float, seed: int, epoch: int, sample_id: int) -> bool:
+    """False with probability `dropout`. what: "caption" or "image", which are dropped independently."""
+    return random_word(what, seed, epoch, sample_id) >= dropout * _WORD
 
 
 def draw(
@@ -88,13 +119,18 @@ def draw(
     latent_shape: Sequence[int],
     num_timesteps: int,
     *,
+    padded_frames: int | None = None,
     caption_dropout: float = 0.0,
     positions: Sequence[int] | None = None,
+    image_size: tuple[int, int] | None = None,
+    image_dropout: float = 0.0,
 ) -> StepRandomness:
-    """Draw the randomness of a batch.
+    """Draw the randomness of a batch. Each value has a key of its own: none changes with what else is drawn.
 
     epoch: one for all, or one per sample; sample_ids: one integer per sample; latent_shape: (f, c, y, x) of
-    one sample; positions: the samples' positions in the global stream, which turn on stratified timesteps.
+    one sample; padded_frames: latent frames of the noise when the network sees more than f; positions: the
+    samples' positions in the global stream, which turn on stratified timesteps; image_size: (h, w) in pixels of
+    the image for image-to-video models, which image_dropout is for.
     """
     epochs = [epoch] * len(sample_ids) if isinstance(epoch, int) else list(epoch)
     keys = list(zip(epochs, sample_ids, strict=True))
@@ -103,9 +139,31 @@ def draw(
     else:
         assert len(positions) == len(sample_ids), "one position per sample needed"
         steps = [stratified_timestep(num_timesteps, seed, position) for position in positions]
+    noise_shape = (padded_frames or latent_shape[0], *latent_shape[1:])
+    image = None
+    if image_size is not None:
+        image = _draw_image(seed, keys, (1, *latent_shape[1:]), image_size, image_dropout)
     return StepRandomness(
         timestep=torch.tensor(steps, dtype=torch.int64),
-        noise=torch.stack([gaussian(latent_shape, "noise", seed, *key) for key in keys]),
+        noise=torch.stack([gaussian(noise_shape, "noise", seed, *key) for key in keys]),
         posterior_noise=torch.stack([gaussian(latent_shape, "posterior", seed, *key) for key in keys]),
-        keep_caption=torch.tensor([keep_caption(caption_dropout, seed, *key) for key in keys]),
+        keep_caption=torch.tensor([keep("caption", caption_dropout, seed, *key) for key in keys]),
+        image=image,
+    )
+
+
+def _draw_image(
+    seed: int,
+    keys: Sequence[tuple[int, int]],
+    latent_shape: Sequence[int],
+    size: tuple[int, int],
+    dropout: float,
+) -> ImageRandomness:
+    mean, deviation = _LOG_SIGMA
+    strength = torch.cat([gaussian((1,), "image sigma", seed, *key) for key in keys])
+    return ImageRandomness(
+        sigma=torch.exp(mean + deviation * strength),
+        pixel_noise=torch.stack([gaussian((3, *size), "image pixels", seed, *key) for key in keys]),
+        posterior_noise=torch.stack([gaussian(latent_shape, "image posterior", seed, *key) for key in keys]),
+        keep=torch.tensor([keep("image", dropout, seed, *key) for key in keys]),
     )

@@ -12,10 +12,9 @@ import torch
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import instantiate
 from cogvideox.errors import ConfigError
+from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
-from cogvideox.text.conditioner import Conditioner
 from cogvideox.transformer.model import DiffusionTransformer
-from cogvideox.vae.autoencoder import VideoAutoencoder
 
 LORA_TARGET = "cogvideox.transformer.lora.LoraMixin"
 
@@ -41,7 +40,8 @@ def build_model(
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
     transformer = _build_transformer(config, seed, dtype, checkpoint_activations).to(device)
-    _check_fit(transformer, frozen.vae, frozen.conditioner)
+    image = image_condition(config)
+    _check_fit(transformer, frozen, with_image=image is not None)
     model = VideoDiffusion(
         transformer,
         frozen,
@@ -50,8 +50,17 @@ def build_model(
         scale_factor=config.scale_factor,
         seed=seed,
         samples_at_a_time=config.en_and_decode_n_samples_a_time,
+        image=image,
     )
     return model.move_frozen(device, dtype)
+
+
+def image_condition(config: ModelConfig) -> ImageCondition | None:
+    """How an image-to-video model sees its image; None for text-to-video models. Raises: ConfigError."""
+    if not config.noised_image_input:
+        return None
+    scale = config.scale_factor if config.image_latent_scale is None else config.image_latent_scale
+    return ImageCondition(scale, config.noised_image_dropout)
 
 
 def check_precision(device: torch.device, dtype: torch.dtype) -> None:
@@ -94,16 +103,23 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _check_fit(transformer: DiffusionTransformer, vae: VideoAutoencoder, conditioner: Conditioner) -> None:
+def _check_fit(transformer: DiffusionTransformer, frozen: FrozenParts, *, with_image: bool) -> None:
     """Raises: ConfigError that names the keys of two parts that disagree."""
-    network = transformer.network
+    network, vae, conditioner = transformer.network, frozen.vae, frozen.conditioner
     text_width = transformer.mixins["patch_embed"].text_hidden_size
-    encoder = "the text encoder's"
+    channels, encoder = "first_stage_config z_channels", "the text encoder's"
     pairs = (
         ("patch_embed_config text_hidden_size", text_width, f"{encoder} width", conditioner.width),
         ("network_config text_length", network.text_length, f"{encoder} max_length", conditioner.max_length),
-        ("network_config in_channels", network.in_channels, "first_stage_config z_channels", vae.z_channels),
+        ("network_config out_channels", network.out_channels, channels, vae.z_channels),
     )
     for ours, our_value, theirs, their_value in pairs:
         if our_value != their_value:
             raise ConfigError(f"model: {ours} is {our_value}, but {theirs} is {their_value}; they must agree")
+    needed = vae.z_channels * (2 if with_image else 1)
+    if network.in_channels != needed:
+        kind = "with noised_image_input" if with_image else "without noised_image_input"
+        raise ConfigError(
+            f"model: network_config in_channels is {network.in_channels}, but {kind} it must be {needed}; "
+            f"{channels} is {vae.z_channels}, and an image-to-video network takes twice as many"
+        )

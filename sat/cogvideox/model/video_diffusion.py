@@ -2,12 +2,13 @@
 a video.
 
 Letters: b batch, t pixel frames, h w pixels; f latent frames, c latent channels, y x latent height and width;
-l text tokens, e text width.
+l text tokens, e text width. Latents are real ones or padded ones (see frame_padding; the same for patches of one
+frame): the network and the samplers see padded latents, the VAE and files real ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
-from cogvideox.diffusion.timesteps import StepRandomness
+from cogvideox.diffusion.timesteps import ImageRandomness, StepRandomness
+from cogvideox.model.frame_padding import check_latent_frames, num_padded, pad_frames, unpad_frames
+from cogvideox.model.image_condition import ImageCondition, add_pixel_noise, place_first
 from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
 
@@ -45,6 +48,7 @@ class VideoDiffusion(nn.Module):
     scale_factor: latents that the network sees are scale_factor times the VAE's (2B: 1.15258426).
     seed: of the training randomness (see diffusion.timesteps).
     samples_at_a_time: clips that the VAE encodes or decodes in one call; None for the whole batch.
+    image: how an image-to-video model sees its image; None for text-to-video models.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class VideoDiffusion(nn.Module):
         scale_factor: float,
         seed: int,
         samples_at_a_time: int | None = None,
+        image: ImageCondition | None = None,
     ) -> None:
         super().__init__()
         self.model = nn.ModuleDict({"diffusion_model": transformer})  # stored name
@@ -66,6 +71,12 @@ class VideoDiffusion(nn.Module):
         self.scale_factor = scale_factor
         self.seed = seed
         self.samples_at_a_time = samples_at_a_time
+        self.image = image
+
+    @property
+    def patch_frames(self) -> int:
+        """Latent frames of a patch: 1, or 2 for CogVideoX1.5."""
+        return self.transformer.network.patch_size[0]
 
     @property
     def transformer(self) -> DiffusionTransformer:
@@ -92,40 +103,98 @@ class VideoDiffusion(nn.Module):
     def forward(self, batch: Batch, randomness: StepRandomness | None = None) -> Tensor:
         """Loss per sample, fp32 [b].
 
-        Without `randomness` it is drawn from (seed, epoch, sample id); caption dropout only in training mode.
-        In evaluation mode the same batch therefore always has the same loss. Raises: ShapeError for a size
-        that the VAE or the transformer can't take.
+        Without `randomness` it is drawn from (seed, epoch, sample id); captions and images are dropped only in
+        training mode. In evaluation mode the same batch therefore always has the same loss. Raises: ShapeError for
+        a size that the VAE or the transformer can't take.
         """
-        posterior_mean, posterior_std = self._posterior(batch.video)
-        if randomness is None:
-            randomness = self.draw(batch, posterior_mean.shape[1:])
-        randomness = randomness.to(self.device)
+        video = batch.video.to(self.device, non_blocking=True)
+        posterior_mean, posterior_std = self._posterior(video)
+        check_latent_frames(posterior_mean.shape[1], self.patch_frames)
+        randomness = (self.draw(batch) if randomness is None else randomness).to(self.device)
         latent = self.scale_factor * (posterior_mean + posterior_std * randomness.posterior_noise)
         context = self.encode_text(batch.captions, randomness.keep_caption)
-        return self.loss_of(latent, context, randomness)
+        image_latent = None
+        if self.image is not None:
+            image_latent = self._noised_image_latent(video[:, 0], latent.shape[1], randomness.image)
+        return self.loss_of(latent, context, randomness, image_latent)
 
-    def loss_of(self, latent: Tensor, context: Tensor, randomness: StepRandomness) -> Tensor:
-        """Loss per sample, fp32 [b], of latents [b, f, c, y, x] and contexts [b, l, e] that are there
-        already."""
+    def loss_of(
+        self, latent: Tensor, context: Tensor, randomness: StepRandomness, image_latent: Tensor | None = None
+    ) -> Tensor:
+        """Loss per sample, fp32 [b], of real latents [b, f, c, y, x] and contexts [b, l, e] that are there already.
+
+        image_latent: padded, as `image_latent` gives it; for image-to-video models. The loss runs over the padding
+        too, which is a copy of a real latent.
+        """
+        latent = pad_frames(latent, self.patch_frames)
         level = self.schedule.level(randomness.timestep)
         noised_latent = denoiser.add_noise(latent, randomness.noise, level)
-        v_prediction = self.transformer(noised_latent, randomness.timestep, context)
+        v_prediction = self._predict(noised_latent, randomness.timestep, context, image_latent)
         return self.loss(v_prediction, latent, randomness.noise, level)
 
-    def draw(self, batch: Batch, latent_shape: Sequence[int]) -> StepRandomness:
-        """The randomness of a batch, on the CPU. latent_shape: (f, c, y, x) of one sample."""
+    def draw(self, batch: Batch) -> StepRandomness:
+        """The randomness of a batch in training, on the CPU; in evaluation mode nothing is dropped."""
+        positions = batch.positions.tolist() if self.loss.stratified_timesteps else None
+        caption_dropout = self.conditioner.caption_dropout if self.training else 0.0
+        image_dropout = self.image.dropout if self.training and self.image is not None else 0.0
+        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, caption_dropout, image_dropout)
+
+    def draw_fixed(self, batch: Batch, seed: int) -> StepRandomness:
+        """For evaluation: each clip meets the same noise whenever it is evaluated; timesteps are spread evenly over
+        the clips' positions; captions and images are kept."""
+        return self._draw(batch, seed, [0] * len(batch.captions), batch.positions.tolist(), 0.0, 0.0)
+
+    def _draw(
+        self,
+        batch: Batch,
+        seed: int,
+        epochs: list[int],
+        positions: list[int] | None,
+        caption_dropout: float,
+        image_dropout: float,
+    ) -> StepRandomness:
+        _, num_frames, _, height, width = batch.video.shape
+        frames = self.num_latent_frames(num_frames)
+        padded, *rest = self.latent_shape(frames, height, width)
         return timesteps.draw(
-            self.seed,
-            batch.epochs.tolist(),
+            seed,
+            epochs,
             batch.sample_ids.tolist(),
-            latent_shape,
+            (frames, *rest),
             self.schedule.num_timesteps,
-            caption_dropout=self.conditioner.caption_dropout if self.training else 0.0,
-            positions=batch.positions.tolist() if self.loss.stratified_timesteps else None,
+            padded_frames=padded,
+            caption_dropout=caption_dropout,
+            positions=positions,
+            image_size=None if self.image is None else (height, width),
+            image_dropout=image_dropout,
         )
 
+    def image_latent(self, first_frame: Tensor, num_latent_frames: int, noise: Tensor | None = None) -> Tensor:
+        """What an image-to-video network sees beside the noised latent, fp32 [b, f, c, y, x], padded.
+
+        first_frame: uint8 [b, 3, h, w]; num_latent_frames: real ones; noise: standard normal [b, 1, c, y, x], None
+        for the posterior's mean. Raises: ShapeError.
+        """
+        assert first_frame.dtype == torch.uint8, f"images stay uint8 until here, got {first_frame.dtype}"
+        return self._encode_image(to_signed(first_frame.to(self.device)), num_latent_frames, noise)
+
+    def _noised_image_latent(self, first_frame: Tensor, frames: int, randomness: ImageRandomness | None) -> Tensor:
+        """The image latent of training: noise on the pixels, and zeros where the image is dropped."""
+        assert randomness is not None, "randomness without image draws was given to an image-to-video model"
+        noised = add_pixel_noise(to_signed(first_frame), randomness.pixel_noise, randomness.sigma)
+        latent = self._encode_image(noised, frames, randomness.posterior_noise)
+        return latent.masked_fill(~randomness.keep[:, None, None, None, None], 0.0)
+
+    @torch.no_grad()
+    def _encode_image(self, pixels: Tensor, num_latent_frames: int, noise: Tensor | None) -> Tensor:
+        """Pixels [b, 3, h, w], about [-1, 1]; see image_latent."""
+        assert self.image is not None, "a text-to-video model takes no image"
+        mean, std = self._moments(self._pieces(pixels[:, None]))
+        latent = self.image.latent_scale * (mean if noise is None else mean + std * noise)
+        return place_first(latent, num_padded(num_latent_frames, self.patch_frames))
+
     def encode_video(self, video: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
-        """uint8 video [b, t, 3, h, w] -> latent fp32 [b, f, c, y, x], scaled; the posterior's mean without
+        """uint8 video [b, t, 3, h, w] -> real latent fp32 [b, f, c, y, x], scaled; the posterior's mean without
         noise."""
         mean, std = self._posterior(video)
         return self.scale_factor * (mean if posterior_noise is None else mean + std * posterior_noise)
@@ -135,7 +204,11 @@ class VideoDiffusion(nn.Module):
         """uint8 video [b, t, 3, h, w] -> mean and standard deviation, fp32 [b, f, c, y, x]."""
         assert video.dtype == torch.uint8, f"clips stay uint8 until here, got {video.dtype}"
         video = video.to(self.device, non_blocking=True)
-        parts = [self.vae.encode(to_signed(piece)) for piece in self._pieces(video)]
+        return self._moments(to_signed(piece) for piece in self._pieces(video))
+
+    def _moments(self, pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Videos in about [-1, 1] to mean and standard deviation, all in one batch."""
+        parts = [self.vae.encode(piece) for piece in pieces]
         return torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
 
     def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
@@ -147,31 +220,53 @@ class VideoDiffusion(nn.Module):
         return self.conditioner.encode(captions, keep)
 
     def denoise(
-        self, noised_latent: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor | None = None
+        self,
+        noised_latent: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        sqrt_alpha_bar: Tensor | None = None,
+        image_latent: Tensor | None = None,
     ) -> Tensor:
-        """The network's idea of the clean latent, fp32 [b, f, c, y, x]: what samplers ask for.
+        """The network's idea of the clean latent, fp32 [b, f, c, y, x], padded: what samplers ask for.
 
-        noised_latent fp32 [b, f, c, y, x]; timestep int64 [b]; context [b, l, e]; sqrt_alpha_bar fp32 [b],
-        the level of noised_latent when it differs from the training table's at `timestep`.
+        noised_latent fp32 [b, f, c, y, x], padded; timestep int64 [b]; context [b, l, e]; sqrt_alpha_bar fp32 [b],
+        the level of noised_latent when it differs from the training table's at `timestep`; image_latent: see
+        image_latent(), for each of the b.
         """
         level = self.schedule.level(timestep) if sqrt_alpha_bar is None else sqrt_alpha_bar
-        v_prediction = self.transformer(noised_latent, timestep, context)
+        v_prediction = self._predict(noised_latent, timestep, context, image_latent)
         return denoiser.to_clean(noised_latent, v_prediction, level)
+
+    def _predict(self, noised_latent: Tensor, timestep: Tensor, context: Tensor, image_latent: Tensor | None) -> Tensor:
+        assert (image_latent is None) == (self.image is None), "image-to-video models, and only they, need an image"
+        if image_latent is not None:
+            noised_latent = torch.cat([noised_latent, image_latent], dim=2)
+        return self.transformer(noised_latent, timestep, context)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Scaled latent [b, f, c, y, x] -> video float [b, t, 3, h, w], about [-1, 1]."""
-        return torch.cat([self.vae.decode(piece / self.scale_factor) for piece in self._pieces(latent)])
+        """Scaled latent [b, f, c, y, x], padded -> video float [b, t, 3, h, w], about [-1, 1]."""
+        latent = self.unpad(latent) / self.scale_factor
+        return torch.cat([self.vae.decode(piece) for piece in self._pieces(latent)])
 
     @torch.no_grad()
     def decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
         """As `decode`, a few frames at a time [b, t', 3, h, w], which bounds the memory."""
-        return self.vae.decode_chunks(latent / self.scale_factor)
+        return self.vae.decode_chunks(self.unpad(latent) / self.scale_factor)
+
+    def unpad(self, latent: Tensor) -> Tensor:
+        """Padded latents [..., f, c, y, x] to real ones: what is decoded and stored."""
+        return unpad_frames(latent, self.patch_frames)
+
+    def num_latent_frames(self, num_frames: int) -> int:
+        """Real latents of 4k + 1 pixel frames: the first frame alone, then 4 at a time."""
+        return (num_frames - 1) // self.vae.temporal_compression + 1
 
     def latent_shape(self, num_latent_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(f, c, y, x) of a video of height x width pixels."""
+        """(f, c, y, x), padded, of a video of height x width pixels and so many real latents. Raises: ShapeError."""
         step = self.vae.spatial_compression
-        return num_latent_frames, self.vae.z_channels, height // step, width // step
+        frames = num_padded(num_latent_frames, self.patch_frames)
+        return frames, self.vae.z_channels, height // step, width // step
 
 
 def to_signed(video: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from cogvideox.data.loader import Batch
-from cogvideox.diffusion import timesteps
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
@@ -41,24 +40,11 @@ def held_out_loss(
     """
     total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
     for batch in batches:
-        losses = losses_of(batch.to(groups.device), fixed_randomness(model, batch))
+        losses = losses_of(batch.to(groups.device), model.draw_fixed(batch, EVALUATION_SEED))
         counted = batch.counted.to(losses)
         total += torch.stack([(losses * counted).sum(), counted.sum()])
     loss, count = groups.sum(total).tolist()
     return loss / count
-
-
-def fixed_randomness(model: VideoDiffusion, batch: Batch) -> timesteps.StepRandomness:
-    """Noise and timestep of each clip by its identity and its place among the held-out; captions are kept."""
-    _, frames, _, height, width = batch.video.shape
-    return timesteps.draw(
-        EVALUATION_SEED,
-        [0] * len(batch.captions),
-        batch.sample_ids.tolist(),
-        model.latent_shape(latent_frames(model, frames), height, width),
-        model.schedule.num_timesteps,
-        positions=batch.positions.tolist(),
-    )
 
 
 @torch.no_grad()
@@ -73,11 +59,6 @@ def adapter_update(model: VideoDiffusion) -> float | None:
             update = torch.cat([b.float() @ a.float() for a, b in zip(layer.matrix_A, layer.matrix_B, strict=True)])
             shares.append(layer.scaling * update.norm() / layer.original.weight.float().norm())
     return float(torch.stack(shares).mean()) if shares else None
-
-
-def latent_frames(model: VideoDiffusion, num_frames: int) -> int:
-    """Latent frames of 4k + 1 frames: the first one alone, then 4 at a time."""
-    return (num_frames - 1) // model.vae.temporal_compression + 1
 
 
 def sample_prompts(

@@ -24,7 +24,6 @@ from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.checkpoint import Progress, load_progress
 from cogvideox.training.engine import TrainEngine, read_dtype
-from cogvideox.training.evaluation import latent_frames
 from cogvideox.training.lr_schedules import (
     Schedule,
     build_sat_schedule,
@@ -225,9 +224,9 @@ def _run_folder(config: Config, resumed: Path | None, progress: Progress) -> Pat
 def tokens_per_sample(model: VideoDiffusion, data: DataConfig) -> int:
     """Text and video tokens that one clip puts through the transformer."""
     network = model.transformer.network  # type: ignore[union-attr]
-    f, _, y, x = model.latent_shape(latent_frames(model, data.max_num_frames), *data.video_size)
+    f, _, y, x = model.latent_shape(model.num_latent_frames(data.max_num_frames), *data.video_size)
     pf, py, px = network.patch_size
-    return network.text_length + -(-f // pf) * (y // py) * (x // px)
+    return network.text_length + (f // pf) * (y // py) * (x // px)
 
 
 def every(interval: int | None, last: int) -> Callable[[int], bool]:

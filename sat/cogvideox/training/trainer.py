@@ -17,7 +17,7 @@ from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.run import VideoFormat, build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
-from cogvideox.training.evaluation import adapter_update, held_out_loss, latent_frames, sample_prompts
+from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import every, prepare, tokens_per_sample
@@ -141,7 +141,7 @@ class Trainer:
     def _video_format(self) -> VideoFormat:
         data = self._config.data
         assert data is not None
-        frames = latent_frames(self._parts.model, self._args.sample_num_frames or data.max_num_frames)
+        frames = self._parts.model.num_latent_frames(self._args.sample_num_frames or data.max_num_frames)
         height, width = data.video_size
         return VideoFormat(frames, height, width, data.fps)
 
