@@ -1,11 +1,13 @@
-"""A tiny CogVideoX-2B-layout family with random weights, on disk as users have it, and clips to train on.
+"""A tiny CogVideoX family with random weights, on disk as users have it, and clips to train on.
+
+`family` says which one's layout: "2b" (default), "5b", "5b_i2v", "1.5" or "1.5_i2v".
 
     <folder>/transformer/1/mp_rank_00_model_states.pt + latest      hidden 64, 2 layers
     <folder>/vae/3d-vae.pt     <folder>/t5/     <folder>/clips/*.mp4 + *.txt     <folder>/model.yaml
 
-9 frames of 32 x 48 pixels at 8 fps: latents of 3 x 4 x 6, 18 video tokens and 12 text tokens. A training step
-takes about
-20 ms. All weights are random and non-zero, so that nothing hides behind zero initialisation.
+9 frames of 32 x 48 pixels at 8 fps: latents of 3 x 4 x 6 (1.5: padded to 4), 18 video tokens (1.5: 12) and 12 text
+tokens. A training step takes about 20 ms. All weights are random and non-zero, so that nothing hides behind zero
+initialisation.
 """
 
 from __future__ import annotations
@@ -26,6 +28,20 @@ FRAMES, HEIGHT, WIDTH, FPS = 9, 32, 48, 8
 TEXT_LENGTH, TEXT_WIDTH = 12, 16
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
 MOTIONS = ("left", "right", "up", "down")
+POSITIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "2b": ("SinCosPositionMixin", {}),
+    "5b": ("RotaryPositionMixin", {}),
+    "5b_i2v": ("RotaryPositionMixin", {"learnable_pos_embed": True}),
+    "1.5": ("RotaryPositionMixin", {}),
+    "1.5_i2v": ("RotaryPositionMixin", {}),
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "2b": {},
+    "5b": {},
+    "5b_i2v": {"in_channels": 32},
+    "1.5": {"patch_size": [2, 2, 2]},
+    "1.5_i2v": {"patch_size": [2, 2, 2], "in_channels": 32, "ofs_embed_dim": 32},
+}
 WORDS = ("a", "square", "moves", *COLOURS, *MOTIONS)
 
 
@@ -56,51 +72,56 @@ class TinyFamily:
         return self.folder / "model.yaml"
 
 
-def write_family(folder: Path, num_clips: int = 8, dtype: torch.dtype = torch.float32) -> TinyFamily:
+def write_family(
+    folder: Path, num_clips: int = 8, dtype: torch.dtype = torch.float32, family: str = "2b"
+) -> TinyFamily:
     """Make a whole family in an empty folder; about two seconds."""
     from cogvideox.config.targets import instantiate
     from cogvideox.weights.sat_folder import write_checkpoint
 
-    family = TinyFamily(folder)
-    write_t5(family.t5)
-    config = model_section(family)
-    config["first_stage_config"]["params"].pop("ckpt_path")
-    vae = instantiate(config["first_stage_config"])
+    paths = TinyFamily(folder)
+    write_t5(paths.t5)
+    config = model_section(paths, family=family)
+    vae = instantiate(_without_weights(config["first_stage_config"]))
     randomise(vae, seed=1)
-    family.vae.parent.mkdir(parents=True)
-    torch.save({"state_dict": vae.state_dict()}, family.vae)
+    paths.vae.parent.mkdir(parents=True)
+    torch.save({"state_dict": vae.state_dict()}, paths.vae)
     torch.manual_seed(2)
     transformer = instantiate(config["network_config"], dtype=dtype)
     randomise(transformer, seed=2)
     names = {f"model.diffusion_model.{name}": each for name, each in transformer.state_dict().items()}
-    write_checkpoint(family.transformer, 1, names, {})
-    write_clips(family.clips, num_clips)
-    family.model_yaml.write_text(yaml.safe_dump({"model": model_section(family)}, sort_keys=False))
-    return family
+    write_checkpoint(paths.transformer, 1, names, {})
+    write_clips(paths.clips, num_clips)
+    paths.model_yaml.write_text(yaml.safe_dump({"model": config}, sort_keys=False))
+    return paths
 
 
-def model_section(family: TinyFamily, lora: dict[str, Any] | None = None) -> dict[str, Any]:
+def model_section(paths: TinyFamily, lora: dict[str, Any] | None = None, family: str = "2b") -> dict[str, Any]:
     """The `model` section of the family's YAML."""
+    image = {"noised_image_input": True, "noised_image_dropout": 0.05} if family.endswith("i2v") else {}
+    if family == "1.5_i2v":
+        image["image_latent_scale"] = 1.0
     return {
-        "scale_factor": 1.15258426,
-        "network_config": network_node(lora),
+        "scale_factor": 1.15258426 if family == "2b" else 0.7,
+        **image,
+        "network_config": network_node(lora, family),
         "schedule_config": {
             "target": "cogvideox.diffusion.schedule.NoiseSchedule",
-            "params": {"shift_scale": 3.0},
+            "params": {"shift_scale": 3.0 if family == "2b" else 1.0},
         },
         "conditioner_config": {
             "target": "cogvideox.text.conditioner.Conditioner",
             "params": {
                 "encoder": {
                     "target": "cogvideox.text.encoders.T5Encoder",
-                    "params": {"model_dir": str(family.t5), "max_length": TEXT_LENGTH},
+                    "params": {"model_dir": str(paths.t5), "max_length": TEXT_LENGTH},
                 }
             },
         },
         "first_stage_config": {
             "target": "cogvideox.vae.autoencoder.VideoAutoencoder",
             "params": {
-                "ckpt_path": str(family.vae),
+                "ckpt_path": str(paths.vae),
                 "ch": 8,
                 "ch_mult": [1, 1, 2, 2],
                 "num_res_blocks": 1,
@@ -120,11 +141,11 @@ def model_section(family: TinyFamily, lora: dict[str, Any] | None = None) -> dic
     }
 
 
-def network_node(lora: dict[str, Any] | None = None) -> dict[str, Any]:
+def network_node(lora: dict[str, Any] | None = None, family: str = "2b") -> dict[str, Any]:
     """The transformer's node, with adapters when `lora` holds their parameters."""
     room = "cogvideox.transformer."
     modules: dict[str, Any] = {
-        "pos_embed_config": {"target": room + "positions.SinCosPositionMixin"},
+        "pos_embed_config": {"target": room + "positions." + POSITIONS[family][0], "params": POSITIONS[family][1]},
         "patch_embed_config": {
             "target": room + "patch_embed.PatchEmbedMixin",
             "params": {"text_hidden_size": TEXT_WIDTH},
@@ -145,6 +166,7 @@ def network_node(lora: dict[str, Any] | None = None) -> dict[str, Any]:
             "latent_width": WIDTH // 8,
             "time_embed_dim": 32,
             "text_length": TEXT_LENGTH,
+            **SIZES[family],
             "modules": modules,
         },
     }
@@ -160,7 +182,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name.endswith("pos_embedding"):
+            if name.endswith("pos_embedding") and not parameter.requires_grad:
                 continue  # computed, and exports compute it again
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2:
@@ -168,6 +190,10 @@ def randomise(module: nn.Module, seed: int) -> None:
             else:
                 value = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
             parameter.copy_(value)
+
+
+def _without_weights(vae_node: dict[str, Any]) -> dict[str, Any]:
+    return {**vae_node, "params": {k: v for k, v in vae_node["params"].items() if k != "ckpt_path"}}
 
 
 def write_t5(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cogvideox.transformer.cpu_linear import linear
-from cogvideox.transformer.positions import sincos_3d
+from cogvideox.transformer.position_tables import sincos_3d
 from cogvideox.transformer.timestep import sinusoidal_embedding
 from diffusers.models.embeddings import get_3d_sincos_pos_embed, get_timestep_embedding
 

@@ -1,6 +1,6 @@
 """The mixin that makes SAT's layers CogVideoX blocks: adaptive LayerNorm per stream, LayerNorm on queries and keys.
 
-Letters: b batch, l text tokens, v video tokens, d hidden, e time embedding width.
+Letters: b batch, l text tokens, v video tokens, d hidden, h head width, e time embedding width.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ class AdaLNMixin(BaseMixin):
         self._block = torch.compile(transformer_block, fullgraph=True, backend=backend)
 
     def layer_forward(
-        self, text: Tensor, video: Tensor, conditioning: Tensor, *, layer_id: int
+        self, text: Tensor, video: Tensor, conditioning: Tensor, rotation: Tensor | None = None, *, layer_id: int
     ) -> tuple[Tensor, Tensor]:
-        """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e]."""
+        """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e].
+
+        rotation: of queries and keys [l + v, 1, h/2, 2], None for none.
+        """
         return self._block(
             self.transformer.layers[layer_id],
             self.adaLN_modulations[layer_id],
@@ -63,6 +66,7 @@ class AdaLNMixin(BaseMixin):
             text,
             video,
             conditioning,
+            rotation,
         )
 
 

@@ -3,7 +3,8 @@
 No process groups, no masks, no values read back to the host: the whole block is one graph for torch.compile, and the
 same compiled code serves every layer.
 
-Letters: b batch, l text tokens, v video tokens, s = l + v (text first), d hidden, n heads, e time embedding width.
+Letters: b batch, l text tokens, v video tokens, s = l + v (text first), d hidden, n heads, h head width,
+e time embedding width.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def transformer_block(
     text: Tensor,
     video: Tensor,
     conditioning: Tensor,
+    rotation: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One block: joint attention over text and video, then the MLP, each with its own modulation for the two.
 
@@ -36,6 +38,7 @@ def transformer_block(
         layer: a SAT BaseTransformerLayer (input_layernorm, attention, post_attention_layernorm, mlp).
         text, video: the residual streams [b, l, d] and [b, v, d]; kept apart, so that no residual is concatenated.
         conditioning: [b, e], the SiLU of the time embedding.
+        rotation: of queries and keys, [s, 1, h/2, 2] fp32; None for none.
 
     Returns:
         The new text [b, l, d] and video [b, v, d].
@@ -44,7 +47,7 @@ def transformer_block(
     lengths = [text.shape[1], video.shape[1]]
 
     tokens = joint_modulated_norm(layer.input_layernorm, text, video, chunks[6:8], chunks[0:2])
-    tokens = joint_attention(layer.attention, query_norm, key_norm, num_heads, tokens)
+    tokens = joint_attention(layer.attention, query_norm, key_norm, num_heads, tokens, rotation)
     text_out, video_out = tokens.split(lengths, dim=1)
     text = torch.addcmul(text, chunks[8], text_out)
     video = torch.addcmul(video, chunks[2], video_out)
@@ -68,12 +71,30 @@ def joint_attention(
     key_norm: nn.LayerNorm | None,
     num_heads: int,
     tokens: Tensor,
+    rotation: Tensor | None = None,
 ) -> Tensor:
-    """Full self-attention over [b, s, d] with LayerNorm on each head's queries and keys."""
+    """Full self-attention over [b, s, d] with LayerNorm on each head's queries and keys, and then their rotation."""
     query, key, value = (
         part.unflatten(-1, (num_heads, -1)) for part in attention.query_key_value.forward_parts(tokens, 3)
     )
     if query_norm is not None and key_norm is not None:
         query, key = query_norm(query), key_norm(key)
+    if rotation is not None:
+        query, key = rotate(query, rotation), rotate(key, rotation)
     mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return attention.dense(mixed.transpose(1, 2).flatten(2))
+
+
+def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of channels (2i, 2i + 1) of [b, s, n, h] by rotation [s, 1, h/2, 2] = (cos, sin), in fp32.
+
+    As one complex product, over all tokens with the identity for text: one pass forward, one backward, and nothing kept
+    for it. torch.compile gets real arithmetic, because it can't fuse complex numbers.
+    """
+    pairs = heads.to(torch.promote_types(heads.dtype, rotation.dtype)).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return turned.flatten(-2).to(heads.dtype)

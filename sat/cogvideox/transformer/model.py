@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from cogvideox.config.targets import ComponentNode, instantiate
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.transformer.linear import Linear
+from cogvideox.transformer.position_tables import Grid
+from cogvideox.transformer.positions import UNLIMITED
 from cogvideox.transformer.sat_stack import build_transformer, own_random_state
 from cogvideox.transformer.shape import NetworkShape, latent_frame_count, patch_triple
 from cogvideox.transformer.timestep import sinusoidal_embedding
@@ -40,6 +42,10 @@ class DiffusionTransformer(BaseModel):
     own loop builds an attention mask and checkpoints by hand. Building draws its weights from torch's generator and
     leaves every generator, and torch.distributed, as it found them.
 
+    in_channels: those of the latent, out_channels, and for I2V as many of the image latent behind them.
+    num_frames: pixel frames; latent frames that patches don't divide count as padded (81: 21, padded to 22).
+    ofs_embed_dim, ofs: 1.5-I2V adds the embedding of the constant ofs to that of the timestep; equal to time_embed_dim.
+
     Raises:
         ConfigError: sizes that do not divide, an illegal frame count, a missing or unknown entry of `modules`.
     """
@@ -58,6 +64,8 @@ class DiffusionTransformer(BaseModel):
         time_embed_dim: int = 512,
         temporal_compression: int = 4,
         text_length: int = 226,
+        ofs_embed_dim: int | None = None,
+        ofs: float = 2.0,
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
         modules: dict[str, ComponentNode] | None = None,
@@ -78,17 +86,16 @@ class DiffusionTransformer(BaseModel):
             text_length=text_length,
             dtype=dtype,
         )
-        _check_network(network)
+        _check_network(network, ofs_embed_dim)
         nodes = _check_modules(modules or {})
         with own_random_state():
             super().__init__(argparse.Namespace(), transformer=build_transformer(network))
             self.network = network
             self.checkpoint_activations = checkpoint_activations
-            self.time_embed = nn.Sequential(  # stored name
-                Linear(hidden_size, time_embed_dim, dtype=dtype),
-                nn.SiLU(),
-                Linear(time_embed_dim, time_embed_dim, dtype=dtype),
-            )
+            self.ofs = ofs
+            # Stored names.
+            self.time_embed = _embedding(hidden_size, time_embed_dim, dtype)
+            self.ofs_embed = None if ofs_embed_dim is None else _embedding(ofs_embed_dim, ofs_embed_dim, dtype)
             for key, name in _MIXINS.items():
                 if key in nodes:
                     self.add_mixin(name, instantiate(nodes[key], network=network), reinit=True)
@@ -101,7 +108,8 @@ class DiffusionTransformer(BaseModel):
         """v_prediction [b, f, c_out, y, x] in the parameters' dtype.
 
         Args:
-            noised_latent: [b, f, c, y, x] with f, y, x multiples of the patch, at most as large as configured.
+            noised_latent: [b, f, c, y, x] with f, y, x multiples of the patch, and as large as the positions allow; for
+                I2V with the image latent behind it on the channels.
             timestep: [b], 0..999.
             context: [b, l, e] text states, l exactly text_length.
 
@@ -110,14 +118,25 @@ class DiffusionTransformer(BaseModel):
         """
         grid = self._check_inputs(noised_latent, timestep, context)
         dtype = next(self.time_embed.parameters()).dtype
-        conditioning = F.silu(self.time_embed(sinusoidal_embedding(timestep, self.network.hidden_size).to(dtype)))
+        conditioning = self._conditioning(timestep, dtype)
         text, video = self.hooks["word_embedding_forward"](noised_latent.to(dtype), context.to(dtype))
         text, video = self.hooks["position_embedding_forward"](text, video, grid)
+        rotation = self.mixins["pos_embed"].rotation(grid, video.device)
         for layer_id in range(self.network.num_layers):
-            text, video = self._layer(text, video, conditioning, layer_id)
+            text, video = self._layer(text, video, conditioning, rotation, layer_id)
         return self.hooks["final_forward"](self.transformer.final_layernorm(video), conditioning, grid)
 
-    def _layer(self, text: Tensor, video: Tensor, conditioning: Tensor, layer_id: int) -> tuple[Tensor, Tensor]:
+    def _conditioning(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """The SiLU of the time embedding, to which that of the constant `ofs` is added where there is one."""
+        embedded = self.time_embed(sinusoidal_embedding(timestep, self.network.hidden_size).to(dtype))
+        if self.ofs_embed is not None:
+            ofs = torch.full((1,), self.ofs, device=timestep.device)
+            embedded = embedded + self.ofs_embed(sinusoidal_embedding(ofs, embedded.shape[-1]).to(dtype))
+        return F.silu(embedded)
+
+    def _layer(
+        self, text: Tensor, video: Tensor, conditioning: Tensor, rotation: Tensor | None, layer_id: int
+    ) -> tuple[Tensor, Tensor]:
         layer_forward = self.hooks["layer_forward"]
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(
@@ -125,13 +144,14 @@ class DiffusionTransformer(BaseModel):
                 text,
                 video,
                 conditioning,
+                rotation,
                 layer_id=layer_id,
                 use_reentrant=False,
                 preserve_rng_state=self._draws_dropout,
             )
-        return layer_forward(text, video, conditioning, layer_id=layer_id)
+        return layer_forward(text, video, conditioning, rotation, layer_id=layer_id)
 
-    def _check_inputs(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> tuple[int, int, int]:
+    def _check_inputs(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> Grid:
         """The token grid (frames, height, width) of an input that fits."""
         network = self.network
         if noised_latent.ndim != 5 or noised_latent.shape[2] != network.in_channels:
@@ -147,34 +167,57 @@ class DiffusionTransformer(BaseModel):
             raise ShapeError(
                 f"context has shape {tuple(context.shape)}; expected {expected} (batch, text_length, text_hidden_size)"
             )
-        sizes, patch = (frames, height, width), network.patch_size
-        if any(size < step or size % step for size, step in zip(sizes, patch, strict=True)):
-            legal = tuple(max(round(size / step), 1) * step for size, step in zip(sizes, patch, strict=True))
+        return self._check_grid((frames, height, width))
+
+    def _check_grid(self, sizes: tuple[int, int, int]) -> Grid:
+        """Tokens along (frames, height, width) for a latent of these sizes."""
+        patch, largest = self.network.patch_size, self.mixins["pos_embed"].largest_grid
+        grid = (sizes[0] // patch[0], sizes[1] // patch[1], sizes[2] // patch[2])
+        nearest = tuple(
+            min(max(round(size / step), 1), most) * step for size, step, most in zip(sizes, patch, largest, strict=True)
+        )
+        if min(grid) < 1 or any(size % step for size, step in zip(sizes, patch, strict=True)):
             raise ShapeError(
                 f"a latent of (frames, height, width) {sizes} does not divide into patches {patch}; "
-                f"nearest legal: {legal}"
+                f"nearest legal: {nearest}"
             )
-        grid = (frames // patch[0], height // patch[1], width // patch[2])
-        self.mixins["pos_embed"].check_grid(grid)
+        if any(size > most for size, most in zip(grid, largest, strict=True)):
+            limits = ("any" if most == UNLIMITED else str(most * n) for most, n in zip(largest, patch, strict=True))
+            raise ShapeError(
+                f"a latent of (frames, height, width) {sizes} is larger than the position table "
+                f"({', '.join(limits)}); nearest legal: {nearest}"
+            )
         return grid
 
 
-def _check_network(network: NetworkShape) -> None:
+def _embedding(width_in: int, width: int, dtype: torch.dtype) -> nn.Sequential:
+    return nn.Sequential(Linear(width_in, width, dtype=dtype), nn.SiLU(), Linear(width, width, dtype=dtype))
+
+
+def _check_network(network: NetworkShape, ofs_embed_dim: int | None) -> None:
     if network.hidden_size % network.num_attention_heads:
         raise ConfigError(
             f"network_config.hidden_size {network.hidden_size} is not a multiple of num_attention_heads "
             f"{network.num_attention_heads}"
         )
-    for name in ("latent_frames", "latent_height", "latent_width"):
-        size, step = (
-            getattr(network, name),
-            network.patch_size[("latent_frames", "latent_height", "latent_width").index(name)],
-        )
+    _, *steps = network.patch_size  # frames are padded
+    for name, step in zip(("latent_height", "latent_width"), steps, strict=True):
+        size = getattr(network, name)
         if size < step or size % step:
             raise ConfigError(
                 f"network_config: {name} is {size}, which patches of {step} do not divide; "
                 f"nearest legal: {max(round(size / step), 1) * step}"
             )
+    if network.in_channels < network.out_channels:
+        raise ConfigError(
+            f"network_config.in_channels is {network.in_channels}, fewer than out_channels {network.out_channels}; "
+            f"write {network.out_channels}, or {2 * network.out_channels} for image to video"
+        )
+    if ofs_embed_dim is not None and ofs_embed_dim != network.time_embed_dim:
+        raise ConfigError(
+            f"network_config.ofs_embed_dim is {ofs_embed_dim}; it is added to the time embedding, so it must be "
+            f"time_embed_dim {network.time_embed_dim}, or null for networks without it"
+        )
 
 
 def _check_modules(modules: dict[str, ComponentNode]) -> dict[str, ComponentNode]:

@@ -1,53 +1,39 @@
-"""Fixed sine and cosine positions of the 2B layout.
+"""The position schemes: one mixin each.
 
-Letters: f y x video tokens along frames, height, width; l text tokens; d hidden.
+Both know at which token grids they can work (`largest_grid`), may add a table to the tokens (SAT's
+`position_embedding_forward` hook) and may rotate queries and keys (`rotation`).
+
+Letters: f y x video tokens along frames, height, width; l text tokens; s = l + f*y*x; d hidden; h head width.
 """
 
 from __future__ import annotations
+
+import sys
+from typing import Literal
 
 import torch
 from sat.model.base_model import BaseMixin, BaseModel
 from torch import Tensor, nn
 
-from cogvideox.errors import ConfigError, ShapeError
+from cogvideox.errors import ConfigError
+from cogvideox.transformer.position_tables import Grid, fitted_span, rotary_3d, sincos_3d, spread
 from cogvideox.transformer.shape import NetworkShape
 
-_MAX_PERIOD = 10000.0
-
-
-def sincos_1d(width: int, positions: Tensor) -> Tensor:
-    """Positions [n] (float64) -> [n, width], the sine half first. `width` is even."""
-    half = width // 2
-    frequencies = _MAX_PERIOD ** -(torch.arange(half, dtype=torch.float64) / half)
-    angles = positions[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def sincos_3d(
-    width: int, grid: tuple[int, int, int], interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> Tensor:
-    """The table [f, y, x, width] in fp32: a quarter of the width for time, then 3/8 for x, then 3/8 for y.
-
-    grid: tokens along (frames, height, width). interpolation: each axis' positions are divided by its factor.
-    Source: the published 2B checkpoint's table, and diffusers' get_3d_sincos_pos_embed.
-    """
-    frames, height, width_tokens = (
-        torch.arange(size, dtype=torch.float64) / factor for size, factor in zip(grid, interpolation, strict=True)
-    )
-    temporal, spatial = width // 4, width // 8 * 3
-    parts = [
-        sincos_1d(temporal, frames)[:, None, None],
-        sincos_1d(spatial, width_tokens)[None, None],
-        sincos_1d(spatial, height)[None, :, None],
-    ]
-    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1).float()
+UNLIMITED = sys.maxsize
 
 
 class SinCosPositionMixin(BaseMixin):
-    """Overrides SAT's `position_embedding_forward` hook with a table that is added to the tokens.
+    """Adds a fixed sin/cos table to the tokens (2B).
 
     `pos_embedding` [1, l + f*y*x, d] is a stored name: never trained, zero for the text, and loaded from a checkpoint
     like any weight.
+
+    resize: what happens at other heights and widths than configured. "slice" takes the table's corner at the origin,
+    and larger sizes are refused. "interpolate" computes a table for the size with the same interpolation factors, as
+    diffusers does: smaller sizes get the same corner, larger ones go on where the table ends.
+
+    Raises:
+        ConfigError: a hidden size that the table can't have.
     """
 
     def __init__(
@@ -55,6 +41,7 @@ class SinCosPositionMixin(BaseMixin):
         height_interpolation: float = 1.0,
         width_interpolation: float = 1.0,
         time_interpolation: float = 1.0,
+        resize: Literal["slice", "interpolate"] = "slice",
         *,
         network: NetworkShape,
     ) -> None:
@@ -65,40 +52,134 @@ class SinCosPositionMixin(BaseMixin):
             )
         self.network = network
         self.interpolation = (time_interpolation, height_interpolation, width_interpolation)
-        shape = (1, network.text_length + network.num_video_tokens, network.hidden_size)
-        self.pos_embedding = nn.Parameter(torch.empty(shape, dtype=network.dtype), requires_grad=False)
+        self.largest_grid = _largest_grid(network.token_grid, resize == "interpolate")
+        self.pos_embedding = _empty_table(network, trainable=False)
 
     def reinit(self, parent_model: BaseModel | None = None) -> None:
         """Fill the table; SAT's own position table goes."""
         text_length = self.network.text_length
-        table = sincos_3d(self.network.hidden_size, self.network.token_grid, self.interpolation)
         self.pos_embedding.data[:, :text_length] = 0
-        self.pos_embedding.data[:, text_length:] = table.flatten(0, 2).to(self.pos_embedding)
+        self.pos_embedding.data[:, text_length:] = self._computed(self.network.token_grid)
         if parent_model is not None:
             del parent_model.transformer.position_embeddings
 
-    def check_grid(self, grid: tuple[int, int, int]) -> None:
-        """Refuse a token grid that the table does not cover.
+    def position_embedding_forward(self, text: Tensor, video: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Add positions to text [b, l, d] and video [b, f*y*x, d]."""
+        if all(size <= most for size, most in zip(grid, self.network.token_grid, strict=True)):
+            return _add_corner(self.pos_embedding, self.network, text, video, grid)
+        return text + self.pos_embedding[:, : self.network.text_length], video + self._computed(grid)
 
-        Raises:
-            ShapeError: some axis is longer than configured; says the largest legal latent size.
-        """
-        limit = self.network.token_grid
-        if any(size > largest for size, largest in zip(grid, limit, strict=True)):
-            patch = self.network.patch_size
-            wanted = tuple(size * step for size, step in zip(grid, patch, strict=True))
-            legal = tuple(min(size, most) * step for size, most, step in zip(grid, limit, patch, strict=True))
-            raise ShapeError(
-                f"a latent of (frames, height, width) {wanted} is larger than the position table "
-                f"{tuple(most * step for most, step in zip(limit, patch, strict=True))}; nearest legal: {legal}"
+    def rotation(self, grid: Grid, device: torch.device) -> None:
+        """Nothing is rotated."""
+
+    def _computed(self, grid: Grid) -> Tensor:
+        return sincos_3d(self.network.hidden_size, grid, self.interpolation).flatten(0, 2).to(self.pos_embedding)
+
+
+class RotaryPositionMixin(BaseMixin):
+    """Rotates queries and keys of the video tokens (5B and 1.5), and may add a learned table as well (5B-I2V).
+
+    Pairs of neighbouring channels turn by position * theta^(-2i/width): a quarter of a head with time, 3/8 with height,
+    3/8 with width, each axis' positions divided by its interpolation factor. Rotations are computed in fp32 for every
+    forward and stored nowhere, so no cast of the model reaches them, and every grid and device has its own. The
+    published 1.0 checkpoints hold them as `freqs_sin` and `freqs_cos`: `stored_tables` gives these.
+
+    learnable_pos_embed: `pos_embedding` [1, l + f*y*x, d], a stored name, is added to the tokens and trained. Other
+    grids than configured take its corner at the origin along each axis. (diffusers replaces it by a sin/cos table at
+    other frame counts, which throws away what it has learned, and refuses other sizes.)
+
+    resize: what happens at other heights and widths than configured. "slice" counts from the origin; sizes up to the
+    configured one (1.5: 300 x 300) are legal. "interpolate" fits the picture, centred, into the configured one, so that
+    positions stay in the range seen in training, at any size: what diffusers does for CogVideoX 1.0.
+    Along time both count from 0, up to latent_frames tokens.
+
+    Raises:
+        ConfigError: a head width that does not split into pairs, or a learned table that should be interpolated.
+    """
+
+    pos_embedding: nn.Parameter | None
+
+    def __init__(
+        self,
+        theta: float = 10000.0,
+        learnable_pos_embed: bool = False,
+        height_interpolation: float = 1.0,
+        width_interpolation: float = 1.0,
+        time_interpolation: float = 1.0,
+        resize: Literal["slice", "interpolate"] = "slice",
+        *,
+        network: NetworkShape,
+    ) -> None:
+        super().__init__()
+        if network.head_dim % 16:
+            raise ConfigError(
+                f"network_config: hidden_size {network.hidden_size} and num_attention_heads "
+                f"{network.num_attention_heads} make heads of width {network.head_dim}; "
+                "rotary positions need a multiple of 16"
             )
+        if learnable_pos_embed and resize != "slice":
+            raise ConfigError(
+                "pos_embed_config: a learned table (learnable_pos_embed: true) can't be interpolated; use resize: slice"
+            )
+        self.network = network
+        self.theta = theta
+        self.interpolation = (time_interpolation, height_interpolation, width_interpolation)
+        self.resize = resize
+        _, height, width = network.token_grid
+        self.largest_grid = network.token_grid
+        if not learnable_pos_embed:
+            self.largest_grid = _largest_grid((network.latent_frames, height, width), resize == "interpolate")
+        self.pos_embedding = _empty_table(network, trainable=True) if learnable_pos_embed else None
 
-    def position_embedding_forward(
-        self, text: Tensor, video: Tensor, grid: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Add positions to text [b, l, d] and video [b, f*y*x, d]; other grids use the table's corner at the origin."""
-        frames, height, width = grid
-        text_table, video_table = self.pos_embedding.split([self.network.text_length, self.network.num_video_tokens], 1)
-        if grid != self.network.token_grid:
-            video_table = video_table.unflatten(1, self.network.token_grid)[:, :frames, :height, :width].flatten(1, 3)
-        return text + text_table, video + video_table
+    def reinit(self, parent_model: BaseModel | None = None) -> None:
+        """The learned table starts at zero. SAT's own position table stays: unused, but in published checkpoints."""
+        if self.pos_embedding is not None:
+            nn.init.zeros_(self.pos_embedding)
+        if parent_model is not None:
+            parent_model.transformer.position_embeddings.to(self.network.dtype).requires_grad_(False)
+
+    def position_embedding_forward(self, text: Tensor, video: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Add the learned table, if there is one, to text [b, l, d] and video [b, f*y*x, d]."""
+        if self.pos_embedding is None:
+            return text, video
+        return _add_corner(self.pos_embedding, self.network, text, video, grid)
+
+    def rotation(self, grid: Grid, device: torch.device) -> Tensor:
+        """The rotation of every token, [s, 1, h/2, 2] fp32 as (cos, sin); text tokens stay as they are.
+
+        Nothing is read back from the device, and it takes far less time than one block.
+        """
+        video = rotary_3d(self.network.head_dim, self._positions(grid, device), self.theta).flatten(0, 2)
+        text = torch.ones(self.network.text_length, video.shape[1], dtype=video.dtype, device=device)
+        return torch.view_as_real(torch.cat([text, video])).unsqueeze(1)
+
+    def stored_tables(self) -> dict[str, Tensor]:
+        """The buffers of published 1.0 checkpoints: `freqs_sin` and `freqs_cos` [f*y*x, h] at the configured size."""
+        video = rotary_3d(self.network.head_dim, self._positions(self.network.token_grid, None), self.theta)
+        pairs = video.flatten(0, 2).repeat_interleave(2, dim=-1)
+        return {"freqs_sin": pairs.imag.contiguous(), "freqs_cos": pairs.real.contiguous()}
+
+    def _positions(self, grid: Grid, device: torch.device | None) -> list[Tensor]:
+        positions = [torch.arange(size, dtype=torch.float32, device=device) for size in grid]
+        if self.resize == "interpolate":
+            spans = fitted_span(grid[1:], self.network.token_grid[1:])
+            positions[1:] = [spread(size, span, device) for size, span in zip(grid[1:], spans, strict=True)]
+        return [places / factor for places, factor in zip(positions, self.interpolation, strict=True)]
+
+
+def _largest_grid(configured: Grid, any_size: bool) -> Grid:
+    return (configured[0], UNLIMITED, UNLIMITED) if any_size else configured
+
+
+def _empty_table(network: NetworkShape, trainable: bool) -> nn.Parameter:
+    shape = (1, network.text_length + network.num_video_tokens, network.hidden_size)
+    return nn.Parameter(torch.empty(shape, dtype=network.dtype), requires_grad=trainable)
+
+
+def _add_corner(table: Tensor, network: NetworkShape, text: Tensor, video: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Add a table [1, l + f*y*x, d]; grids smaller than configured use its corner at the origin."""
+    frames, height, width = grid
+    text_table, video_table = table.split([network.text_length, network.num_video_tokens], 1)
+    if grid != network.token_grid:
+        video_table = video_table.unflatten(1, network.token_grid)[:, :frames, :height, :width].flatten(1, 3)
+    return text + text_table, video + video_table

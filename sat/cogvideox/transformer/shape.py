@@ -39,6 +39,11 @@ class NetworkShape:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def image_channels(self) -> int:
+        """Input channels beyond the latent's own: the image latent of an I2V network; 0 for T2V."""
+        return self.in_channels - self.out_channels
+
+    @property
     def patch_volume(self) -> int:
         """Latent positions per token."""
         frames, height, width = self.patch_size
@@ -46,9 +51,12 @@ class NetworkShape:
 
     @property
     def token_grid(self) -> tuple[int, int, int]:
-        """Video tokens along (frames, height, width) at the configured size."""
+        """Video tokens along (frames, height, width) at the configured size.
+
+        Latent frames that patches don't divide count as padded: 21 make 11 tokens of 2 frames.
+        """
         frames, height, width = self.patch_size
-        return self.latent_frames // frames, self.latent_height // height, self.latent_width // width
+        return -(-self.latent_frames // frames), self.latent_height // height, self.latent_width // width
 
     @property
     def num_video_tokens(self) -> int:
