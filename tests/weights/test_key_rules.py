@@ -226,26 +226,61 @@ def test_published_families_are_recognised(name: str) -> None:
     assert facts.summary.startswith(name + " (")
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "CogVideoX-2B"])
-def test_weights_of_another_family_name_both_and_the_yaml(name: str) -> None:
-    class Model2B(nn.Module):
-        """Only names and shapes matter here: a real 2B model would take gigabytes."""
+class Shapes(nn.Module):
+    """Only names and shapes matter here: a real model of published size would take gigabytes."""
 
-        def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-            return {key: torch.empty(shape, device="meta") for key, shape in published_shapes("CogVideoX-2B").items()}
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: torch.empty(shape, device="meta") for key, shape in published_shapes(self.name).items()}
+
+
+@pytest.mark.parametrize("theirs", PUBLISHED)
+@pytest.mark.parametrize("ours", PUBLISHED)
+def test_weights_of_another_family_name_both_and_the_yaml(theirs: str, ours: str) -> None:
+    """T2V and I2V, 1.0 and 1.5, 2B and 5B: every mixture."""
+    if theirs == ours:
+        return
     weights = {
-        TRANSFORMER_PREFIX + key: torch.empty(shape, device="meta") for key, shape in published_shapes(name).items()
+        TRANSFORMER_PREFIX + key: torch.empty(shape, device="meta") for key, shape in published_shapes(theirs).items()
     }
     yaml = {
+        "CogVideoX-2B": "configs/cogvideox_2b.yaml",
         "CogVideoX-5B": "configs/cogvideox_5b.yaml",
         "CogVideoX-5B-I2V": "configs/cogvideox_5b_i2v.yaml",
         "CogVideoX1.5-5B": "configs/cogvideox1.5_5b.yaml",
         "CogVideoX1.5-5B-I2V": "configs/cogvideox1.5_5b_i2v.yaml",
-    }[name]
-    pattern = f"w.pt holds {re.escape(name)} .*configuration describes CogVideoX-2B .*use {re.escape(yaml)}$"
+    }[theirs]
+    pattern = f"w.pt holds {re.escape(theirs)} .*configuration describes {re.escape(ours)} .*use {re.escape(yaml)}$"
     with pytest.raises(CheckpointError, match=pattern):
-        load_module(Model2B(), weights, source="w.pt")
+        load_module(Shapes(ours), weights, source="w.pt")
+
+
+def test_learned_table_of_another_clip_size() -> None:
+    weights = {
+        TRANSFORMER_PREFIX + key: torch.empty(shape, device="meta")
+        for key, shape in published_shapes("CogVideoX-5B-I2V").items()
+    }
+    weights[TRANSFORMER_PREFIX + "mixins.pos_embed.pos_embedding"] = torch.empty(1, 12376, 3072, device="meta")
+    with pytest.raises(CheckpointError, match=r"learned position table of 12376 tokens, the configuration .* 17776"):
+        load_module(Shapes("CogVideoX-5B-I2V"), weights)
+
+
+def test_unused_embeddings_are_not_missed() -> None:
+    """Rotary models hold SAT's own position embeddings, which nothing reads; trained checkpoints may lack them."""
+    module = nn.Module()
+    module.transformer = nn.Module()
+    module.transformer.position_embeddings = nn.Embedding(4, 2)
+    module.mixins = nn.Linear(2, 2)
+    before = module.transformer.position_embeddings.weight.detach().clone()
+    state = {"mixins.weight": torch.ones(2, 2), "mixins.bias": torch.ones(2), "mixins.pos_embed.freqs_cos": before}
+    report = load_module(module, state)
+    assert (report.missing, report.belongs_elsewhere) == ((), ("mixins.pos_embed.freqs_cos",))
+    assert torch.equal(module.transformer.position_embeddings.weight, before)
+    load_module(module, {**state, "transformer.position_embeddings.weight": torch.ones(4, 2)})
+    assert torch.equal(module.transformer.position_embeddings.weight, torch.ones(4, 2))
 
 
 def test_a_real_model_gives_the_same_facts() -> None:

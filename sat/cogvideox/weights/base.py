@@ -107,9 +107,8 @@ def is_complete(names: Mapping[str, object] | set[str], num_layers: int | None =
     count = max(layers, default=-1) + 1 if num_layers is None else num_layers
     if count < 1:
         return False
-    optional = ("query_layernorm_list", "key_layernorm_list")  # absent without qk_ln
     for rule in RULES:
-        if any(word in rule.sat for word in optional):
+        if rule.optional:
             continue
         for layer in range(count if "{i}" in rule.sat else 1):
             if any(rule.sat.format(i=layer, p=p) not in names for p in ("weight", "bias")):

@@ -7,7 +7,7 @@ Names here are relative: without the prefix `model.diffusion_model.`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Size
@@ -15,14 +15,20 @@ from torch import Size
 from cogvideox.errors import CheckpointError
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
+# Added to the tokens: 2B's fixed sin/cos table, or the learned table of 5B-I2V.
+POSITION_TABLE = "mixins.pos_embed.pos_embedding"
+# What only rotary models store: the tables of 1.0, and SAT's own position embeddings, which nothing reads.
+ROTARY_SIGNS = (
+    "mixins.pos_embed.freqs_sin",
+    "mixins.pos_embed.freqs_cos",
+    "transformer.position_embeddings.weight",
+)
 
 _PATCH = "mixins.patch_embed.proj.weight"
 _TEXT = "mixins.patch_embed.text_proj.weight"
 _FINAL = "mixins.final_layer.linear.weight"
-_TABLE = "mixins.pos_embed.pos_embedding"
 _TIME = "time_embed.0.weight"
 _OFS = "ofs_embed.0.weight"
-_ROTARY_SIGNS = ("mixins.pos_embed.freqs_sin", "transformer.position_embeddings.weight")
 _QUERY_NORM = "mixins.adaln_layer.query_layernorm_list.0.weight"
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 _ADAPTER = re.compile(r"transformer\.layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_A\.\d+$")
@@ -55,16 +61,40 @@ class TransformerFacts:
         return self.hidden_size // self.head_dim
 
     @property
+    def learned_table(self) -> bool:
+        """Whether the position table is a weight (5B-I2V), not the fixed one of 2B."""
+        return self.rotary and self.table_length is not None
+
+    @property
     def family(self) -> Family | None:
         """The published model with these sizes, None for any other."""
         return next((family for family in FAMILIES if family.matches(self)), None)
 
     @property
+    def kin(self) -> Family | None:
+        """The published model of the same architecture, whatever its width and depth."""
+        return next((family for family in FAMILIES if family.architecture == self.architecture), None)
+
+    @property
+    def architecture(self) -> tuple[object, ...]:
+        """What tells the published models apart, sizes aside."""
+        image_input = self.in_channels > self.out_channels
+        return (self.rotary, self.learned_table, self.patch_size[0], image_input, self.ofs_embed_dim is not None)
+
+    @property
+    def suitable_yaml(self) -> str:
+        """What to start from, for messages."""
+        if self.family is not None:
+            return self.family.yaml
+        return f"the YAML that it was trained with (like {self.kin.yaml})" if self.kin else "its own YAML"
+
+    @property
     def summary(self) -> str:
         """E.g. `CogVideoX-2B (hidden size 1920, 30 layers, sin/cos positions, 16 input channels)`."""
-        name = self.family.name if self.family else "CogVideoX of another size"
+        kin = f"{self.kin.name} layout of another size" if self.kin else "CogVideoX of another layout"
+        name = self.family.name if self.family else kin
         positions = "rotary" if self.rotary else "sin/cos"
-        positions += " and learned" if self.rotary and self.table_length is not None else ""
+        positions += " and learned" if self.learned_table else ""
         frames = f", patches of {self.patch_size[0]} frames" if self.patch_size[0] > 1 else ""
         return (
             f"{name} (hidden size {self.hidden_size}, {self.num_layers} layers, {positions} positions, "
@@ -74,29 +104,88 @@ class TransformerFacts:
 
 @dataclass(frozen=True)
 class Family:
-    """A published model: what tells it apart, and the YAML that describes it."""
+    """A published model: what tells it apart, what it was trained with, and the YAML that describes it."""
 
     name: str
     yaml: str
     hidden_size: int
     num_layers: int
-    frames_per_patch: int
-    in_channels: int
     rotary: bool
+    learned_table: bool = False
+    frames_per_patch: int = 1
+    image_input: bool = False
+    has_ofs: bool = False
+    # What no tensor says.
+    num_frames: int = 49
+    latent_height: int = 60
+    latent_width: int = 90
+    text_length: int = 226
+    scale_factor: float = 0.7
+    shift_scale: float = 1.0
+    image_latent_scale: float | None = None  # of the first frame's latent; None without one
+
+    @property
+    def architecture(self) -> tuple[object, ...]:
+        """As `TransformerFacts.architecture`."""
+        return (self.rotary, self.learned_table, self.frames_per_patch, self.image_input, self.has_ofs)
 
     def matches(self, facts: TransformerFacts) -> bool:
-        ours = (self.hidden_size, self.num_layers, self.frames_per_patch, self.in_channels, self.rotary)
-        theirs = (facts.hidden_size, facts.num_layers, facts.patch_size[0], facts.in_channels, facts.rotary)
-        return ours == theirs
+        """Whether these are the published sizes as well."""
+        sizes = (facts.hidden_size, facts.num_layers)
+        return self.architecture == facts.architecture and sizes == (self.hidden_size, self.num_layers)
 
 
 FAMILIES = (
-    Family("CogVideoX-2B", "configs/cogvideox_2b.yaml", 1920, 30, 1, 16, False),
-    Family("CogVideoX-5B", "configs/cogvideox_5b.yaml", 3072, 42, 1, 16, True),
-    Family("CogVideoX-5B-I2V", "configs/cogvideox_5b_i2v.yaml", 3072, 42, 1, 32, True),
-    Family("CogVideoX1.5-5B", "configs/cogvideox1.5_5b.yaml", 3072, 42, 2, 16, True),
-    Family("CogVideoX1.5-5B-I2V", "configs/cogvideox1.5_5b_i2v.yaml", 3072, 42, 2, 32, True),
+    Family("CogVideoX-2B", "configs/cogvideox_2b.yaml", 1920, 30, False, scale_factor=1.15258426, shift_scale=3.0),
+    Family("CogVideoX-5B", "configs/cogvideox_5b.yaml", 3072, 42, True),
+    Family(
+        "CogVideoX-5B-I2V",
+        "configs/cogvideox_5b_i2v.yaml",
+        3072,
+        42,
+        True,
+        learned_table=True,
+        image_input=True,
+        image_latent_scale=0.7,
+    ),
+    Family(
+        "CogVideoX1.5-5B",
+        "configs/cogvideox1.5_5b.yaml",
+        3072,
+        42,
+        True,
+        frames_per_patch=2,
+        num_frames=81,
+        latent_height=300,
+        latent_width=300,
+        text_length=224,
+    ),
+    Family(
+        "CogVideoX1.5-5B-I2V",
+        "configs/cogvideox1.5_5b_i2v.yaml",
+        3072,
+        42,
+        True,
+        frames_per_patch=2,
+        image_input=True,
+        has_ofs=True,
+        num_frames=81,
+        latent_height=300,
+        latent_width=300,
+        text_length=224,
+        image_latent_scale=1.0,
+    ),
 )
+
+
+def is_rotary(names: Collection[str]) -> bool:
+    """Whether relative names are those of a rotary model: it stores a sign of it, or has no table to add."""
+    return any(name in names for name in ROTARY_SIGNS) or POSITION_TABLE not in names
+
+
+def has_learned_table(names: Collection[str]) -> bool:
+    """Whether relative names hold a position table that is a weight."""
+    return POSITION_TABLE in names and is_rotary(names)
 
 
 def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> TransformerFacts:
@@ -124,8 +213,8 @@ def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> Tr
         out_channels=out_channels,
         text_width=shapes[_TEXT][1],
         time_embed_dim=shapes[_TIME][0],
-        rotary=any(name in shapes for name in _ROTARY_SIGNS),
-        table_length=shapes[_TABLE][1] if _TABLE in shapes else None,
+        rotary=is_rotary(shapes),
+        table_length=shapes[POSITION_TABLE][1] if POSITION_TABLE in shapes else None,
         ofs_embed_dim=shapes[_OFS][1] if _OFS in shapes else None,
         lora_rank=next((shape[0] for name, shape in shapes.items() if _ADAPTER.match(name)), None),
         flat_patch_weight=len(patch) == 2,

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
-from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, read_facts
+from cogvideox.weights.families import (
+    POSITION_TABLE,
+    ROTARY_SIGNS,
+    TRANSFORMER_PREFIX,
+    TransformerFacts,
+    has_learned_table,
+    read_facts,
+)
 from cogvideox.weights.lora_map import is_adapter, plain_name
 
 _log = get_logger(__name__)
@@ -29,14 +36,8 @@ _ELSEWHERE_PREFIXES = (
     "sampler.",
     "model_ema.",
 )
-# Tables that are computed, and embeddings that SAT creates but this architecture never reads.
-_ELSEWHERE_NAMES = (
-    "mixins.pos_embed.freqs_sin",
-    "mixins.pos_embed.freqs_cos",
-    "transformer.position_embeddings.weight",
-    "transformer.word_embeddings.weight",
-)
-_TABLE = "mixins.pos_embed.pos_embedding"
+# Tables that are computed, and embeddings that SAT creates but this architecture never reads: nobody misses them.
+_UNUSED = (*ROTARY_SIGNS, "transformer.word_embeddings.weight")
 _PATCH = "mixins.patch_embed.proj.weight"
 _SHOWN = 4
 
@@ -126,9 +127,9 @@ class _Match:
 def _match(targets: dict[str, Tensor], state: Mapping[str, Tensor], prefix: str, *, is_transformer: bool) -> _Match:
     stored, elsewhere = _split(state, targets, prefix)
     pairs = {name: key for name in targets if (key := _stored_name(name, stored)) is not None}
-    absent = [name for name in targets if name not in pairs]
+    absent = [name for name in targets if name not in pairs and not (is_transformer and name in _UNUSED)]
     has_adapters = any(map(is_adapter, stored))
-    recomputed = [_TABLE] if is_transformer and _is_other_fixed_table(state, prefix, pairs, targets) else []
+    recomputed = [POSITION_TABLE] if is_transformer and _is_other_fixed_table(state, prefix, pairs, targets) else []
     return _Match(
         targets=targets,
         stored=stored,
@@ -155,7 +156,7 @@ def _split(
     for name, value in state.items():
         is_ours = bool(prefix) and name.startswith(prefix)
         relative = name.removeprefix(prefix)
-        is_foreign = relative in _ELSEWHERE_NAMES or (not is_ours and name.startswith(_ELSEWHERE_PREFIXES))
+        is_foreign = relative in _UNUSED or (not is_ours and name.startswith(_ELSEWHERE_PREFIXES))
         if is_foreign and relative not in targets:
             elsewhere.append(name)
         else:
@@ -182,13 +183,12 @@ def _is_other_fixed_table(
 ) -> bool:
     """Whether the sin/cos table is stored for another clip size than the configured one.
 
-    It is a pure function of the configuration, so the model's own is right. The learned table of rotary models (which
-    carry unused position embeddings) is not.
+    It is a pure function of the configuration, so the model's own is right. The learned table of rotary models is not.
     """
     relative = select_prefix(state, prefix)
-    if _TABLE not in pairs or "transformer.position_embeddings.weight" in relative:
+    if POSITION_TABLE not in pairs or has_learned_table(relative):
         return False
-    ours, theirs = targets[_TABLE].shape, relative[_TABLE].shape
+    ours, theirs = targets[POSITION_TABLE].shape, relative[POSITION_TABLE].shape
     return len(theirs) == 3 and ours[1] != theirs[1] and ours[2] == theirs[2]
 
 
@@ -200,9 +200,14 @@ def _explain_transformer(match: _Match, relative: Mapping[str, Tensor], source: 
         raise CheckpointError(f"{source} holds LoRA adapters only: {advice}")
     theirs, ours = read_facts(_plain_shapes(relative), source), read_facts(_plain_shapes(match.targets))
     if _architecture(theirs) != _architecture(ours):
-        right_yaml = theirs.family.yaml if theirs.family else "the YAML that these weights were trained with"
         raise CheckpointError(
-            f"{source} holds {theirs.summary}, but the configuration describes {ours.summary}: use {right_yaml}"
+            f"{source} holds {theirs.summary}, but the configuration describes {ours.summary}: "
+            f"use {theirs.suitable_yaml}"
+        )
+    if match.wrong_shape == [POSITION_TABLE]:
+        raise CheckpointError(
+            f"{source} has a learned position table of {theirs.table_length} tokens, the configuration describes "
+            f"{ours.table_length}: set num_frames, latent_height, latent_width and text_length as it was trained"
         )
     if theirs.lora_rank is not None and not has_adapters:
         raise CheckpointError(
@@ -227,7 +232,7 @@ def _compare_ranks(match: _Match, source: str) -> None:
 
 def _architecture(facts: TransformerFacts) -> tuple[object, ...]:
     sizes = (facts.hidden_size, facts.num_layers, facts.in_channels, facts.text_width)
-    return (*sizes, facts.patch_size, facts.rotary)
+    return (*sizes, facts.patch_size, *facts.architecture)
 
 
 def _misfit_message(match: _Match, missing: list[str], what: str, source: str) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, has_learned_table
 
 _WHOLE = ((0,),)
 
@@ -31,11 +32,13 @@ class Rule:
     """One stored tensor of SAT and the diffusers tensors made of it. {i} is a layer, {p} weight or bias.
 
     chunks: for each diffusers tensor, which of SAT's equal chunks along dimension 0 it holds, in order.
+    optional: not every family has it.
     """
 
     sat: str
     diffusers: tuple[str, ...]
     chunks: tuple[tuple[int, ...], ...] = _WHOLE
+    optional: bool = False
 
     @property
     def num_chunks(self) -> int:
@@ -47,8 +50,11 @@ _BLOCK = "transformer_blocks.{i}"
 RULES = (
     Rule("mixins.patch_embed.proj.{p}", ("patch_embed.proj.{p}",)),
     Rule("mixins.patch_embed.text_proj.{p}", ("patch_embed.text_proj.{p}",)),
+    Rule(POSITION_TABLE, ("patch_embed.pos_embedding",), optional=True),
     Rule("time_embed.0.{p}", ("time_embedding.linear_1.{p}",)),
     Rule("time_embed.2.{p}", ("time_embedding.linear_2.{p}",)),
+    Rule("ofs_embed.0.{p}", ("ofs_embedding.linear_1.{p}",), optional=True),
+    Rule("ofs_embed.2.{p}", ("ofs_embedding.linear_2.{p}",), optional=True),
     Rule("transformer.layers.{i}.input_layernorm.{p}", (f"{_BLOCK}.norm1.norm.{{p}}",)),
     Rule("transformer.layers.{i}.post_attention_layernorm.{p}", (f"{_BLOCK}.norm2.norm.{{p}}",)),
     Rule(
@@ -59,8 +65,8 @@ RULES = (
     Rule("transformer.layers.{i}.attention.dense.{p}", (f"{_BLOCK}.attn1.to_out.0.{{p}}",)),
     Rule("transformer.layers.{i}.mlp.dense_h_to_4h.{p}", (f"{_BLOCK}.ff.net.0.proj.{{p}}",)),
     Rule("transformer.layers.{i}.mlp.dense_4h_to_h.{p}", (f"{_BLOCK}.ff.net.2.{{p}}",)),
-    Rule("mixins.adaln_layer.query_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_q.{{p}}",)),
-    Rule("mixins.adaln_layer.key_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_k.{{p}}",)),
+    Rule("mixins.adaln_layer.query_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_q.{{p}}",), optional=True),
+    Rule("mixins.adaln_layer.key_layernorm_list.{i}.{p}", (f"{_BLOCK}.attn1.norm_k.{{p}}",), optional=True),
     Rule(
         # Shift, scale, gate: of the video for attention, of the video for the MLP, then both of the text.
         "mixins.adaln_layer.adaLN_modulations.{i}.1.{p}",
@@ -72,13 +78,9 @@ RULES = (
     Rule("mixins.final_layer.adaLN_modulation.1.{p}", ("norm_out.linear.{p}",)),
     Rule("mixins.final_layer.linear.{p}", ("proj_out.{p}",)),
 )
-# diffusers computes the fixed tables itself; SAT's own position table is stored by rotary models and never used.
-NOT_IN_DIFFUSERS = (
-    "mixins.pos_embed.pos_embedding",
-    "mixins.pos_embed.freqs_sin",
-    "mixins.pos_embed.freqs_cos",
-    "transformer.position_embeddings.weight",
-)
+# diffusers computes rotary tables itself, and SAT's own position table, which rotary models store, is never read.
+# 2B's fixed sin/cos table stays behind too; 5B-I2V has a learned one under the same name, which does not.
+NOT_IN_DIFFUSERS = ROTARY_SIGNS
 PATCH_WEIGHTS = ("mixins.patch_embed.proj.weight", "patch_embed.proj.weight")
 
 
@@ -97,11 +99,13 @@ def to_diffusers(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2,
     Raises:
         CheckpointError: a name that SAT's transformer does not have.
     """
-    return [_sat_step(name, patch_size) for name in names if name not in NOT_IN_DIFFUSERS]
+    present = list(names)
+    left_out = NOT_IN_DIFFUSERS if has_learned_table(present) else (*NOT_IN_DIFFUSERS, POSITION_TABLE)
+    return [_sat_step(name, patch_size) for name in present if name not in left_out]
 
 
 def to_sat(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -> list[Step]:
-    """Steps from diffusers' names to SAT's. Position tables are not among them: the model fills in its own.
+    """Steps from diffusers' names to SAT's. Tables that are computed are not among them: the model fills in its own.
 
     Raises:
         CheckpointError: a name that diffusers' transformer does not have, or a piece without its siblings.
