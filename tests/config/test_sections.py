@@ -41,7 +41,10 @@ NETWORK = "model.network_config.params"
         ),
         ("data.max_num_frames=48", r"data\.max_num_frames: must be 4k \+ 1 frames, not 48; nearest: 45 or 49"),
         ("data.max_num_frames=0", r"data\.max_num_frames: must be 4k \+ 1 frames, not 0; nearest: 1$"),
-        ("data.max_num_frames=53", r"data\.max_num_frames: 53 pixel frames are more than the network's 49"),
+        (
+            "data.max_num_frames=53",
+            r"max_num_frames: 53 pixel frames are more than the network's positions cover: 49",
+        ),
         ("data.fps=0", r"data\.fps: must be more than 0"),
         ("data.clip_timeout_s=0", r"data\.clip_timeout_s: must be more than 0"),
         ("data.reader=ffmpeg", r"data\.reader: must be one of decord, pyav, not 'ffmpeg'"),
@@ -60,7 +63,10 @@ NETWORK = "model.network_config.params"
         (f"{NETWORK}.num_layers=0", r"num_layers: must be at least 1, not 0"),
         (f"{NETWORK}.num_frames=50", r"num_frames: must be 4k \+ 1 frames, not 50"),
         (f"{NETWORK}.patch_size=[2,2]", r"patch_size: must be one number or \[frames, height, width\]"),
-        (f"{NETWORK}.in_channels=32", r"in_channels: 32 channels are .*: an image-to-video network; set"),
+        (
+            f"{NETWORK}.in_channels=32",
+            r"in_channels: 32 channels hold a noised latent and a first frame.*; set",
+        ),
         (f"{NETWORK}.in_channels=20", r"in_channels: 20 differs from the VAE's z_channels, 16"),
         (f"{NETWORK}.out_channels=20", r"out_channels: 20 differs from the VAE's z_channels, 16"),
         (
@@ -88,7 +94,7 @@ def test_mistakes_in_training(train: Load, override: str, match: str) -> None:
         ("args.input_type=txt", r"args\.input_file: missing: input_type txt reads one prompt per line"),
         ("args.num_samples=0", r"args\.num_samples: must be at least 1"),
         ("args.sampling_num_frames=0", r"args\.sampling_num_frames: must be at least 1"),
-        ("args.sampling_num_frames=14", r"args\.sampling_num_frames: 53 pixel frames are more than the network's 49"),
+        ("args.sampling_num_frames=14", r"14 latent frames are 53 pixel frames, more than the .* cover: 49"),
         ("args.sampling_image_size=[100,100]", r"multiples of 16, not \[100, 100\]; nearest: \[96, 96\]"),
         ("args.latent_channels=4", r"args\.latent_channels: 4 differs from the VAE's z_channels, 16"),
         ("args.guidance_scale=-1", r"args\.guidance_scale: must be at least 0"),

@@ -1,7 +1,7 @@
 """The one table from published names to ours: targets, their parameters, and what has no counterpart here.
 
-`translate.py` applies it. A published component is one of three things: a class of ours under another name,
-a part that is folded into its parent (`target` None), or a piece of a family that this version does not have.
+`translate.py` applies it. A published component is a class of ours under another name, or a part that is folded
+into its parent (`target` None).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 _DIT = "dit_video_concat."
 _SGM = "sgm.modules.diffusionmodules."
 _VAE = "vae_modules."
+ROTARY = f"{_DIT}Rotary3DPositionEmbeddingMixin"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Alias:
         no_effect: parameters that say nothing here; named once in a message.
         parts: published parameter -> the one target that it may hold, which is what this program computes.
         defaults: our parameters whose published default differs from ours.
-        unsupported: why there is no counterpart; the model family that needs it.
     """
 
     target: str | None = None
@@ -35,7 +35,6 @@ class Alias:
     no_effect: frozenset[str] = frozenset()
     parts: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    unsupported: str = ""
 
 
 _SAMPLER: dict[str, Any] = {
@@ -56,12 +55,18 @@ ALIASES: dict[str, Alias] = {
     f"{_DIT}DiffusionTransformer": Alias(
         "cogvideox.transformer.model.DiffusionTransformer",
         rename={"time_compressed_rate": "temporal_compression"},
-        fixed={"elementwise_affine": True, "num_classes": None, "ofs_embed_dim": None},
-        no_effect=frozenset({"adm_in_channels", "augmentation_dropout"}),
+        fixed={
+            "elementwise_affine": True,
+            "num_classes": None,
+            "input_time": "adaln",
+            "use_SwiGLU": False,
+            "use_RMSNorm": False,
+        },
+        no_effect=frozenset({"adm_in_channels", "augmentation_dropout", "parallel_output"}),
     ),
     f"{_DIT}ImagePatchEmbeddingMixin": Alias("cogvideox.transformer.patch_embed.PatchEmbedMixin"),
     f"{_DIT}Basic3DPositionEmbeddingMixin": Alias("cogvideox.transformer.positions.SinCosPositionMixin"),
-    f"{_DIT}Rotary3DPositionEmbeddingMixin": Alias(unsupported="rotary positions: CogVideoX 5B, 5B-I2V and 1.5"),
+    ROTARY: Alias("cogvideox.transformer.positions.RotaryPositionMixin", fixed={"rot_v": False}),
     f"{_DIT}AdaLNMixin": Alias("cogvideox.transformer.adaln.AdaLNMixin"),
     f"{_DIT}FinalLayerMixin": Alias("cogvideox.transformer.final_layer.FinalLayerMixin"),
     "sat.model.finetune.lora2.LoraMixin": Alias(
@@ -123,6 +128,9 @@ BY_OUR_TARGET: dict[str, Alias] = {alias.target: alias for alias in ALIASES.valu
 
 # DeepSpeed's optimizer.type.
 OPTIMIZER_ALIASES: dict[str, str] = {"sat.ops.FusedEmaAdam": "AdamW"}
+
+# Flat keys of `model` that say nothing here and are no keys of ours.
+MODEL_NO_EFFECT = ("augmentation_dropout",)
 
 # An entry of GeneralConditioner's list, beside its target and params.
 EMBEDDER = Alias(

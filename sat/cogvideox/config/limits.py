@@ -30,10 +30,19 @@ def size_problem(size: tuple[int, int], multiple: tuple[int, int]) -> str:
     return f"[height, width] must be multiples of {steps}, not {list(size)}; nearest: {nearest}"
 
 
-def frame_count_problem(frames: int, temporal_compression: int) -> str:
-    """What is wrong with a number of pixel frames that is not k * temporal_compression + 1; empty when nothing is."""
-    if frames >= 1 and (frames - 1) % temporal_compression == 0:
+def frame_count_problem(frames: int, temporal_compression: int, patch_frames: int = 1) -> str:
+    """What is wrong with a number of pixel frames; empty when nothing is.
+
+    Legal are k * temporal_compression + 1. Patches of 2 latent frames need an odd number of latent frames, at least 3,
+    to which one copy is added: with a compression of 4 these are 9, 17, 25, ... pixel frames.
+    """
+    step = temporal_compression * patch_frames
+    smallest = 1 if patch_frames == 1 else step + 1
+    if frames >= smallest and (frames - 1) % step == 0:
         return ""
-    below = max(0, frames - 1) // temporal_compression * temporal_compression + 1
-    legal = f"{below}" if frames < 1 else f"{below} or {below + temporal_compression}"
-    return f"must be {temporal_compression}k + 1 frames, not {frames}; nearest: {legal}"
+    below = max(smallest, (frames - 1) // step * step + 1)
+    legal = f"{below}" if frames < smallest else f"{below} or {below + step}"
+    if patch_frames > 1 and frames == 1:
+        return f"one frame does not fill a patch of {patch_frames} latent frames; nearest: {legal}"
+    why = f" because patches hold {patch_frames} latent frames" if patch_frames > 1 else ""
+    return f"must be {step}k + 1 frames{why}, not {frames}; nearest: {legal}"

@@ -18,13 +18,22 @@ from omegaconf import OmegaConf
 
 from cogvideox.config.consistency import check_consistency
 from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.findings import Findings
 from cogvideox.config.paths import check_paths
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names, read_model, read_section
 from cogvideox.config.shared_keys import settle_shared_keys
 from cogvideox.config.translate import translate
-from cogvideox.config.tree import Node, drop_missing, merge, read_override, read_yaml, resolve_interpolations
+from cogvideox.config.tree import (
+    Node,
+    drop_missing,
+    drop_replace_marks,
+    merge,
+    read_override,
+    read_yaml,
+    resolve_interpolations,
+)
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
 
@@ -133,6 +142,7 @@ def read_tree(base: Sequence[str], overrides: Sequence[str], report: Report) -> 
     for tree in trees:
         root = merge(root, tree)
     drop_missing(root, report)
+    drop_replace_marks(root, report)
     if not report.errors:
         resolve_interpolations(root, report)
     return root
@@ -208,10 +218,11 @@ def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, p
             "missing section: say how clips are read, e.g. data.video_size=[480,720]",
         )
     deepspeed = read_deepspeed(root.child("deepspeed"), report)
-    check_consistency(args, model, data, root, report, partial=partial)
     trains = kind == "train" or root.child("deepspeed") is not None
     text = resolved_yaml(args, model, data, deepspeed if trains else None)
-    return Config(kind, args, model, data, deepspeed, text)
+    config = Config(kind, args, model, data, deepspeed, text)
+    check_consistency(config, Findings(root, report, partial=partial))
+    return config
 
 
 def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any] | None) -> str:

@@ -1,6 +1,11 @@
-"""Keys that say the same in two places are settled before the sections are read; the flat key wins."""
+"""Keys that say the same in two places are settled before the sections are read; the flat key wins.
+
+The same goes for defaults that depend on other keys.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Kind
@@ -24,6 +29,7 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
         if kind == "train":
             _tie(root, "args.checkpoint_activations", f"{_NETWORK}.checkpoint_activations")
         _tie(root, "model.compile_model", f"{_NETWORK}.compile_blocks")
+        _settle_image_scale(root, report)
     if kind == "sample":
         _settle_sampler(root)
     elif find(root, "args.lr_schedule") is None:
@@ -41,6 +47,20 @@ def _tie(root: Node, flat: str, param: str) -> None:
         put(root, param, given)
     elif held is not None:
         put(root, flat, held)
+
+
+def _settle_image_scale(root: Node, report: Report) -> None:
+    """1.5 image-to-video (patches of 2 latent frames) takes the VAE's output as it is; null means scale_factor."""
+    image, patch = find(root, "model.noised_image_input"), find(root, f"{_NETWORK}.patch_size")
+    patches = patch.plain() if patch is not None else None
+    if image is None or image.value is not True or not isinstance(patches, list) or patches[0] != 2:
+        return
+    if find(root, "model.image_latent_scale") is None:
+        put(root, "model.image_latent_scale", Node(1.0, replace(image.origin, path="model.image_latent_scale")))
+        report.notice(
+            "model.image_latent_scale is not given: 1.0, with which the released 1.5 image-to-video weights look right "
+            "(null: scale_factor, as the original trained)"
+        )
 
 
 def _settle_sampler(root: Node) -> None:

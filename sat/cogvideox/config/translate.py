@@ -11,7 +11,9 @@ from cogvideox.config.aliases import (
     ALIASES,
     BY_OUR_TARGET,
     EMBEDDER,
+    MODEL_NO_EFFECT,
     OPTIMIZER_ALIASES,
+    ROTARY,
     TRANSFORMER_ARGS,
     Alias,
 )
@@ -22,6 +24,8 @@ _DATASET = "data_video.SFTDataset"
 _SCHEDULE_DEFAULTS = {"shift_scale": 3.0, "num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
 # How the VAE's encoder and decoder are told the same things twice.
 _CODERS = ("encoder_config", "decoder_config")
+# Parameters of the positions that published files may hold on the network.
+_INTERPOLATION = ("height_interpolation", "width_interpolation", "time_interpolation")
 
 
 def translate(root: Node, report: Report) -> bool:
@@ -78,6 +82,12 @@ class _Translation:
                 params.setdefault(name, child)
         self._part(model.value.pop("denoiser_config", None))
         self._schedule(model)
+        self.no_effect |= {key for key in MODEL_NO_EFFECT if model.value.pop(key, None) is not None}
+        latent_input = model.child("latent_input")
+        if self.published and latent_input is not None and latent_input.value is True:
+            latent_input.value = False
+            place = f"{latent_input.origin.place()}: model.latent_input"
+            self.report.notice(f"{place}: true is for stored latents; these data are videos, which are encoded: false")
 
     def component(self, node: Node | None) -> dict[str, Node]:
         """Translate one component in place; returns its parameters, which may be changed further."""
@@ -132,16 +142,35 @@ class _Translation:
         for name, child in self._params(_mapping(params.pop("transformer_args", None)), TRANSFORMER_ARGS).items():
             params.setdefault(name, child)
         modules = _mapping(params.get("modules"))
-        for slot, module in list(modules.items()):
-            target = module.child("target")
-            alias = None if target is None else ALIASES.get(str(target.value))
-            if target is not None and alias is not None and alias.unsupported:
-                text = f"{target.value} ({alias.unsupported}) is not supported by this version"
-                self.report.error(target.origin, f"{text}; it runs CogVideoX-2B, with Basic3DPositionEmbeddingMixin")
-                del modules[slot]
-            inner = self.component(module)
-            if slot == "pos_embed_config" and "text_length" in inner:
-                self._agree(params, "text_length", inner.pop("text_length"))
+        if "pos_embed_config" in modules:
+            self._positions(modules["pos_embed_config"], params)
+        for slot, module in modules.items():
+            if slot != "pos_embed_config":
+                self.component(module)
+
+    def _positions(self, node: Node, network: dict[str, Node]) -> None:
+        """Published files say some of the positions' parameters on the network, and some of its own on them."""
+        target = node.child("target")
+        ignored = target is not None and target.value == ROTARY
+        params = self.component(node)
+        for name in _INTERPOLATION:
+            if name in network:
+                self._agree(params, name, network.pop(name))
+            if ignored and name in params and params[name].plain() != 1:
+                text = "the published rotary positions never applied it: no effect; ours (RotaryPositionMixin) would"
+                self.report.warn(params.pop(name).origin, text)
+        if "text_length" in params:
+            self._agree(network, "text_length", params.pop("text_length"))
+        if "hidden_size_head" in params:
+            self._check_head(params.pop("hidden_size_head"), network)
+
+    def _check_head(self, given: Node, network: dict[str, Node]) -> None:
+        sizes = [network[name].value for name in ("hidden_size", "num_attention_heads") if name in network]
+        if len(sizes) == 2 and all(type(size) is int and size > 0 for size in sizes):
+            width = sizes[0] / sizes[1]
+            if given.plain() != width:
+                text = f"{_yaml(given.plain())} differs from hidden_size / num_attention_heads, {width:g}"
+                self.report.error(given.origin, text)
 
     def _conditioner(self, params: dict[str, Node]) -> None:
         models = params.pop("emb_models", None)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cogvideox.config.report import Origin, Report
 
 MISSING = "???"  # OmegaConf's mark for "must be given by a later file or on the command line"
+REPLACE = "replace"  # beside a component's target: nothing of the node in earlier files stays
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML has it
 Path_ = tuple[str | int, ...]
 
@@ -110,7 +111,13 @@ def read_override(text: str, layer: int, report: Report) -> Node | None:
 
 
 def merge(base: Node, later: Node) -> Node:
-    """`later` wins key by key. A mapping with numbers as keys changes single items of a list."""
+    """`later` wins key by key. A mapping with numbers as keys changes single items of a list.
+
+    A component with `replace: true` takes nothing over from `base`.
+    """
+    mark = later.child(REPLACE)
+    if mark is not None and mark.value is True and later.child("target") is not None:
+        return later
     if isinstance(base.value, dict) and isinstance(later.value, dict):
         merged = dict(base.value)
         for key, node in later.value.items():
@@ -161,6 +168,16 @@ def drop_missing(node: Node, report: Report) -> None:
             report.unfilled[origin.path] = origin
     for child in _children(node):
         drop_missing(child, report)
+
+
+def drop_replace_marks(node: Node, report: Report) -> None:
+    """Take out `replace`, which has done its work when the files are merged."""
+    if isinstance(node.value, dict) and "target" in node.value and REPLACE in node.value:
+        mark = node.value.pop(REPLACE)
+        if not isinstance(mark.value, bool):
+            report.error(mark.origin, f"must be true (take nothing over from earlier files) or false, not {mark.value}")
+    for child in _children(node):
+        drop_replace_marks(child, report)
 
 
 def resolve_interpolations(root: Node, report: Report) -> None:

@@ -1,0 +1,100 @@
+"""What the model does to a clip, and the sizes and frame counts that it therefore takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cogvideox.config.findings import Findings
+from cogvideox.config.limits import frame_count_problem, size_problem
+
+ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """Pixels per latent, latents per patch, and the largest clip that has positions.
+
+    largest: (height, width) in pixels, longest: pixel frames; None where there is no limit or no network.
+    """
+
+    spatial_compression: int
+    temporal_compression: int
+    patch: tuple[int, int, int]
+    largest: tuple[int, int] | None
+    longest: int | None
+
+    def check_size(self, path: str, size: tuple[int, int], findings: Findings) -> None:
+        """`size` is (height, width) in pixels."""
+        step = self.spatial_compression
+        problem = size_problem(size, (step * self.patch[1], step * self.patch[2]))
+        if problem:
+            findings.error(path, problem)
+        elif self.largest and any(side > most for side, most in zip(size, self.largest, strict=True)):
+            text = f"{list(size)} is larger than the network's positions, which end at {list(self.largest)}"
+            findings.error(path, text)
+
+    def check_frames(self, path: str, frames: int, findings: Findings) -> None:
+        """`frames` are pixel frames."""
+        problem = frame_count_problem(frames, self.temporal_compression, self.patch[0])
+        if problem:
+            findings.error(path, problem)
+        elif self.longest is not None and frames > self.longest:
+            findings.error(path, f"{frames} pixel frames are more than the network's positions cover: {self.longest}")
+
+    def check_latent_frames(self, path: str, frames: int, findings: Findings) -> None:
+        """`frames` are latent frames; with patches of 2 an even number counts the one that is added."""
+        padded = self.patch[0] == 2
+        smallest = 3 if padded else 1
+        if frames < smallest:
+            why = ": patches hold 2 latent frames (3 or 4 give 9 pixel frames)" if padded else ""
+            findings.error(path, f"must be at least {smallest}, not {frames}{why}")
+            return
+        real = frames - 1 if padded and frames % 2 == 0 else frames
+        pixels = (real - 1) * self.temporal_compression + 1
+        if self.longest is not None and pixels > self.longest:
+            text = f"{frames} latent frames are {pixels} pixel frames, more than the network's positions cover"
+            findings.error(path, f"{text}: {self.longest}")
+
+
+def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
+    """From the parameters of both nodes; {} stands for a component that is not given."""
+    patch = network.get("patch_size", 2)
+    frames = patch_frames(network)
+    height, width = (patch, patch) if isinstance(patch, int) else (patch[-2], patch[-1])
+    spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
+    temporal = vae.get("temporal_compression", 4)
+    grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
+    any_size = (positions(network).get("params") or {}).get("resize") == "interpolate"
+    return ClipSizes(
+        spatial_compression=spatial,
+        temporal_compression=temporal,
+        patch=(frames, height, width),
+        largest=grid if network and not any_size else None,
+        longest=_longest(network, temporal) if network else None,
+    )
+
+
+def positions(network: dict[str, Any]) -> dict[str, Any]:
+    """The position mixin's node, {} when there is none."""
+    return (network.get("modules") or {}).get("pos_embed_config") or {}
+
+
+def patch_frames(network: dict[str, Any]) -> int:
+    """Latent frames per patch; 1 when patch_size is one number (or no triple, which is reported elsewhere)."""
+    patch = network.get("patch_size", 2)
+    return patch[0] if isinstance(patch, Sequence) and len(patch) == 3 else 1
+
+
+def _longest(network: dict[str, Any], temporal: int) -> int:
+    """Pixel frames of the longest clip. Rotary tables hold a row for each latent frame, so that patches of 2
+    reach twice as far: 81 frames are 21 rows, which 161 frames (42 padded latents) fill.
+    """
+    latents = (network.get("num_frames", 49) - 1) // temporal + 1
+    step = patch_frames(network)
+    node = positions(network)
+    rotary_only = node.get("target") == ROTARY and not (node.get("params") or {}).get("learnable_pos_embed")
+    rows = latents if rotary_only else -(-latents // step)
+    real = rows * step - (step - 1)
+    return (real - 1) * temporal + 1
