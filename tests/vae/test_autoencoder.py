@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
-from cogvideox.vae.autoencoder import VideoAutoencoder, chunk_bounds
+from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.weights import vae_map
-from torch import nn
-from vae.tiny_vae import CH, CH_MULT, GROUPS, RES_BLOCKS, clip, random_latent, tiny_vae
+from vae.tiny_vae import CH, CH_MULT, GROUPS, RES_BLOCKS, clip, random_latent, tiny_vae, without_norms
 
 STORED_NAMES = json.loads(Path(__file__).with_name("stored_names.json").read_text())
 
@@ -21,43 +20,6 @@ def test_full_size_has_exactly_the_stored_tensors() -> None:
 
 
 # Chunks, state
-
-
-@pytest.mark.parametrize(
-    ("total", "chunk", "expected"),
-    [
-        (17, None, [(0, 17)]),
-        (17, 8, [(0, 9), (9, 17)]),
-        (13, 8, [(0, 13)]),
-        (5, 8, [(0, 5)]),
-        (1, 2, [(0, 1)]),
-        (5, 2, [(0, 3), (3, 5)]),
-        (4, 2, [(0, 2), (2, 4)]),
-        (3, 1, [(0, 1), (1, 2), (2, 3)]),
-    ],
-)
-def test_chunk_bounds(total: int, chunk: int | None, expected: list[tuple[int, int]]) -> None:
-    assert chunk_bounds(total, chunk) == expected
-
-
-def without_norms(vae: VideoAutoencoder) -> VideoAutoencoder:
-    """Norms see all frames of a call; replaced by constants they leave only what the carried state must make equal."""
-    for module in vae.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, FixedNorm(child))
-    return vae
-
-
-class FixedNorm(nn.GroupNorm):
-    """Scale and shift of a GroupNorm with statistics that don't depend on the input."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
-        self.weight, self.bias = norm.weight, norm.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
 
 
 @pytest.mark.parametrize("chunk", [4, 8, 12])
@@ -220,8 +182,10 @@ def test_wrong_layout_or_dtype() -> None:
     vae = tiny_vae()
     with pytest.raises(ShapeError, match=r"video must be b t c h w with c = 3, got shape \(2, 3, 5, 16, 24\)"):
         vae.encode(clip(5).transpose(1, 2))
-    with pytest.raises(ShapeError, match=r"video must be floating point, got torch\.uint8"):
-        vae.encode(torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match=r"video must be floating point or uint8, got torch\.int64"):
+        vae.encode(torch.zeros(1, 1, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"latent must be floating point, got torch\.uint8"):
+        vae.decode(torch.zeros(1, 1, 16, 8, 8, dtype=torch.uint8))
     with pytest.raises(ShapeError, match=r"latent must be b f c y x with c = 16, got shape \(1, 3, 5, 2, 2\)"):
         vae.decode_chunks(torch.zeros(1, 3, 5, 2, 2))
     with pytest.raises(ShapeError, match="there is nothing to decode"):

@@ -54,8 +54,8 @@ def test_group_norm_is_torchs_group_norm(dtype: torch.dtype) -> None:
     out = torch.empty_like(x)
     group_norm_maps(norm.to(dtype), x).write(x, out)
     expected = F.silu(norm.double()(x.double()))
-    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 4 * torch.finfo(dtype).eps)
-    assert (out - expected).abs().max() < tolerance * max(1.0, expected.abs().max())
+    tolerance: float = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 4 * torch.finfo(dtype).eps)
+    assert (out - expected).abs().max() < tolerance * max(1.0, expected.abs().max().item())
 
 
 @torch.no_grad()

@@ -30,6 +30,9 @@ def tiny_vae(
     frozen: bool = True,
     encode_chunk_frames: int | None = None,
     decode_chunk_latent_frames: int | None = 2,
+    tile_size: tuple[int, int] | None = None,
+    tile_overlap: int = 8,
+    offload_chunks: bool = False,
 ) -> VideoAutoencoder:
     vae = VideoAutoencoder(
         ch=CH,
@@ -38,6 +41,9 @@ def tiny_vae(
         norm_num_groups=GROUPS,
         encode_chunk_frames=encode_chunk_frames,
         decode_chunk_latent_frames=decode_chunk_latent_frames,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        offload_chunks=offload_chunks,
     ).to(dtype)
     randomise(vae)
     if frozen:
@@ -55,3 +61,23 @@ def random_latent(frames: int, height: int = 2, width: int = 3, batch: int = 2, 
     """Random latent b f c y x."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, frames, 16, height, width, generator=generator)
+
+
+def without_norms(vae: VideoAutoencoder) -> VideoAutoencoder:
+    """Norms see all frames of a call; replaced by constants they leave only what the carried state must make equal."""
+    for module in vae.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, FixedNorm(child))
+    return vae
+
+
+class FixedNorm(torch.nn.GroupNorm):
+    """Scale and shift of a GroupNorm with statistics that don't depend on the input."""
+
+    def __init__(self, norm: torch.nn.GroupNorm) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]

@@ -6,7 +6,7 @@ Inside, tensors are b c t h w in channels-last memory; that layout stays in this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
-from cogvideox.vae.causal_conv import CausalState
 from cogvideox.vae.decoder import Decoder
 from cogvideox.vae.encoder import Encoder
+from cogvideox.vae.pieces import Passage
 from cogvideox.vae.posterior import DiagonalGaussian
+from cogvideox.vae.tiling import check_tile, nearest_multiples, tile_grid
 from cogvideox.weights import vae_map
 from cogvideox.weights.sat_folder import read_vae
 
@@ -41,6 +42,12 @@ class VideoAutoencoder(nn.Module):
             diffusers' rule). Chunks bound the memory; norm statistics are then per chunk, so results differ.
         decode_chunk_latent_frames: latent frames decoded at a time, the first chunk taking the remainder. 2 is what
             the original samples with; None decodes in one call (for training the autoencoder).
+        tile_size: (height, width) in pixels, multiples of spatial_compression: larger frames pass in tiles of this
+            size, spread evenly and blended where they overlap. Tiles bound the memory of large frames; norm statistics
+            are then per tile, so results differ (docs/memory.md has figures). None, and smaller frames: no tiles.
+        tile_overlap: the least overlap of neighbouring tiles in pixels, a multiple of spatial_compression.
+        offload_chunks: results are moved to the CPU chunk by chunk, and stay there; with tiles, the carried state of
+            those that wait is kept there too. Least memory on the device, at the price of the copies.
 
     Raises: ConfigError for arguments that don't fit together, CheckpointError for weights that don't fit.
     Source: CogVideoX (arXiv 2408.06072), section 2.1; the encoding and decoding schemes of its released code.
@@ -59,6 +66,9 @@ class VideoAutoencoder(nn.Module):
         temporal_compression: int = 4,
         encode_chunk_frames: int | None = None,
         decode_chunk_latent_frames: int | None = 2,
+        tile_size: Sequence[int] | None = None,
+        tile_overlap: int = 64,
+        offload_chunks: bool = False,
     ) -> None:
         super().__init__()
         time_levels = _check_architecture(ch, ch_mult, num_res_blocks, norm_num_groups, temporal_compression)
@@ -68,6 +78,8 @@ class VideoAutoencoder(nn.Module):
         self.spatial_compression = 2 ** (len(ch_mult) - 1)
         self.encode_chunk_frames = encode_chunk_frames
         self.decode_chunk_latent_frames = decode_chunk_latent_frames
+        self.tile = check_tile(tile_size, tile_overlap, self.spatial_compression)
+        self.offload_chunks = offload_chunks
         self.encoder = Encoder(in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         self.decoder = Decoder(out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         if ckpt_path is not None:
@@ -78,15 +90,20 @@ class VideoAutoencoder(nn.Module):
         """Encode clips.
 
         Args:
-            video: b t c h w, values in [-1, 1], any float dtype (cast to the parameters').
+            video: b t c h w, uint8 in 0..255 or floating point in [-1, 1], on any device: pieces are moved and cast one
+                by one.
                 t is k * temporal_compression + 1 (1 is an image); h and w are multiples of spatial_compression.
 
-        Returns: the posterior over latents b f c y x, f = k + 1; float32 (float64 for a float64 autoencoder).
+        Returns: the posterior over latents b f c y x, f = k + 1; float32 (float64 for a float64 autoencoder), on the
+            parameters' device, or on the CPU with offload_chunks.
         Raises: ShapeError.
         """
         self._check_video(video)
         with self._autograd(video, self.encoder):
-            chunks = list(self._run_chunks(self.encoder, video, self.encode_chunk_frames, lone_first_frame=True))
+            unit = self.spatial_compression
+            grid = tile_grid(video.shape[3] // unit, video.shape[4] // unit, self.tile)
+            passage = Passage(self.encoder, grid, unit, 1, self.offload_chunks)
+            chunks = list(passage.run(video, self.encode_chunk_frames, lone_first_frame=True))
             moments = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
             moments = moments.transpose(1, 2)
             mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
@@ -96,10 +113,11 @@ class VideoAutoencoder(nn.Module):
         """Decode latents.
 
         Args:
-            latent: b f c y x, as the posterior gives it, any float dtype (cast to the parameters').
+            latent: b f c y x, as the posterior gives it, any float dtype (cast to the parameters'), on any device.
 
-        Returns: video b t c h w in the parameters' dtype, about [-1, 1]. t = 1 + temporal_compression * (f - 1) for
-            an odd f. For an even f no frame stands alone and t = temporal_compression * f: the released rule.
+        Returns: video b t c h w in the parameters' dtype, about [-1, 1]; on their device, or on the CPU with
+            offload_chunks. t = 1 + temporal_compression * (f - 1) for an odd f. For an even f no frame stands alone and
+            t = temporal_compression * f: the released rule.
         Raises: ShapeError.
         """
         chunks = list(self.decode_chunks(latent))
@@ -111,10 +129,9 @@ class VideoAutoencoder(nn.Module):
         Raises: ShapeError, at the call and not at the first chunk.
         """
         self._check_latent(latent)
-        lone_first_frame = latent.shape[1] % 2 == 1
-        chunks = self._run_chunks(
-            self.decoder, latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame
-        )
+        grid = tile_grid(latent.shape[3], latent.shape[4], self.tile)
+        passage = Passage(self.decoder, grid, 1, self.spatial_compression, self.offload_chunks)
+        chunks = passage.run(latent, self.decode_chunk_latent_frames, lone_first_frame=latent.shape[1] % 2 == 1)
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
 
     def freeze(self) -> None:
@@ -139,26 +156,6 @@ class VideoAutoencoder(nn.Module):
         _check_state(state, self.state_dict(), path)
         self.load_state_dict(state)
 
-    def _run_chunks(
-        self,
-        network: Callable[[Tensor, CausalState], Tensor],
-        x: Tensor,
-        chunk: int | None,
-        *,
-        lone_first_frame: bool,
-    ) -> Iterator[Tensor]:
-        """x b t c h w -> b c t' h' w' per chunk. The carried state lives in this generator and dies with it."""
-        bounds = chunk_bounds(x.shape[1], chunk)
-        dtype = next(self.parameters()).dtype
-        tails: dict[nn.Module, Tensor] = {}
-        for start, end in bounds:
-            is_first, is_last = start == 0, end == x.shape[1]
-            state = CausalState(lone_first_frame and is_first, is_last, tails)
-            frames = x[:, start:end].transpose(1, 2).to(dtype)
-            if not torch.is_grad_enabled():  # the work done in place, and the fast convolutions, want this layout
-                frames = frames.contiguous(memory_format=torch.channels_last_3d)
-            yield network(frames, state)
-
     def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
         """Set the gradient mode around each step only: it must not reach the consumer between two steps."""
         while True:
@@ -174,7 +171,7 @@ class VideoAutoencoder(nn.Module):
         return nullcontext() if needed else torch.no_grad()
 
     def _check_video(self, video: Tensor) -> None:
-        _check_rank(video, self.in_channels, "video", "b t c h w")
+        _check_rank(video, self.in_channels, "video", "b t c h w", or_uint8=True)
         frames, height, width = video.shape[1], *video.shape[-2:]
         step = self.temporal_compression
         if frames % step != 1 % step or frames < 1:
@@ -188,7 +185,7 @@ class VideoAutoencoder(nn.Module):
             if size % self.spatial_compression or size == 0:
                 raise ShapeError(
                     f"a video of {height} x {width} (height x width) can't be encoded: the {name} must be a multiple "
-                    f"of {self.spatial_compression}; nearest: {_nearest_multiples(size, self.spatial_compression)}"
+                    f"of {self.spatial_compression}; nearest: {nearest_multiples(size, self.spatial_compression)}"
                 )
 
     def _check_latent(self, latent: Tensor) -> None:
@@ -197,24 +194,11 @@ class VideoAutoencoder(nn.Module):
             raise ShapeError(f"latent b f c y x is {tuple(latent.shape)}: there is nothing to decode")
 
 
-def chunk_bounds(total: int, chunk: int | None) -> list[tuple[int, int]]:
-    """Start and end of each chunk: `chunk` frames, the first one with the remainder added; None: all at once."""
-    if chunk is None or total < 2 * chunk:
-        return [(0, total)]
-    first = chunk + total % chunk
-    return [(0, first)] + [(start, start + chunk) for start in range(first, total, chunk)]
-
-
-def _check_rank(x: Tensor, channels: int, name: str, letters: str) -> None:
+def _check_rank(x: Tensor, channels: int, name: str, letters: str, *, or_uint8: bool = False) -> None:
     if x.dim() != 5 or x.shape[2] != channels:
         raise ShapeError(f"{name} must be {letters} with c = {channels}, got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ShapeError(f"{name} must be floating point, got {x.dtype}")
-
-
-def _nearest_multiples(size: int, unit: int) -> str:
-    below = size // unit * unit
-    return " or ".join(str(value) for value in (below, below + unit) if value > 0)
+    if not x.is_floating_point() and not (or_uint8 and x.dtype == torch.uint8):
+        raise ShapeError(f"{name} must be floating point{' or uint8' if or_uint8 else ''}, got {x.dtype}")
 
 
 def _check_architecture(ch: int, ch_mult: Sequence[int], num_res_blocks: int, groups: int, temporal: int) -> int:

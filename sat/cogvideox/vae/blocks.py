@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cogvideox.vae import fewer_products
-from cogvideox.vae.causal_conv import CausalConv3d, CausalState, Padded
+from cogvideox.vae.causal_conv import CausalConv3d, CausalState, Padded, convolve_frames
 from cogvideox.vae.norm_silu import NormMaps, apply_map, covered_frames, group_norm_maps
 
 GROUP_NORM_EPS = 1e-6
@@ -92,7 +92,7 @@ class ResnetBlock(nn.Module):
         padded = pad_activated(self.norm2, self.conv2, hidden, latent, state)
         del hidden  # a full-size tensor less while the second convolution runs
         hidden = self.conv2.convolve(padded)
-        shortcut = self.nin_shortcut(x) if self.changes_width else x
+        shortcut = convolve_frames(self.nin_shortcut, x) if self.changes_width else x
         return hidden + shortcut if torch.is_grad_enabled() else hidden.add_(shortcut)
 
 

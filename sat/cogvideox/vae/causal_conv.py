@@ -96,9 +96,7 @@ class CausalConv3d(nn.Module):
         frames, weight, bias = padded.frames, self.conv.weight, self.conv.bias
         if self.context_frames and fewer_products.saves_time(frames):
             return fewer_products.causal_conv3d(frames, weight, bias, repeats_first=padded.repeats_first)
-        if frames.numel() <= MAX_CONV_ELEMENTS or torch.is_grad_enabled():
-            return self.conv(frames)
-        return self._convolve_in_pieces(frames)
+        return convolve_frames(self.conv, frames)
 
     def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, maps: NormMaps | None, state: CausalState) -> Tensor:
         """The convolution's input, written once: tail or first frame in front, (activated) x behind."""
@@ -114,18 +112,6 @@ class CausalConv3d(nn.Module):
         padded[:, :, : self.context_frames].copy_(body[:, :, :1] if tail is None else tail)
         return padded
 
-    def _convolve_in_pieces(self, padded: Tensor) -> Tensor:
-        """The same result from consecutive runs of frames, each small enough for MAX_CONV_ELEMENTS."""
-        b, _, t, h, w = padded.shape
-        t -= self.context_frames
-        shape = (b, self.conv.out_channels, t, h, w)
-        out = torch.empty(shape, dtype=padded.dtype, device=padded.device, memory_format=torch.channels_last_3d)
-        step = max(1, MAX_CONV_ELEMENTS // padded[:, :, 0].numel() - self.context_frames)
-        for start in range(0, t, step):
-            piece = padded[:, :, start : start + step + self.context_frames]
-            out[:, :, start : start + step] = self.conv(piece)
-        return out
-
 
 @dataclass(frozen=True)
 class Padded:
@@ -136,3 +122,20 @@ class Padded:
 
     frames: Tensor
     repeats_first: bool
+
+
+def convolve_frames(conv: nn.Conv3d, frames: Tensor) -> Tensor:
+    """b c_in t+k-1 h w -> b c_out t h w. Without autograd, input beyond MAX_CONV_ELEMENTS is convolved in equal runs of
+    frames: the same result."""
+    if frames.numel() <= MAX_CONV_ELEMENTS or torch.is_grad_enabled():
+        return conv(frames)
+    context = conv.kernel_size[0] - 1
+    b, _, t, h, w = frames.shape
+    t -= context
+    shape = (b, conv.out_channels, t, h, w)
+    out = torch.empty(shape, dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last_3d)
+    most = max(1, MAX_CONV_ELEMENTS // frames[:, :, 0].numel() - context)
+    step = -(-t // -(-t // most))
+    for start in range(0, t, step):
+        out[:, :, start : start + step] = conv(frames[:, :, start : start + step + context])
+    return out
