@@ -15,6 +15,7 @@ import torch
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights.atomic import begin_folder, commit_folder
+from cogvideox.weights.lora_file import write_lora
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
 from cogvideox.weights.sat_folder import find_states_file
 from cogvideox.weights.torch_file import load_file, sha256_of
@@ -76,7 +77,7 @@ def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, li
         config = folders.transformer_config(plan.facts, plan.settings)
         with _timed("transformer"):
             written[name] = folders.write_transformer(
-                target / name, plan.transformer_state, entries, config, plan.facts
+                target / name, plan.transformer_state, entries, config, plan.facts, plan.options.max_shard_bytes
             )
     if plan.vae is not None:
         name = "vae" if whole else ""
@@ -87,7 +88,7 @@ def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, li
         assert plan.weights is not None and plan.weights.lora is not None, "a LoRA is asked for"
         lora = plan.weights.lora
         with _timed(f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}"):
-            files = folders.write_lora(target, plan.weights.adapters, lora.rank, lora.alpha, plan.dtype)
+            files = write_lora(target, plan.weights.adapters, lora, "diffusers", dtype=plan.dtype)
             written[""] = [*written.get("", []), *files]
     if whole:
         written |= _write_pipeline_rest(plan, target)
@@ -95,14 +96,15 @@ def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, li
 
 
 def _write_pipeline_rest(plan: Plan, target: Path) -> dict[str, list[WrittenFile]]:
-    assert plan.text_encoder is not None, "a pipeline is asked for"
+    assert plan.text_encoder is not None and plan.facts is not None, "a pipeline is asked for"
     with _timed("text encoder and tokenizer"):
         tokenizer_class = folders.copy_text_encoder(plan.text_encoder, target)
         written = {}
         if plan.options.typecast_text_encoder and plan.dtype is not None:
             written["text_encoder"] = _typecast(target / "text_encoder", plan.dtype)
     folders.write_json(target / "scheduler" / "scheduler_config.json", folders.scheduler_config(plan.settings))
-    folders.write_json(target / "model_index.json", folders.model_index(plan.settings, tokenizer_class))
+    pipeline = folders.pipeline_class(plan.facts)
+    folders.write_json(target / "model_index.json", folders.model_index(plan.settings, tokenizer_class, pipeline))
     return written
 
 

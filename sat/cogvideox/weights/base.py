@@ -51,7 +51,7 @@ class TransformerWeights:
         """The weights with the adapters added (in fp32, when read); the plain ones if there are none."""
         if self.lora is None:
             return self.plain
-        return MergedWeights({**self.plain, **self.adapters}, self.lora.scaling)
+        return MergedWeights(self.plain, [(self.adapters, self.lora.scaling)])
 
 
 def lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:

@@ -8,6 +8,7 @@ diffusers. Sizes come from the tensors' shapes; what no shape says comes in `Pip
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,14 +20,15 @@ import torch
 from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights import lora_map, transformer_map, vae_map
-from cogvideox.weights.families import TransformerFacts
+from cogvideox.weights import transformer_map, vae_map
+from cogvideox.weights.families import Family, TransformerFacts
 from cogvideox.weights.safetensors_stream import MAX_SHARD_BYTES, Entry, WrittenFile, write_model
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
-LORA_STEM = "pytorch_lora_weights"
 DIFFUSERS_VERSION = "0.34.0"  # the first release that reads a LoRA's alpha from its file
 DDIM_SCHEDULER, DPM_SCHEDULER = "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"
+TEXT_PIPELINE, IMAGE_PIPELINE = "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
+SAME_SCALE = 1e-4  # relative; scales come through text, rounded
 
 _TEXT_ENCODER_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _TEXT_ENCODER_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -63,13 +65,49 @@ class PipelineSettings:
     zero_terminal_snr: bool = True
     vae_norm_groups: int = 32
     scheduler: str = DDIM_SCHEDULER
+    image_latent_scale: float | None = None  # what an image-to-video model was trained with; None without image
+    invert_scale_latents: bool = False  # whether its pipeline divides the image latent by scale_factor
+
+    @property
+    def pipeline_image_scale(self) -> float:
+        """What diffusers' image-to-video pipeline multiplies the first frame's latent by."""
+        return 1 / self.scale_factor if self.invert_scale_latents else self.scale_factor
+
+
+def published_settings(family: Family) -> PipelineSettings:
+    """The settings of a released model."""
+    return PipelineSettings(
+        num_frames=family.num_frames,
+        latent_height=family.latent_height,
+        latent_width=family.latent_width,
+        text_length=family.text_length,
+        scale_factor=family.scale_factor,
+        shift_scale=family.shift_scale,
+        image_latent_scale=family.image_latent_scale,
+        invert_scale_latents=inverts_scale(family.frames_per_patch, family.scale_factor, family.image_latent_scale),
+    )
+
+
+def inverts_scale(frames_per_patch: int, scale_factor: float, image_latent_scale: float | None) -> bool:
+    """What `invert_scale_latents` has to be: diffusers knows only scale_factor and its inverse.
+
+    A scale that is neither keeps the released value, which is true for CogVideoX 1.5.
+    """
+    for value, scale in ((False, scale_factor), (True, 1 / scale_factor)):
+        if image_latent_scale is not None and math.isclose(image_latent_scale, scale, rel_tol=SAME_SCALE):
+            return value
+    return frames_per_patch > 1
 
 
 def transformer_config(facts: TransformerFacts, settings: PipelineSettings) -> dict[str, Any]:
-    """config.json of CogVideoXTransformer3DModel."""
+    """config.json of CogVideoXTransformer3DModel.
+
+    Raises: CheckpointError for patches that aren't square, or a learned table for another clip size.
+    """
     frames, height, width = facts.patch_size
     if height != width:
         raise CheckpointError(f"diffusers takes square patches only; this transformer's are {height} x {width}")
+    _check_learned_table(facts, settings)
     config = {
         "_class_name": "CogVideoXTransformer3DModel",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -96,14 +134,28 @@ def transformer_config(facts: TransformerFacts, settings: PipelineSettings) -> d
         "text_embed_dim": facts.text_width,
         "time_embed_dim": facts.time_embed_dim,
         "timestep_activation_fn": "silu",
-        "use_learned_positional_embeddings": facts.rotary and facts.table_length is not None,
+        "use_learned_positional_embeddings": facts.learned_table,
         "use_rotary_positional_embeddings": facts.rotary,
     }
-    if facts.flat_patch_weight and frames > 1:
+    if frames > 1:
+        # The released files say patch_bias false and hold a bias all the same; diffusers reads the key for 1.0 only.
         config |= {"patch_size_t": frames, "patch_bias": True}
     if facts.ofs_embed_dim is not None:
         config["ofs_embed_dim"] = facts.ofs_embed_dim
     return config
+
+
+def _check_learned_table(facts: TransformerFacts, settings: PipelineSettings) -> None:
+    """diffusers' table has exactly the tokens of sample_frames, sample_height and sample_width."""
+    frames, height, width = facts.patch_size
+    latent_frames = (settings.num_frames - 1) // settings.temporal_compression + 1
+    grid = (latent_frames // frames) * (settings.latent_height // height) * (settings.latent_width // width)
+    if facts.learned_table and facts.table_length != settings.text_length + grid:
+        raise CheckpointError(
+            f"the learned position table has {facts.table_length} tokens; {settings.num_frames} frames of latents "
+            f"{settings.latent_height} x {settings.latent_width} and {settings.text_length} text tokens make "
+            f"{settings.text_length + grid}: give the YAML that it was trained with"
+        )
 
 
 def vae_config(shapes: Mapping[str, Size], settings: PipelineSettings) -> dict[str, Any]:
@@ -120,6 +172,7 @@ def vae_config(shapes: Mapping[str, Size], settings: PipelineSettings) -> dict[s
         "down_block_types": ["CogVideoXDownBlock3D"] * len(widths),
         "force_upcast": True,
         "in_channels": shapes["encoder.conv_in.conv.weight"][1],
+        "invert_scale_latents": settings.invert_scale_latents,
         "latent_channels": shapes["decoder.conv_in.conv.weight"][1],
         "latents_mean": None,
         "latents_std": None,
@@ -171,10 +224,17 @@ def scheduler_config(settings: PipelineSettings) -> dict[str, Any]:
     }
 
 
-def model_index(settings: PipelineSettings, tokenizer_class: str = "T5Tokenizer") -> dict[str, Any]:
-    """model_index.json of a text-to-video pipeline."""
+def pipeline_class(facts: TransformerFacts) -> str:
+    """Name of the pipeline that runs such a transformer."""
+    return IMAGE_PIPELINE if facts.in_channels > facts.out_channels else TEXT_PIPELINE
+
+
+def model_index(
+    settings: PipelineSettings, tokenizer_class: str = "T5Tokenizer", pipeline: str = "CogVideoXPipeline"
+) -> dict[str, Any]:
+    """model_index.json of a pipeline."""
     return {
-        "_class_name": "CogVideoXPipeline",
+        "_class_name": pipeline,
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", settings.scheduler],
         "text_encoder": ["transformers", "T5EncoderModel"],
@@ -225,20 +285,6 @@ def write_vae(
     names = {name: vae_map.sat_to_diffusers(name, levels) for name in state}
     write_json(folder / "config.json", config)
     return write_model(folder, WEIGHTS_STEM, _entries(state, names, dtype), _renamed(state, names))
-
-
-def write_lora(
-    folder: Path, adapters: Mapping[str, Tensor], r: int, lora_alpha: float, dtype: torch.dtype | None
-) -> list[WrittenFile]:
-    """Write adapters (relative SAT names) as diffusers' LoRA file, with rank, alpha and targets in its
-    header.
-
-    Raises: CheckpointError for an unknown name, a value beyond the dtype, or a full disk.
-    """
-    names = {step.sources[0]: step.targets[0] for step in lora_map.to_peft(adapters)}
-    header = lora_map.adapter_header(r, lora_alpha)
-    entries = _entries(adapters, names, dtype)
-    return write_model(folder, LORA_STEM, entries, _renamed(adapters, names), header=header)
 
 
 def _entries(state: Mapping[str, Tensor], names: Mapping[str, str], dtype: torch.dtype | None) -> list[Entry]:

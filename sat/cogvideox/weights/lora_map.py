@@ -1,7 +1,14 @@
-"""LoRA adapters: SAT's names and peft's, and the merge with the weights they belong to.
+"""LoRA adapters: their names in SAT and in every layout that others read, and the merge with their weights.
 
-Adapter tensors are equal in both; only names differ, and SAT's k-th pair of query_key_value belongs to diffusers' to_q,
-to_k or to_v. SAT's names are those inside the transformer, diffusers' carry the pipeline's prefix `transformer.`.
+Adapter tensors are equal in all layouts; only names differ. SAT's k-th pair of query_key_value belongs to q, k or v
+elsewhere. TARGETS and LAYOUTS are the one table for both directions. SAT's names here are those inside the transformer.
+
+    diffusers        transformer.transformer_blocks.7.attn1.to_q.lora_A.weight       rank and alpha in the file's header
+    comfyui          diffusion_model.blocks.7.q.lora_A.weight, ....q.alpha           ComfyUI's own CogVideoX model
+    comfyui-wrapper  lora_unet_transformer_blocks_7_attn1_to_q.lora_down.weight, ....alpha    kohya's naming
+
+Source: module names in ComfyUI, comfy/ldm/cogvideo/model.py; keys and alpha in comfy/lora.py (model_lora_keys_unet) and
+comfy/weight_adapter/lora.py; for the wrapper, merge_lora in lora_utils.py of kijai/ComfyUI-CogVideoXWrapper.
 """
 
 from __future__ import annotations
@@ -9,47 +16,144 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.transformer_map import Rule, Step, find_rule
 
-_ATTENTION = "transformer.layers.{i}.attention."
-_PEFT = "transformer.transformer_blocks.{i}.attn1."
-_TARGETS = (
-    ("query_key_value", 0, "to_q"),
-    ("query_key_value", 1, "to_k"),
-    ("query_key_value", 2, "to_v"),
-    ("dense", 0, "to_out.0"),
+LayoutName = Literal["diffusers", "comfyui", "comfyui-wrapper"]
+Kind = Literal["A", "B", "alpha"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One matrix that an adapter changes: rows `part` of SAT's layer `sat`, and the layer's name elsewhere."""
+
+    sat: str
+    part: int
+    diffusers: str
+    comfyui: str
+
+
+@dataclass(frozen=True)
+class AdapterName:
+    """What a stored name of any layout means."""
+
+    layer: int
+    target: Target
+    kind: Kind
+
+    @property
+    def sat(self) -> str:
+        """The matrix's name in SAT."""
+        return f"transformer.layers.{self.layer}.attention.{self.target.sat}.matrix_{self.kind}.{self.target.part}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How names are made: a module with {i} for the layer, then one of the suffixes. No alpha suffix: in the header."""
+
+    module: str
+    suffixes: Mapping[Kind, str]
+
+
+TARGETS = (
+    Target("query_key_value", 0, "attn1.to_q", "q"),
+    Target("query_key_value", 1, "attn1.to_k", "k"),
+    Target("query_key_value", 2, "attn1.to_v", "v"),
+    Target("dense", 0, "attn1.to_out.0", "attn_out"),
 )
-RULES = tuple(
-    Rule(f"{_ATTENTION}{name}.matrix_{side}.{part}", (f"{_PEFT}{target}.lora_{side}.weight",))
-    for name, part, target in _TARGETS
-    for side in ("A", "B")
+LAYOUTS: Mapping[LayoutName, Layout] = {
+    "diffusers": Layout(
+        "transformer.transformer_blocks.{i}.{diffusers}", {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+    ),
+    "comfyui": Layout(
+        "diffusion_model.blocks.{i}.{comfyui}", {"A": ".lora_A.weight", "B": ".lora_B.weight", "alpha": ".alpha"}
+    ),
+    "comfyui-wrapper": Layout(
+        "lora_unet_transformer_blocks_{i}_{kohya}",
+        {"A": ".lora_down.weight", "B": ".lora_up.weight", "alpha": ".alpha"},
+    ),
+}
+TARGET_MODULES = tuple(target.diffusers.removeprefix("attn1.") for target in TARGETS)
+
+# What programs put before a module's name, and how they call the two matrices: any combination is read.
+_PREFIX = r"(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.|lora_(?:unet|transformer)_)?"
+_KINDS: Mapping[str, Kind] = {
+    "lora_A": "A",
+    "lora_down": "A",
+    "lora.down": "A",
+    "lora_B": "B",
+    "lora_up": "B",
+    "lora.up": "B",
+    "alpha": "alpha",
+}
+_NAME = re.compile(
+    rf"{_PREFIX}(?P<module>.+?)\.(?P<kind>{'|'.join(map(re.escape, _KINDS))})(?:\.(?!weight|bias)\w+)?(?:\.weight)?"
 )
-TARGET_MODULES = tuple(target for _, _, target in _TARGETS)
+_BLOCK = re.compile(r"(?:transformer_)?blocks[._](?P<layer>\d+)[._](?P<rest>.+)")
+_BY_MODULE = {
+    name: target
+    for target in TARGETS
+    for name in (target.diffusers, target.comfyui, target.diffusers.replace(".", "_"))
+}
+_SAT_NAME = re.compile(
+    r"transformer\.layers\.(?P<layer>\d+)\.attention\.(?P<sat>\w+)\.matrix_(?P<kind>[AB])\.(?P<part>\d+)"
+)
+_BY_SAT = {(target.sat, target.part): target for target in TARGETS}
 _ADAPTER = re.compile(r"\.matrix_[AB]\.\d+$")
 _ORIGINAL = ".original."
+_SHOWN = 3
 
 
-def to_peft(names: Iterable[str]) -> list[Step]:
-    """Steps from SAT's adapters to peft's. Raises: CheckpointError that names a tensor which is no adapter."""
-    steps = []
+def parse_sat(name: str) -> AdapterName:
+    """What a SAT name means. Raises: CheckpointError that names a tensor which is no adapter."""
+    match = _SAT_NAME.fullmatch(name)
+    target = _BY_SAT.get((match["sat"], int(match["part"]))) if match else None
+    if match is None or target is None:
+        raise CheckpointError(f"{name!r} is no LoRA matrix of a CogVideoX transformer in SAT's naming")
+    return AdapterName(int(match["layer"]), target, "A" if match["kind"] == "A" else "B")
+
+
+def parse_names(names: Iterable[str], source: str = "the file") -> dict[str, AdapterName]:
+    """What the names of a LoRA file of any layout mean.
+
+    Raises: CheckpointError that names what is no LoRA matrix, and the modules that SAT's LoRA has no place for.
+    """
+    found: dict[str, AdapterName] = {}
+    strangers: dict[str, None] = {}
     for name in names:
-        rule, fields = find_rule(RULES, name, "SAT")
-        steps.append(Step((name,), (rule.diffusers[0].format(**fields),), list))
-    return steps
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise CheckpointError(
+                f"{source}: {name!r} is no matrix of a LoRA (valid: ....lora_A.weight, .lora_B.weight)"
+            )
+        block = _BLOCK.fullmatch(match["module"])
+        target = _BY_MODULE.get(block["rest"]) if block else None
+        if block is None or target is None:
+            strangers[block["rest"] if block else match["module"]] = None
+        else:
+            found[name] = AdapterName(int(block["layer"]), target, _KINDS[match["kind"]])
+    if strangers:
+        shown = ", ".join(list(strangers)[:_SHOWN]) + (" and more" if len(strangers) > _SHOWN else "")
+        raise CheckpointError(
+            f"{source} adapts {shown}, for which SAT's LoRA has no place: valid are "
+            f"{', '.join(target.diffusers for target in TARGETS)} of transformer_blocks (train with these "
+            "target_modules, or merge it into its diffusers model and convert that)"
+        )
+    return found
 
 
-def to_sat(names: Iterable[str]) -> list[Step]:
-    """Steps from peft's adapters to SAT's. Raises: CheckpointError that names a tensor which is no adapter."""
-    steps = []
-    for name in names:
-        rule, fields = find_rule(RULES, name, "diffusers")
-        steps.append(Step((name,), (rule.sat.format(**fields),), list))
-    return steps
+def layout_name(name: AdapterName, layout: LayoutName) -> str:
+    """The stored name in a layout that has one for this kind."""
+    target, chosen = name.target, LAYOUTS[layout]
+    module = chosen.module.format(
+        i=name.layer, diffusers=target.diffusers, comfyui=target.comfyui, kohya=target.diffusers.replace(".", "_")
+    )
+    return module + chosen.suffixes[name.kind]
 
 
 def is_adapter(name: str) -> bool:
@@ -91,44 +195,65 @@ def merge_weight(
 
 
 class MergedWeights(Mapping[str, Tensor]):
-    """A SAT state dict with adapters, seen as one without: names are plain, weights are merged when read.
+    """A plain SAT state dict plus adapters, each at its own scale; weights are merged when they are read.
 
-    scaling: lora_alpha / r, times a strength if other than 1.
+    plain: plain relative names. adapters: (matrices under relative SAT names, scale) each; scale is lora_alpha / r
+    times the strength. dtype: of merged weights; by default that of the plain one. Sums are fp32, rounded once.
 
     Raises:
-        CheckpointError: an A without its B, or adapters whose base weight is not there.
+        CheckpointError: an A without its B, or adapters whose base weight is not there or has another shape.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], scaling: float) -> None:
-        self._state = state
-        self._scaling = scaling
-        self._stored = {plain_name(name): name for name in state if not is_adapter(name)}
-        self._adapters: dict[str, list[int]] = {}
-        for name in state:
-            if is_adapter(name):
-                self._add_adapter(name)
+    def __init__(
+        self,
+        plain: Mapping[str, Tensor],
+        adapters: Sequence[tuple[Mapping[str, Tensor], float]],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._plain, self._dtype = plain, dtype
+        self._updates: dict[str, list[tuple[AdapterName, Tensor, Tensor, float]]] = {}
+        for matrices, scale in adapters:
+            for name in check_pairs(matrices):
+                self._add(name, matrices, scale)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._state[self._stored[name]]
-        parts = self._adapters.get(name)
-        if parts is None:
-            return tensor
-        layer = name.removesuffix("weight")
-        a, b = ([self._state[f"{layer}matrix_{side}.{part}"] for part in sorted(parts)] for side in "AB")
-        return merge_weight(tensor, a, b, self._scaling)
+        weight = self._plain[name]
+        if name not in self._updates:
+            return weight
+        total = weight.to(torch.float32, copy=True)
+        for adapter, a, b, scale in self._updates[name]:
+            rows = total.narrow(0, adapter.target.part * len(b), len(b))
+            rows += scale * (b.float() @ a.float())
+        return total.to(self._dtype or weight.dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._plain)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._plain)
 
-    def _add_adapter(self, name: str) -> None:
-        layer, side, part = re.fullmatch(r"(.*\.)matrix_([AB])\.(\d+)", name).groups()  # type: ignore[union-attr]
-        other = f"{layer}matrix_{'B' if side == 'A' else 'A'}.{part}"
-        if other not in self._state:
-            raise CheckpointError(f"the adapter {name} has no partner {other}")
-        if f"{layer}weight" not in self._stored:
-            raise CheckpointError(f"the adapter {name} has no weight {layer}original.weight to be merged into")
-        if side == "A":
-            self._adapters.setdefault(f"{layer}weight", []).append(int(part))
+    def _add(self, name: AdapterName, matrices: Mapping[str, Tensor], scale: float) -> None:
+        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in ("A", "B"))
+        weight = f"transformer.layers.{name.layer}.attention.{name.target.sat}.weight"
+        if weight not in self._plain:
+            raise CheckpointError(f"the adapter {name.sat} has no weight {weight} to be merged into")
+        parts = sum(target.sat == name.target.sat for target in TARGETS)
+        if (parts * len(b), a.shape[1]) != tuple(self._plain[weight].shape):
+            raise CheckpointError(
+                f"the adapter {name.sat} is for a layer of {a.shape[1]} to {parts * len(b)}, "
+                f"the base has {list(self._plain[weight].shape)[::-1]}: it belongs to another model"
+            )
+        self._updates.setdefault(weight, []).append((name, a, b, scale))
+
+
+def check_pairs(matrices: Iterable[str]) -> list[AdapterName]:
+    """The A of every pair, given relative SAT names.
+
+    Raises: CheckpointError for a name that is no adapter, and an A without its B or the reverse.
+    """
+    names = {parse_sat(name) for name in matrices}
+    for name in names:
+        other = AdapterName(name.layer, name.target, "B" if name.kind == "A" else "A")
+        if other not in names:
+            raise CheckpointError(f"the adapter {name.sat} has no partner {other.sat}")
+    return sorted((name for name in names if name.kind == "A"), key=lambda name: name.sat)
