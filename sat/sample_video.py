@@ -17,6 +17,9 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("DEBUG" if command.debug else "INFO")
     config = command.load()
     if command.check:
+        from cogvideox.sampling.jobs import check_jobs
+
+        check_jobs(config)
         print("the configuration is valid")
         return
     setup_logging("DEBUG" if command.debug else config.sample_args.log_level)

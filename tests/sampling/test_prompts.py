@@ -1,22 +1,14 @@
-"""Prompts, jobs and the refusal to overwrite."""
+"""Prompts from every source, with and without images."""
 
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import pytest
 from cogvideox.config.schema import SampleArgs
 from cogvideox.errors import DataError
-from cogvideox.sampling.prompts import (
-    check_output_dir,
-    check_prompts,
-    folder_name,
-    plan_jobs,
-    read_prompts,
-    refuse_existing,
-)
+from cogvideox.sampling.prompts import Prompt, parse_prompts, read_prompts
 
 
 def write(folder: Path, content: bytes) -> SampleArgs:
@@ -25,14 +17,20 @@ def write(folder: Path, content: bytes) -> SampleArgs:
     return SampleArgs(input_type="txt", input_file=str(file))
 
 
+def texts(prompts: list[Prompt]) -> list[str]:
+    return [prompt.text for prompt in prompts]
+
+
 def test_one_prompt_per_line_without_blank_lines(tmp_path: Path) -> None:
     args = write(tmp_path, "\ufeffa ship\n\n   \n  une île  \r\nlast".encode())
-    assert read_prompts(args) == ["a ship", "une île", "last"]
+    prompts = read_prompts(args)
+    assert texts(prompts) == ["a ship", "une île", "last"]
+    assert [prompt.place.rsplit(", ")[-1] for prompt in prompts] == ["line 1", "line 4", "line 5"]
 
 
 def test_prompts_in_the_configuration_win(tmp_path: Path) -> None:
     args = SampleArgs(input_type="txt", input_file=str(tmp_path / "missing.txt"), prompts=["a ship", " "])
-    assert read_prompts(args) == ["a ship"]
+    assert texts(read_prompts(args)) == ["a ship"]
 
 
 class Terminal(io.StringIO):
@@ -44,8 +42,8 @@ class Terminal(io.StringIO):
 
 def test_terminal_ends_with_an_empty_line_and_pipes_at_their_end() -> None:
     typed = "a ship\nan island\n\nnot read\n"
-    assert read_prompts(SampleArgs(), Terminal(typed)) == ["a ship", "an island"]
-    assert read_prompts(SampleArgs(), io.StringIO(typed)) == ["a ship", "an island", "not read"]
+    assert texts(read_prompts(SampleArgs(), terminal=Terminal(typed))) == ["a ship", "an island"]
+    assert texts(read_prompts(SampleArgs(), terminal=io.StringIO(typed))) == ["a ship", "an island", "not read"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\n"])
@@ -56,7 +54,7 @@ def test_empty_file(tmp_path: Path, content: bytes) -> None:
 
 def test_nothing_typed() -> None:
     with pytest.raises(DataError, match="no prompt in the terminal"):
-        read_prompts(SampleArgs(), io.StringIO(""))
+        read_prompts(SampleArgs(), terminal=io.StringIO(""))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -79,55 +77,62 @@ def test_image_prompts_are_refused_with_their_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2: 'prompt@@image' is for image-to-video models"):
         read_prompts(write(tmp_path, b"a ship\na ship@@ship.png\n"))
     with pytest.raises(DataError, match=r"args.prompts, line 1: 'prompt@@image'"):
-        check_prompts(["a@@b.png"], "args.prompts")
+        parse_prompts(["a@@b.png"], "args.prompts")
 
 
-def test_jobs_have_their_own_seeds_and_folders() -> None:
-    jobs = plan_jobs(["a ship", "a/b  c"], num_samples=2, seed=40, output_dir="out")
-    assert [(job.prompt_index, job.sample_index, job.seed) for job in jobs] == [
-        (0, 0, 40),
-        (0, 1, 41),
-        (1, 0, 40),
-        (1, 1, 41),
-    ]
-    assert [str(job.video_path) for job in jobs] == [
-        "out/0_a_ship/0/000000.mp4",
-        "out/0_a_ship/1/000000.mp4",
-        "out/1_ab_c/0/000000.mp4",
-        "out/1_ab_c/1/000000.mp4",
-    ]
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`lists/` with prompts.txt and near.png, `here/` as working directory; both.png in both."""
+    for name in ("lists/near.png", "lists/both.png", "here/both.png", "here/far.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
 
 
-def test_folder_names_are_cut_at_120_characters_and_at_what_a_file_system_holds(tmp_path: Path) -> None:
-    assert folder_name("x" * 200) == "x" * 120
-    chinese = folder_name("船" * 200)
-    assert len(chinese.encode()) <= 240 and set(chinese) == {"船"}
-    plan_jobs(["船" * 200], 1, 0, tmp_path)[0].folder.mkdir(parents=True)
+def test_images_are_looked_for_beside_the_prompt_file_then_in_the_working_directory(images: Path) -> None:
+    absolute = images / "lists" / "near.png"
+    lines = f"a ship@@near.png\n\n une île @@  both.png \nan island@@far.png\na tree@@{absolute}\n"
+    prompts = read_prompts(write(images / "lists", lines.encode()), image_to_video=True)
+    assert texts(prompts) == ["a ship", "une île", "an island", "a tree"]
+    found = ["lists/near.png", "lists/both.png", "here/far.png", "lists/near.png"]
+    assert [prompt.image for prompt in prompts] == [images / name for name in found]
 
 
-def test_existing_outputs_are_listed(tmp_path: Path) -> None:
-    jobs = plan_jobs(["a", "b"], 3, 0, tmp_path)
-    refuse_existing(jobs)
-    for job in jobs[1:]:
-        job.folder.mkdir(parents=True)
-        job.video_path.touch()
+def test_images_of_the_configuration_and_the_terminal_are_in_the_working_directory(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (listed,) = read_prompts(SampleArgs(prompts=["a ship@@both.png"]), image_to_video=True)
+    (typed,) = read_prompts(SampleArgs(), image_to_video=True, terminal=Terminal("a ship@@both.png\n\n"))
+    assert listed.image == typed.image == images / "here" / "both.png"
+    assert "prompt@@image.png, one per line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a ship", r"line 2: 'a ship' has no image; this is an image-to-video model: write prompt@@image.png"),
+        ("a ship@@", r"line 2: 'a ship@@' is not complete; this is an image-to-video model"),
+        ("@@far.png", r"line 2: '@@far.png' is not complete"),
+        ("a@@far.png@@far.png", r"line 2: 'a@@far.png@@far.png' holds 2 marks"),
+        ("a@@near.png", r"line 2: there is no image file near.png in .*/here$"),
+        ("a@@/none/x.png", r"line 2: there is no image file /none/x.png$"),
+        ("a@@.", r"line 2: there is no image file \. in"),
+    ],
+)
+def test_lines_that_do_not_suit_an_image_to_video_model(images: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_prompts(["a@@far.png", line], "args.prompts", image_to_video=True)
+
+
+def test_a_missing_image_names_both_places_and_how_many_more_lines_fail(images: Path) -> None:
+    args = write(images / "lists", b"a@@none.png\nb@@near.png\nc\n")
     with pytest.raises(
-        DataError, match=r"5 of 6 outputs exist already: .*0_a/1/000000.mp4, .* and 2 more; set args.overwrite"
+        DataError, match=r"prompts.txt, line 1: .* none.png in .*/lists or .*/here \(and 1 more such lines\)"
     ):
-        refuse_existing(jobs)
-    refuse_existing(jobs, latents_only=True)
-    jobs[0].folder.mkdir()
-    jobs[0].latent_path.touch()
-    with pytest.raises(DataError, match="1 of 6 outputs exist already"):
-        refuse_existing(jobs, latents_only=True)
+        read_prompts(args, image_to_video=True)
 
 
-def test_output_folders_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_output_dir(tmp_path / "new" / "deeper")
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file is a file, a folder is needed"):
-        check_output_dir(tmp_path / "file" / "out")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
-    with pytest.raises(DataError, match="no permission to write in"):
-        check_output_dir(tmp_path / "new")
+def test_no_prompt_at_all_shows_how_one_is_written() -> None:
+    with pytest.raises(DataError, match=r"args.prompts=\['a red ball rolls@@ball.png'\]"):
+        parse_prompts([], "args.prompts", image_to_video=True)

@@ -16,13 +16,14 @@ from cogvideox.errors import ConfigError, DataError, ShapeError, run_cli
 from cogvideox.model.build import build_model
 from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
-from cogvideox.sampling.prompts import plan_jobs
+from cogvideox.sampling.batches import VideoFormat
+from cogvideox.sampling.jobs import plan_jobs
+from cogvideox.sampling.prompts import Prompt
 from cogvideox.sampling.run import (
-    VideoFormat,
     build_sampler,
     load_for_sampling,
     run_sampling,
-    sample_jobs,
+    sample_batches,
     sample_latents,
 )
 from cogvideox.weights.sat_folder import write_checkpoint
@@ -123,7 +124,7 @@ def test_saved_latents_are_those_of_the_video(family: tiny.TinyFamily, reference
     """Decoding them gives the frames of the mp4; they carry no scale factor."""
     config = load_config([str(family.model_yaml)], settings(family, reference), "sample")
     model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
-    jobs = plan_jobs(PROMPTS, 2, 42, reference)
+    jobs = plan_jobs([Prompt(text) for text in PROMPTS], 2, 42, reference)
     expected = sample_latents(model, build_sampler(config.model.sampler_config), jobs[:1], FORMAT)[0]
     torch.testing.assert_close(load_file(jobs[0].latent_path)["latent"] * 1.15258426, expected, rtol=1e-4, atol=1e-4)
 
@@ -198,9 +199,9 @@ def test_illegal_sizes_name_the_nearest_legal_ones(
 ) -> None:
     config = load_config([str(family.model_yaml)], settings(family, tmp_path), "sample")
     model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
-    form = VideoFormat(3, *size, fps=8)
+    form, jobs = VideoFormat(3, *size, fps=8), plan_jobs([Prompt(PROMPTS[0])], 1, 0, tmp_path)
     with pytest.raises(ShapeError, match=message):
-        sample_jobs(model, build_sampler(config.model.sampler_config), plan_jobs(PROMPTS, 1, 0, tmp_path), form)
+        sample_batches(model, build_sampler(config.model.sampler_config), [(form, jobs)])
     assert not list(tmp_path.iterdir())
 
 

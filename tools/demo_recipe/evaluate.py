@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from cogvideox.model.video_diffusion import VideoDiffusion
-from cogvideox.sampling.prompts import SampleJob
-from cogvideox.sampling.run import VideoFormat, build_sampler, sample_latents
+from cogvideox.sampling.batches import VideoFormat
+from cogvideox.sampling.jobs import SampleJob
+from cogvideox.sampling.run import build_sampler, sample_latents
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """Sampling: jobs to videos, on this process's share of them.
 
-Letters: b batch, f latent frames, c latent channels, y x latent height and width.
+Letters: b batch, f latent frames, c latent channels, y x latent height and width; h w pixels.
 The noise of a video depends on its seed and the place of its prompt only: not on the batch, the process or
 the device.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,33 +18,23 @@ from tqdm import tqdm
 
 from cogvideox.config.schema import ComponentNode, Config, ModelConfig, SampleArgs
 from cogvideox.config.targets import instantiate
-from cogvideox.diffusion.samplers import Sampler
+from cogvideox.data.images import read_image
+from cogvideox.data.transforms import fit_to_bucket
+from cogvideox.diffusion.samplers import Denoise, Sampler
 from cogvideox.diffusion.timesteps import gaussian
-from cogvideox.errors import ConfigError, ShapeError, UserError
+from cogvideox.errors import ConfigError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
 from cogvideox.model.loading import load_transformer, read_lora
 from cogvideox.model.video_diffusion import VideoDiffusion
-from cogvideox.sampling.prompts import SampleJob, check_output_dir, plan_jobs, read_prompts, refuse_existing
-from cogvideox.sampling.write_video import write_latent, write_video
+from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
+from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
+from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
 
 if TYPE_CHECKING:
     from cogvideox.parallel.groups import ProcessGroups
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class VideoFormat:
-    """What every video of a run looks like: latent frames, pixels, frames per second; and which files are
-    written."""
-
-    num_latent_frames: int
-    height: int
-    width: int
-    fps: float
-    save_video: bool = True
-    save_latent: bool = False
 
 
 def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
@@ -54,16 +43,15 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     Raises: UserError of the same text on every process.
     """
     args = config.sample_args
-    jobs = _plan(args, groups)
+    jobs = _plan(config, groups)
     started = time.monotonic()
     error: UserError | None = None
     written: list[Path] = []
     try:
         model = load_for_sampling(config.model, args, groups.device)
         sampler = build_sampler(config.model.sampler_config)
-        form = video_format(args)
-        mine = groups.share(jobs)
-        written = sample_jobs(model, sampler, mine, form, args.batch_size, show_progress=groups.is_first)
+        batches = make_batches(groups.share(jobs), args, model.patch_frames)
+        written = sample_batches(model, sampler, batches, show_progress=groups.is_first)
     except UserError as caught:
         error = caught
     groups.agree(error)
@@ -72,16 +60,17 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     return written
 
 
-def _plan(args: SampleArgs, groups: ProcessGroups) -> list[SampleJob]:
-    """All jobs, on every process. Only the first one reads the terminal and looks for existing files."""
+def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
+    """All jobs, on every process. Only the first one reads the terminal and images, and looks for existing files."""
+    args = config.sample_args
     jobs: list[SampleJob] = []
     error: UserError | None = None
     if groups.is_first:
         try:
-            jobs = plan_jobs(read_prompts(args), args.num_samples, args.seed, args.output_dir)
+            jobs = read_jobs(config)
             check_output_dir(args.output_dir)
             if not args.overwrite:
-                refuse_existing(jobs, latents_only=args.only_save_latents)
+                refuse_existing([main_output(job, args) for job in jobs])
         except UserError as caught:
             error = caught
     groups.agree(error)
@@ -116,53 +105,22 @@ def build_sampler(node: ComponentNode, num_steps: int | None = None) -> Sampler:
     return sampler if num_steps is None else sampler.with_steps(num_steps)
 
 
-def video_format(args: SampleArgs) -> VideoFormat:
-    """The format that `args` asks for."""
-    height, width = args.sampling_image_size
-    return VideoFormat(
-        num_latent_frames=args.sampling_num_frames,
-        height=height,
-        width=width,
-        fps=args.sampling_fps,
-        save_video=not args.only_save_latents,
-        save_latent=args.save_latents or args.only_save_latents,
-    )
-
-
-def sample_jobs(
-    model: VideoDiffusion,
-    sampler: Sampler,
-    jobs: Sequence[SampleJob],
-    form: VideoFormat,
-    batch_size: int = 1,
-    *,
-    show_progress: bool = False,
+def sample_batches(
+    model: VideoDiffusion, sampler: Sampler, batches: Sequence[Batch], *, show_progress: bool = False
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
-    Raises: ShapeError for a format that the model can't make; DataError when a file can't be written.
+    Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
+    be read or written.
     """
-    check_format(model, form)
-    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    for form, _ in batches:
+        check_format(model, form)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
-        for batch in batches:
-            latents = sample_latents(model, sampler, batch, form, on_step=lambda _: bar.update())
-            for job, latent in zip(batch, latents, strict=True):
+        for form, jobs in batches:
+            latents = sample_latents(model, sampler, jobs, form, on_step=lambda _: bar.update())
+            for job, latent in zip(jobs, latents, strict=True):
                 _write(model, job, latent, form)
-    return [job.folder for job in jobs]
-
-
-def check_format(model: VideoDiffusion, form: VideoFormat) -> None:
-    """Raises: ShapeError for a size that does not divide into latents and patches, naming the nearest ones
-    that do."""
-    _, patch_height, patch_width = model.transformer.network.patch_size
-    sides = (("height", form.height, patch_height), ("width", form.width, patch_width))
-    for name, pixels, patch in sides:
-        step = model.vae.spatial_compression * patch
-        if pixels < step or pixels % step:
-            lower = pixels // step * step
-            nearest = " or ".join(str(value) for value in (lower, lower + step) if value)
-            raise ShapeError(f"{name} of {pixels} pixels: must be a multiple of {step}; nearest: {nearest}")
+    return [job.folder for _, jobs in batches for job in jobs]
 
 
 @torch.no_grad()
@@ -173,11 +131,14 @@ def sample_latents(
     form: VideoFormat,
     on_step: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Scaled latents fp32 [b, f, c, y, x] of a batch of jobs."""
+    """Scaled latents fp32 [b, f, c, y, x], padded, of a batch of jobs.
+
+    Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions.
+    """
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
     context = model.encode_text([job.prompt for job in jobs])
     return sampler.sample(
-        model.denoise,
+        _denoiser(model, jobs, form),
         _noise(jobs, shape, "start").to(model.device),
         model.schedule,
         context,
@@ -187,17 +148,42 @@ def sample_latents(
     )
 
 
+def _denoiser(model: VideoDiffusion, jobs: Sequence[SampleJob], form: VideoFormat) -> Denoise:
+    """The model with the jobs' images. Both branches of guidance see the image: only the text is left out."""
+    if model.image is None:
+        return model.denoise
+    images = torch.stack([first_frame(job, form) for job in jobs])
+    image_latent = model.image_latent(images, form.num_latent_frames)
+
+    def denoise(noised_latent: Tensor, timestep: Tensor, context: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
+        copies = len(noised_latent) // len(image_latent)  # 2 when both branches come in one batch
+        repeated = image_latent.repeat(copies, 1, 1, 1, 1)
+        return model.denoise(noised_latent, timestep, context, sqrt_alpha_bar, repeated)
+
+    return denoise
+
+
+def first_frame(job: SampleJob, form: VideoFormat) -> Tensor:
+    """The job's image as training sees a frame: resized to cover the format and cropped, uint8 [3, h, w]. Raises:
+    DataError."""
+    assert job.image is not None, f"{job.prompt!r} has no image, which this image-to-video model starts from"
+    return fit_to_bucket(read_image(job.image)[None], (form.height, form.width))[0]
+
+
 def _noise(jobs: Sequence[SampleJob], shape: Sequence[int], use: int | str) -> Tensor:
     return torch.stack([gaussian(shape, "sample", job.seed, job.prompt_index, use) for job in jobs])
 
 
 def _write(model: VideoDiffusion, job: SampleJob, latent: Tensor, form: VideoFormat) -> None:
     if form.save_latent:
-        write_latent(job.latent_path, latent / model.scale_factor)
-    if form.save_video:
-        write_video(job.video_path, _frames(model, latent), form.fps)
+        write_latent(job.latent_path, model.unpad(latent) / model.scale_factor)
+    if form.save_video and form.num_latent_frames == 1:
+        (frame,) = next(decoded_frames(model, latent))
+        write_png(job.picture_path, to_uint8(frame).permute(1, 2, 0).cpu())
+    elif form.save_video:
+        write_video(job.video_path, decoded_frames(model, latent), form.fps)
 
 
-def _frames(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:
-    """Latent [f, c, y, x] to pieces [t, 3, h, w], decoded as they are asked for."""
+def decoded_frames(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:
+    """Padded latent [f, c, y, x] to pieces [t, 3, h, w], decoded as they are asked for."""
     return (chunk[0] for chunk in model.decode_chunks(latent[None]))

@@ -19,8 +19,9 @@ from cogvideox.data.loader import Batch
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
-from cogvideox.sampling.prompts import SampleJob, folder_name
-from cogvideox.sampling.run import VideoFormat, sample_latents
+from cogvideox.sampling.batches import VideoFormat
+from cogvideox.sampling.jobs import SampleJob, folder_name
+from cogvideox.sampling.run import sample_latents
 from cogvideox.sampling.write_video import write_video
 from cogvideox.transformer.lora import LoraLinear
 

@@ -15,7 +15,8 @@ from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_lo
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
-from cogvideox.sampling.run import VideoFormat, build_sampler
+from cogvideox.sampling.batches import VideoFormat
+from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
