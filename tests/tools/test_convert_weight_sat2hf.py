@@ -429,16 +429,6 @@ def test_tokenizer_missing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["t5"]
 
 
-def test_rotary_weights_are_refused_by_name(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    state = {
-        **read_checkpoint(checkpoints.family.transformer).module,
-        PREFIX + "transformer.position_embeddings.weight": torch.zeros(64, 64),
-    }
-    write_checkpoint(tmp_path / "r", 1, state, {})
-    with pytest.raises(CheckpointError, match=r"rotary and learned positions.*converts the layout of CogVideoX-2B"):
-        convert(tmp_path / "out", "--checkpoint", tmp_path / "r", "--base", checkpoints.family.model_yaml)
-
-
 def test_as_a_command(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """From another directory, without installation; a mistake prints one line."""
     script = Path(__file__).resolve().parents[2] / "tools" / "convert_weight_sat2hf.py"

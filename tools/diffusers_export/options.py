@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class Options:
     part: Part
     dtype: torch.dtype | None  # None keeps every tensor's own
     merge_lora: bool
+    fold_image_scale: bool
+    max_shard_bytes: int
     typecast_text_encoder: bool
     push_to_hub: bool
     verify: bool
@@ -91,6 +94,8 @@ def parse_options(argv: Sequence[str]) -> Options:
         part=part,
         dtype=found.dtype,
         merge_lora=found.merge_lora,
+        fold_image_scale=found.fold_image_scale,
+        max_shard_bytes=parse_size(found.max_shard_size),
         typecast_text_encoder=found.typecast_text_encoder,
         push_to_hub=found.push_to_hub,
         verify=found.verify,
@@ -102,6 +107,18 @@ def parse_options(argv: Sequence[str]) -> Options:
         i2v=found.i2v,
         version=found.version,
     )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of e.g. 5GB, 500MB, 1.5GiB or a plain number, which is bytes. Raises: ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    size = 0
+    if match:
+        power = " KMGT".index(match.group(2).upper() or " ")
+        size = int(float(match.group(1)) * (1024 if match.group(3) else 1000) ** power)
+    if size < 1:
+        raise ConfigError(f"--max_shard_size {text!r} is no size: write e.g. 5GB or 500MB")
+    return size
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,6 +198,14 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         "--merge_lora",
         action="store_true",
         help="add the LoRA to the weights (in float32) instead of a file beside",
+    )
+    group.add_argument(
+        "--fold_image_scale",
+        action="store_true",
+        help="image-to-video: multiply the patch projection by what diffusers scales the image latent wrongly by",
+    )
+    group.add_argument(
+        "--max_shard_size", default="10GB", metavar="SIZE", help="largest weight file, e.g. 5GB or 500MB (10GB)"
     )
     group.add_argument("--typecast_text_encoder", action="store_true", help="store T5 in the chosen type as well")
     group.add_argument(

@@ -17,6 +17,7 @@ from cogvideox.weights.families import TransformerFacts, read_facts
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
 from torch import Tensor
 
+from diffusers_export.differences import FoldedImageScale, check_folding, differences
 from diffusers_export.options import Options
 from diffusers_export.yaml_facts import YamlFacts, check_claims, check_network, read_settings
 
@@ -36,6 +37,7 @@ class Plan:
     vae: dict[str, Tensor] | None
     vae_file: Path | None
     text_encoder: Path | None
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -44,8 +46,11 @@ class Plan:
     @property
     def transformer_state(self) -> Mapping[str, Tensor]:
         """The transformer as it will be written, plain relative SAT names."""
-        assert self.weights is not None, "a plan without a transformer"
-        return self.weights.merged() if self.options.merge_lora else self.weights.plain
+        assert self.weights is not None and self.facts is not None, "a plan without a transformer"
+        state = self.weights.merged() if self.options.merge_lora else self.weights.plain
+        if self.options.fold_image_scale:
+            return FoldedImageScale(state, self.facts, self.settings)
+        return state
 
     @property
     def writes_transformer(self) -> bool:
@@ -71,7 +76,7 @@ class Plan:
             lines.append(f"VAE: {self.vae_file}, scale factor {self.settings.scale_factor:g}")
         if self.text_encoder is not None:
             lines.append(f"text encoder: {self.text_encoder}")
-        return lines
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def make_plan(options: Options) -> Plan:
@@ -86,11 +91,11 @@ def make_plan(options: Options) -> Plan:
         checkpoint = read_checkpoint(options.checkpoint, options.iteration)
         weights = _with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
         facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
-        _check_supported(facts, weights)
         check_network(yaml, facts, weights.files[0])
         _check_lora(options, weights)
     settings = read_settings(yaml, facts, options)
     check_claims(options, facts, settings)
+    check_folding(options.fold_image_scale, facts)
     vae_file = _find_vae(options, yaml, checkpoint) if options.part in ("pipeline", "vae") else None
     return Plan(
         options=options,
@@ -100,6 +105,7 @@ def make_plan(options: Options) -> Plan:
         vae=_read_vae(vae_file) if vae_file is not None else None,
         vae_file=vae_file,
         text_encoder=_find_text_encoder(options, yaml) if options.part == "pipeline" else None,
+        notes=differences(yaml, facts, settings, folded=options.fold_image_scale) if facts is not None else (),
     )
 
 
@@ -130,13 +136,6 @@ def _with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: Ya
             f"{yaml.lora_alpha:g}: set lora_config.params.lora_alpha to {weights.lora.alpha:g}"
         )
     return replace(weights, lora=replace(weights.lora, alpha=yaml.lora_alpha))
-
-
-def _check_supported(facts: TransformerFacts, weights: TransformerWeights) -> None:
-    if facts.rotary or facts.patch_size[0] > 1 or facts.in_channels != facts.out_channels:
-        raise CheckpointError(
-            f"{weights.files[-1]} holds {facts.summary}: this version converts the layout of CogVideoX-2B"
-        )
 
 
 def _check_lora(options: Options, weights: TransformerWeights) -> None:

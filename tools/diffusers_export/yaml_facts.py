@@ -9,12 +9,13 @@ from typing import Any
 
 from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.weights.diffusers_folder import PipelineSettings
+from cogvideox.weights.diffusers_folder import PipelineSettings, inverts_scale, published_settings
 from cogvideox.weights.families import TransformerFacts
 
 from diffusers_export.options import Options
 
 ROOT = Path(__file__).resolve().parents[2]
+THETA = 10000.0  # of diffusers' rotary positions
 _SAME = 1e-6  # relative; numbers come through text
 
 
@@ -60,10 +61,24 @@ class YamlFacts:
         name = (encoder.get("params") or {}).get("model_dir")
         return _find(name) if name and _find(name).is_dir() else name
 
+    @property
+    def rotary(self) -> bool | None:
+        """Whether the positions are rotary."""
+        target = self._node("pos_embed_config").get("target")
+        return None if target is None else "Rotary" in target
+
+    @property
+    def patch_size(self) -> tuple[int, ...] | None:
+        """Frames, height, width; 2 in a YAML stands for (1, 2, 2)."""
+        size = self.network.get("patch_size")
+        return (1, size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
     def module(self, name: str) -> Mapping[str, Any]:
         """Parameters of one entry of the network's `modules`."""
-        node = (self.network.get("modules") or {}).get(name) or {}
-        return node.get("params") or {}
+        return self._node(name).get("params") or {}
+
+    def _node(self, name: str) -> Mapping[str, Any]:
+        return (self.network.get("modules") or {}).get(name) or {}
 
 
 def _find(path: str) -> Path:
@@ -79,68 +94,108 @@ def read_settings(yaml: YamlFacts, facts: TransformerFacts | None, options: Opti
         express what the YAML says.
     """
     if yaml.config is not None and yaml.network:
-        return _from_yaml(yaml)
-    published = PipelineSettings()
-    if facts is not None and not _is_published(facts, published):
+        return _from_yaml(yaml, facts)
+    if facts is None:
+        return PipelineSettings()
+    if facts.family is None or not _has_published_table(facts):
         raise ConfigError(
             f"{options.checkpoint} holds {facts.summary}; which sizes it was trained at, no tensor says: "
             "give its YAML with --base"
         )
-    return published
+    return published_settings(facts.family)
 
 
-def _from_yaml(yaml: YamlFacts) -> PipelineSettings:
-    network, positions, schedule = yaml.network, yaml.module("pos_embed_config"), yaml.schedule
-    height, width = (positions.get(f"{axis}_interpolation", 1.0) for axis in ("height", "width"))
-    if height != width:
-        raise ConfigError(f"height_interpolation {height} and width_interpolation {width} differ: diffusers has one")
+def _from_yaml(yaml: YamlFacts, facts: TransformerFacts | None) -> PipelineSettings:
+    network, schedule = yaml.network, yaml.schedule
     assert yaml.config is not None, "settings from a YAML need one"
-    default = PipelineSettings()
+    model, default = yaml.config.model, PipelineSettings()
+    spatial, temporal = _interpolation(yaml)
+    patch = facts.patch_size if facts is not None else yaml.patch_size or (1, 2, 2)
+    image_scale = (model.image_latent_scale or model.scale_factor) if model.noised_image_input else None
     return PipelineSettings(
         num_frames=network.get("num_frames", default.num_frames),
         latent_height=network.get("latent_height", default.latent_height),
         latent_width=network.get("latent_width", default.latent_width),
         text_length=network.get("text_length", default.text_length),
         temporal_compression=network.get("temporal_compression", default.temporal_compression),
-        spatial_interpolation=height,
-        temporal_interpolation=positions.get("time_interpolation", 1.0),
-        scale_factor=yaml.config.model.scale_factor,
+        spatial_interpolation=spatial,
+        temporal_interpolation=temporal,
+        scale_factor=model.scale_factor,
         shift_scale=schedule.get("shift_scale", default.shift_scale),
         num_timesteps=schedule.get("num_timesteps", default.num_timesteps),
         beta_start=schedule.get("beta_start", default.beta_start),
         beta_end=schedule.get("beta_end", default.beta_end),
         zero_terminal_snr=schedule.get("zero_terminal_snr", default.zero_terminal_snr),
         vae_norm_groups=yaml.vae.get("norm_num_groups", default.vae_norm_groups),
+        image_latent_scale=image_scale,
+        invert_scale_latents=inverts_scale(patch[0], model.scale_factor, image_scale),
     )
 
 
-def _is_published(facts: TransformerFacts, settings: PipelineSettings) -> bool:
-    """Whether the checkpoint is a published model at its published clip size."""
-    _, patch_height, patch_width = facts.patch_size
-    frames = (settings.num_frames - 1) // settings.temporal_compression + 1
-    grid = frames * (settings.latent_height // patch_height) * (settings.latent_width // patch_width)
-    return facts.family is not None and facts.table_length in (None, settings.text_length + grid)
+def _interpolation(yaml: YamlFacts) -> tuple[float, float]:
+    """Spatial and temporal factor. Rotary models have none in diffusers, whose configs say 1.875 and 1 all the same."""
+    positions, default = yaml.module("pos_embed_config"), PipelineSettings()
+    time, height, width = (positions.get(f"{axis}_interpolation", 1.0) for axis in ("time", "height", "width"))
+    if height != width:
+        raise ConfigError(f"height_interpolation {height} and width_interpolation {width} differ: diffusers has one")
+    if not yaml.rotary:
+        return height, time
+    theta = positions.get("theta", THETA)
+    if (time, height, theta) != (1.0, 1.0, THETA):
+        raise ConfigError(
+            f"pos_embed_config has theta {theta:g} and interpolation factors {time:g} (time), {height:g} (height and "
+            f"width): diffusers' rotary positions have theta {THETA:g} and no factors"
+        )
+    return default.spatial_interpolation, default.temporal_interpolation
+
+
+def _has_published_table(facts: TransformerFacts) -> bool:
+    """Whether a published model's position table, if any, is for its published clip size."""
+    family = facts.family
+    assert family is not None, "not a published model"
+    _, height, width = facts.patch_size
+    frames = (family.num_frames - 1) // 4 + 1
+    grid = frames * (family.latent_height // height) * (family.latent_width // width)
+    return facts.table_length in (None, family.text_length + grid)
 
 
 def check_network(yaml: YamlFacts, facts: TransformerFacts, source: Path) -> None:
     """Raises: ConfigError when the YAML describes another network than the checkpoint holds."""
+    if yaml.config is None or not yaml.network:
+        return
+    image_input = facts.in_channels > facts.out_channels
     in_checkpoint = {
         "hidden_size": facts.hidden_size,
         "num_layers": facts.num_layers,
         "num_attention_heads": facts.num_heads,
         "in_channels": facts.in_channels,
         "time_embed_dim": facts.time_embed_dim,
+        "ofs_embed_dim": facts.ofs_embed_dim,
         "text_hidden_size": facts.text_width,
+        "patch_size": facts.patch_size,
+        "learnable_pos_embed": facts.learned_table,
+        "rotary positions": facts.rotary,
+        "noised_image_input": image_input,
     }
-    stated = {**yaml.module("patch_embed_config"), **yaml.network}
+    defaults = {"in_channels": 16, "ofs_embed_dim": None, "learnable_pos_embed": False}
+    stated = {
+        **defaults,
+        **yaml.module("patch_embed_config"),
+        **yaml.module("pos_embed_config"),
+        **yaml.network,
+        "patch_size": yaml.patch_size or (1, 2, 2),
+        "rotary positions": bool(yaml.rotary),
+        "noised_image_input": yaml.config.model.noised_image_input,
+    }
     wrong = [
         f"{name} {stated[name]} (checkpoint: {value})"
         for name, value in in_checkpoint.items()
         if stated.get(name, value) != value
     ]
     if wrong:
-        advice = f": use {facts.family.yaml}" if facts.family is not None else ""
-        raise ConfigError(f"{source} holds {facts.summary}, but the YAML says {', '.join(wrong)}{advice}")
+        raise ConfigError(
+            f"{source} holds {facts.summary}, but the YAML says {', '.join(wrong)}: use {facts.suitable_yaml}"
+        )
 
 
 def check_claims(options: Options, facts: TransformerFacts | None, settings: PipelineSettings) -> None:
