@@ -54,6 +54,7 @@ class Adapter:
     matrices: dict[str, Tensor]  # relative SAT names, memory-mapped
     lora: LoraFacts
     alpha_from: str  # for the user: where alpha comes from
+    is_alpha_known: bool  # stated or given, not the convention of the program that wrote the file
     base: Mapping[str, Any]  # what the file says of the model it was trained on: path, sha256, model; {} if nothing
 
     @property
@@ -106,12 +107,18 @@ def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: fl
     else:
         raise CheckpointError(f"{file} holds no LoRA adapters; its first names: {', '.join(list(relative)[:2])}")
     _check_shapes(matrices, file)
-    stated, where = (known, "stated in the file") if known is not None else (alpha, "as given")
     if known is not None and alpha is not None and not _is_close(known, alpha):
         raise CheckpointError(f"{file} states alpha {known:g}, not {alpha:g}: leave --alpha out")
-    chosen, where = (default, reason) if stated is None else (stated, where)
-    lora = LoraFacts(_common_rank(matrices, file), float(chosen))
-    return Adapter(file, "SAT" if matrices.keys() <= relative.keys() else "peft", matrices, lora, where, base)
+    stated = known if known is not None else alpha
+    return Adapter(
+        path=file,
+        layout="SAT" if matrices.keys() <= relative.keys() else "peft",
+        matrices=matrices,
+        lora=LoraFacts(_common_rank(matrices, file), default if stated is None else float(stated)),
+        alpha_from=reason if stated is None else "stated in the file" if known is not None else "as given",
+        is_alpha_known=stated is not None,
+        base=base,
+    )
 
 
 def _read_peft(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float | None, dict[str, Any]]:

@@ -1,0 +1,188 @@
+"""LoRA files of every layout: what they are is found out, alpha is kept, and what has no place is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.base import LoraFacts
+from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.lora_file import BASE_HEADER, complete, read_adapter, write_lora
+from cogvideox.weights.lora_map import TARGETS, AdapterName, LayoutName
+from cogvideox.weights.sat_folder import write_checkpoint
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+RANK, WIDTH, LAYERS, ALPHA = 3, 8, 2, 5.0
+LORA = LoraFacts(RANK, ALPHA)
+PEFT = "transformer.transformer_blocks.{}.{}.lora_{}.weight"
+
+
+def matrices(dtype: torch.dtype = torch.float32, layers: int = LAYERS) -> dict[str, Tensor]:
+    names = [AdapterName(i, target, kind) for i in range(layers) for target in TARGETS for kind in ("A", "B")]
+    shapes = {"A": (RANK, WIDTH), "B": (WIDTH, RANK)}
+    return {name.sat: torch.randn(shapes[name.kind]).to(dtype) for name in names}
+
+
+def peft_file(path: Path, header: dict[str, Any] | None = None, **changes: Tensor | None) -> Path:
+    """A file under diffusers' names; `changes` replace or remove (None) tensors by the end of their name."""
+    state = {
+        PEFT.format(i, target.diffusers, kind): torch.randn((RANK, WIDTH) if kind == "A" else (WIDTH, RANK))
+        for i in range(LAYERS)
+        for target in TARGETS
+        for kind in ("A", "B")
+    }
+    for name, value in changes.items():
+        state.pop(name, None)
+        if value is not None:
+            state[name] = value
+    config = {f"transformer.{key}": value for key, value in (header or {}).items()}
+    save_file(state, path, {"lora_adapter_metadata": json.dumps(config)} if header is not None else None)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["diffusers", "comfyui", "comfyui-wrapper"])
+def test_round_trip_is_bit_equal(layout: LayoutName, dtype: torch.dtype, tmp_path: Path) -> None:
+    there = matrices(dtype)
+    base = {"path": "/home/me/base", "sha256": "0" * 64}
+    write_lora(tmp_path, there, LORA, layout, base=base)
+    back = read_adapter(tmp_path)
+    assert back.lora == LORA and back.is_alpha_known
+    assert back.base == {"sha256": "0" * 64}, "paths of this machine stay here"
+    assert back.matrices.keys() == there.keys()
+    for name, value in there.items():
+        assert back.matrices[name].dtype == dtype and torch.equal(back.matrices[name], value)
+    assert (back.num_layers, back.width) == (LAYERS, WIDTH)
+
+
+def test_alpha_is_in_the_header_or_beside_every_module(tmp_path: Path) -> None:
+    """diffusers refuses files with names that don't say lora; ComfyUI reads no header."""
+    for layout in ("diffusers", "comfyui", "comfyui-wrapper"):
+        (file,) = write_lora(tmp_path, matrices(), LORA, layout, stem=layout)
+        state = load_file(tmp_path / file.name)
+        alphas = [value.item() for name, value in state.items() if name.endswith(".alpha")]
+        assert alphas == ([] if layout == "diffusers" else [ALPHA] * LAYERS * len(TARGETS))
+        with safe_open(tmp_path / file.name, "pt") as opened:
+            assert ("lora_adapter_metadata" in opened.metadata()) == (layout == "diffusers")
+            assert BASE_HEADER not in opened.metadata()
+
+
+def test_type_of_the_file(tmp_path: Path) -> None:
+    write_lora(tmp_path, matrices(), LORA, "comfyui", dtype=torch.float16)
+    adapter = read_adapter(tmp_path)
+    assert {value.dtype for value in adapter.matrices.values()} == {torch.float16}
+    assert adapter.lora.alpha == ALPHA
+
+
+@pytest.mark.parametrize("extra", [{}, {"lora": {"r": RANK, "alpha": 1.0}}])
+def test_sat_checkpoint(tmp_path: Path, extra: dict[str, Any]) -> None:
+    """A file with base weights beside the adapters, with and without a stated alpha."""
+    there = matrices()
+    module = {TRANSFORMER_PREFIX + name: value for name, value in there.items()}
+    module["conditioner.embedders.0.weight"] = torch.ones(2)
+    write_checkpoint(tmp_path, 7, module, extra)
+    adapter = read_adapter(tmp_path, iteration=7)
+    assert adapter.matrices.keys() == there.keys()
+    assert (adapter.layout, adapter.lora, adapter.is_alpha_known) == ("SAT", LoraFacts(RANK, 1.0), bool(extra))
+    if not extra:
+        assert read_adapter(tmp_path, alpha=2.0).lora == LoraFacts(RANK, 2.0)
+        assert "SAT's default" in adapter.summary
+
+
+@pytest.mark.parametrize(
+    ("header", "alpha"),
+    [
+        ({"r": RANK, "lora_alpha": 6}, 6.0),
+        ({"r": RANK, "lora_alpha": 6, "use_rslora": True}, 6.0 * RANK**0.5),
+        ({"r": RANK}, None),
+        (None, None),
+    ],
+)
+def test_alpha_of_a_header(tmp_path: Path, header: dict[str, Any] | None, alpha: float | None) -> None:
+    adapter = read_adapter(peft_file(tmp_path / "a.safetensors", header))
+    assert adapter.is_alpha_known == (alpha is not None)
+    assert adapter.lora.alpha == (alpha or RANK), "without one, diffusers applies scale 1"
+    assert adapter.layout == "peft"
+
+
+def test_alpha_of_the_caller(tmp_path: Path) -> None:
+    silent = peft_file(tmp_path / "silent.safetensors")
+    stated = peft_file(tmp_path / "stated.safetensors", {"lora_alpha": 6})
+    assert read_adapter(silent, alpha=2.0).lora.alpha == 2.0
+    assert read_adapter(stated, alpha=6.0).lora.alpha == 6.0
+    with pytest.raises(CheckpointError, match=r"stated\.safetensors states alpha 6, not 2: leave --alpha out"):
+        read_adapter(stated, alpha=2.0)
+
+
+def test_alpha_of_pefts_own_folder(tmp_path: Path) -> None:
+    peft_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 9, "use_dora": False}))
+    assert read_adapter(tmp_path).lora == LoraFacts(RANK, 9.0)
+
+
+def test_fewer_modules_become_zeros(tmp_path: Path) -> None:
+    names = {PEFT.format(i, "attn1.to_k", kind): None for i in range(LAYERS) for kind in ("A", "B")}
+    adapter = read_adapter(peft_file(tmp_path / "a.safetensors", **names))
+    whole = complete(adapter.matrices)
+    assert len(adapter.matrices) == 12 and whole.keys() == matrices().keys()
+    for name in whole.keys() - adapter.matrices.keys():
+        assert "query_key_value" in name and name.endswith(".1") and not whole[name].any()
+
+
+WRONG = {
+    "ranks": ({PEFT.format(0, "attn1.to_q", "A"): torch.ones(2, WIDTH)}, r"matrices have ranks \[2, 3\]"),
+    "partner": ({PEFT.format(1, "attn1.to_v", "B"): None}, r"value\.matrix_A\.2 has no partner"),
+    "shape": (
+        {PEFT.format(0, "attn1.to_q", "B"): torch.ones(WIDTH, 2)},
+        r"matrix_A\.0 \[3, 8\] and its partner \[8, 2\]",
+    ),
+    "place": (
+        {PEFT.format(0, "ff.net.2", "A"): torch.ones(RANK, 32)},
+        r"adapts ff\.net\.2, .* has no place: valid are",
+    ),
+    "alphas": (
+        {"blocks.0.q.alpha": torch.tensor(1.0), "blocks.1.q.alpha": torch.tensor(2.0)},
+        r"have alphas \[1\.0, 2\.0\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_tensors_that_are_refused(case: str, tmp_path: Path) -> None:
+    changes, message = WRONG[case]
+    with pytest.raises(CheckpointError, match=message):
+        read_adapter(peft_file(tmp_path / "a.safetensors", **changes))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"r": 4, "lora_alpha": 4}, "states rank 4, its matrices have rank 3"),
+        ({"rank_pattern": {"a": 2}}, r"its modules differ \(rank_pattern\)"),
+        ({"alpha_pattern": {"a": 2}}, r"its modules differ \(alpha_pattern\)"),
+        ({"use_dora": True}, "is a DoRA"),
+    ],
+)
+def test_headers_that_are_refused(header: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_adapter(peft_file(tmp_path / "a.safetensors", header))
+
+
+def test_broken_header(tmp_path: Path) -> None:
+    save_file({PEFT.format(0, "attn1.to_q", k): torch.ones(RANK, RANK) for k in "AB"}, tmp_path / "a.safetensors")
+    (tmp_path / "adapter_config.json").write_text("[1, 2]")
+    with pytest.raises(CheckpointError, match="LoRA settings can't be read as JSON"):
+        read_adapter(tmp_path)
+
+
+def test_no_lora(tmp_path: Path) -> None:
+    save_file({"transformer_blocks.0.attn1.to_q.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no LoRA adapters; its first names: transformer_blocks\.0"):
+        read_adapter(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_adapter(tmp_path / "nowhere")

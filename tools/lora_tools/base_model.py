@@ -1,0 +1,94 @@
+"""The model that an adapter belongs to: opened, described for the adapter's file, and compared with the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.base import TransformerWeights, read_transformer
+from cogvideox.weights.families import FAMILIES, TransformerFacts, read_facts
+from cogvideox.weights.lora_file import Adapter
+from cogvideox.weights.sat_folder import read_checkpoint
+from cogvideox.weights.torch_file import sha256_of
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A whole transformer without adapters, memory-mapped."""
+
+    weights: TransformerWeights
+    facts: TransformerFacts
+
+    @property
+    def path(self) -> Path:
+        """The weight file."""
+        return self.weights.files[0]
+
+    def reference(self) -> dict[str, Any]:
+        """What an adapter's file says of it; a run folder's loader finds it again by path and hash."""
+        return {
+            "path": str(self.path.resolve()),
+            "sha256": sha256_of(self.path),
+            "model": describe(self.facts),
+        }
+
+
+def describe(facts: TransformerFacts) -> dict[str, Any]:
+    """What tells one model from another, also where the adapters' shapes are the same."""
+    return {
+        "hidden_size": facts.hidden_size,
+        "num_layers": facts.num_layers,
+        "in_channels": facts.in_channels,
+        "frames_per_patch": facts.patch_size[0],
+        "rotary": facts.rotary,
+        "name": facts.summary,
+    }
+
+
+def open_base(path: Path, iteration: str | None = None) -> BaseModel:
+    """Open a SAT checkpoint that holds, or is completed from its own base to, a whole transformer.
+
+    Raises: CheckpointError when it isn't one, or has adapters itself.
+    """
+    weights = read_transformer(read_checkpoint(path, iteration))
+    if weights.lora is not None:
+        raise CheckpointError(
+            f"{weights.files[0]} holds LoRA adapters itself: give the plain model that they were trained on"
+        )
+    return BaseModel(weights, read_facts(weights.plain_shapes, str(weights.files[0])))
+
+
+def check_fit(adapter: Adapter, base: BaseModel) -> None:
+    """Raises: CheckpointError when the adapter was trained on another model, as far as its file and shapes say."""
+    facts = base.facts
+    if (adapter.width, adapter.num_layers) != (facts.hidden_size, facts.num_layers):
+        sizes = (adapter.width, adapter.num_layers)
+        names = [family.name for family in FAMILIES if (family.hidden_size, family.num_layers) == sizes]
+        owner = f" (as {', '.join(names)})" if names else ""
+        raise CheckpointError(
+            f"{adapter.path} adapts {adapter.num_layers} layers of width {adapter.width}{owner}, but {base.path} is "
+            f"{facts.summary}: it belongs to another model"
+        )
+    trained_on = _recorded_model(adapter)
+    ours = describe(facts)
+    if trained_on is not None and any(trained_on.get(key, ours[key]) != ours[key] for key in ours if key != "name"):
+        raise CheckpointError(
+            f"{adapter.path} was trained on {trained_on.get('name', 'another model')}, but {base.path} is "
+            f"{facts.summary}: use a LoRA of that model"
+        )
+
+
+def _recorded_model(adapter: Adapter) -> Mapping[str, Any] | None:
+    """The model that the adapter's file names, directly or by a path that still leads somewhere."""
+    if adapter.base.get("model"):
+        return adapter.base["model"]
+    path = adapter.base.get("path")
+    if not path or not Path(path).exists():
+        return None
+    try:
+        return describe(open_base(Path(path)).facts)
+    except CheckpointError:  # replaced or damaged since: nothing known
+        return None

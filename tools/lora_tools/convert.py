@@ -1,0 +1,66 @@
+"""One adapter into another layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from cogvideox.errors import ConfigError
+from cogvideox.weights.atomic import begin_folder, commit_folder
+from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.lora_file import DIFFUSERS_STEM, Adapter, complete, write_lora
+from cogvideox.weights.lora_map import LayoutName
+from cogvideox.weights.sat_folder import tensor_bytes, write_checkpoint
+
+from lora_tools.base_model import BaseModel, check_fit
+from lora_tools.manifest import write_manifest
+
+LayoutChoice = Literal["sat"] | LayoutName
+LAYOUT_CHOICES: tuple[str, ...] = ("sat", *get_args(LayoutName))
+ITERATION = 1  # of SAT folders that tools make
+
+
+def convert(
+    adapter: Adapter, layout: LayoutChoice, output: Path, base: BaseModel | None, dtype: torch.dtype | None = None
+) -> list[str]:
+    """Write the adapter into a new folder, whole or not at all; return what the user should know.
+
+    base: the model it belongs to: compared, and recorded in the result. SAT folders need one.
+    Raises: CheckpointError, ConfigError.
+    """
+    if base is not None:
+        check_fit(adapter, base)
+    elif layout == "sat":
+        raise ConfigError(
+            "--to sat needs --base: the SAT checkpoint that the LoRA belongs to is recorded in the result"
+        )
+    matrices = complete(adapter.matrices) if layout == "sat" else adapter.matrices
+    notes = _notes(adapter, len(matrices) - len(adapter.matrices))
+    origin = base.reference() if base is not None else dict(adapter.base)
+    partial = begin_folder(output, tensor_bytes(matrices))
+    try:
+        if layout == "sat":
+            stored = {TRANSFORMER_PREFIX + name: value.to(dtype or value.dtype) for name, value in matrices.items()}
+            lora = {"r": adapter.lora.rank, "alpha": adapter.lora.alpha}
+            write_checkpoint(partial, ITERATION, stored, {"lora": lora, "base": origin})
+        else:
+            stem = DIFFUSERS_STEM if layout == "diffusers" else output.resolve().name
+            write_lora(partial, matrices, adapter.lora, layout, stem=stem, dtype=dtype, base=origin)
+        facts = {"layout": layout, "lora": {"r": adapter.lora.rank, "alpha": adapter.lora.alpha}}
+        write_manifest(partial, [adapter.path], facts)
+        commit_folder(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return notes
+
+
+def _notes(adapter: Adapter, num_filled: int) -> list[str]:
+    notes = []
+    if not adapter.is_alpha_known:
+        notes.append(f"alpha {adapter.lora.alpha:g} is {adapter.alpha_from}; give --alpha if it was trained otherwise")
+    if num_filled:
+        notes.append(f"{num_filled} matrices that the file doesn't have are zeros: those layers stay as in the base")
+    return notes

@@ -1,0 +1,31 @@
+"""Opening an adapter as the user names it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cogvideox.config.load import load_config
+from cogvideox.weights.base import LoraFacts
+from cogvideox.weights.lora_file import Adapter, read_adapter
+from diffusers_export.yaml_facts import YamlFacts
+
+_RUN_CONFIG = "training_config.yaml"
+
+
+def open_adapter(path: Path, iteration: str | None = None, alpha: float | None = None) -> Adapter:
+    """Read an adapter; alpha of old SAT runs, whose files don't state it, comes from the run's YAML.
+
+    Raises: CheckpointError when it is no LoRA or contradicts alpha; ConfigError for a broken YAML beside it.
+    """
+    adapter = read_adapter(path, iteration, alpha)
+    if adapter.is_alpha_known or adapter.layout != "SAT":
+        return adapter
+    folders = (adapter.path.parent, adapter.path.parent.parent)
+    file = next((folder / _RUN_CONFIG for folder in folders if (folder / _RUN_CONFIG).is_file()), None)
+    if file is None:
+        return adapter
+    stated = YamlFacts(load_config([str(file)], [], "train", allow_unknown=True, partial=True)).lora_alpha
+    if stated is None:
+        return adapter
+    return replace(adapter, lora=LoraFacts(adapter.lora.rank, stated), alpha_from=f"from {file}", is_alpha_known=True)
