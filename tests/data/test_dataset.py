@@ -129,7 +129,7 @@ def test_survey_in_processes_with_a_hanging_file(tmp_path: Path, monkeypatch: py
 
 def test_nothing_left(tmp_path: Path) -> None:
     render_pair(tmp_path / "short.mp4", "short", num_frames=10)
-    with pytest.raises(DataError, match="no usable video is left"):
+    with pytest.raises(DataError, match="none of the videos is usable"):
         build_dataset([tmp_path], ClipSpec((16, 24), 8, 9, short_clips="skip"), num_workers=0)
 
 

@@ -9,7 +9,8 @@ import tiny
 import torch
 from cogvideox.diffusion import denoiser
 from cogvideox.errors import ShapeError
-from cogvideox.model.video_diffusion import VideoDiffusion, to_signed
+from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.vae.pieces import to_signed
 from model.parts import CAPTIONS, batch, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -130,11 +131,6 @@ def test_decode_undoes_the_scale(model: VideoDiffusion) -> None:
     torch.testing.assert_close(video, model.vae.decode(latent / 1.15258426))
     torch.testing.assert_close(torch.cat(list(model.decode_chunks(latent)), dim=1), video)
     assert model.latent_shape(3, tiny.HEIGHT, tiny.WIDTH) == LATENT_SHAPE
-
-
-def test_pixels_span_minus_one_to_one() -> None:
-    signed = to_signed(torch.tensor([0, 255], dtype=torch.uint8))
-    assert signed.tolist() == [-1.0, 1.0]
 
 
 def test_bf16_parts_still_give_an_fp32_loss_near_the_exact_one(family: tiny.TinyFamily, tmp_path: Path) -> None:

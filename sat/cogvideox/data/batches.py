@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cogvideox.data.clips import Failure, ReadJob
 from cogvideox.data.dataset import VideoDataset
+from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleStream
 from cogvideox.data.pool import DecodePool, ReadDone, Task, open_pool
 from cogvideox.data.report import shown
@@ -167,10 +168,10 @@ class BatchReader:
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
-        asked = self._dataset.decoder.reader.name
-        if outcome.reader != asked and outcome.reader not in self.read_by:
-            path = shown(self._dataset.samples[key.index].video_path)
-            _log.info("%s is read by %s instead of %s; further ones are only counted", path, outcome.reader, asked)
+        path, asked = self._dataset.samples[key.index].video_path, self._dataset.decoder.reader.name
+        if outcome.reader not in (asked, *self.read_by) and not is_image(path):
+            by = outcome.reader
+            _log.info("%s is read by %s instead of %s; further ones are only counted", shown(path), by, asked)
         self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
         key.ready = True
 

@@ -6,11 +6,12 @@ Letters: t frames, h w pixels, c = 3 colours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from cogvideox.data.decode import VideoReader
+from cogvideox.data.images import ImageReader, is_image
 from cogvideox.data.order import uniform
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.transforms import fit_to_bucket
@@ -73,7 +74,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class ClipDecoder:
-    """Turns files into clips. Picklable, if its reader is."""
+    """Turns files into clips. Picklable, if its reader is.
+
+    Image files are clips of one frame, from which skip_frms_num drops nothing; they have a reader of their own.
+    """
 
     spec: ClipSpec
     reader: VideoReader
@@ -92,9 +96,10 @@ class ClipDecoder:
         return self.survey(job.path) if isinstance(job, SurveyJob) else self.read(job)
 
     def survey(self, path: str) -> Survey:
-        info = self.reader.probe(path)
+        reader, spec = self._for(path)
+        info = reader.probe(path)
         try:
-            choice = frame_indices(info.timestamps, self.spec)
+            choice = frame_indices(info.timestamps, spec)
         except ClipTooShortError as error:
             return Survey(info.fps, 0.0, info.width, info.height, 0, 0, str(error))
         return Survey(
@@ -108,13 +113,19 @@ class ClipDecoder:
         )
 
     def read(self, job: ReadJob) -> Clip:
-        start = uniform(job.seed, job.epoch, job.sample_id, "start") if self.spec.random_start else 0.0
+        reader, spec = self._for(job.path)
+        start = uniform(job.seed, job.epoch, job.sample_id, "start") if spec.random_start else 0.0
 
         def choose(timestamps: Timestamps) -> FrameChoice:
             try:
-                return frame_indices(timestamps, self.spec, start)
+                return frame_indices(timestamps, spec, start)
             except ClipTooShortError as error:
                 raise ClipTooShortError(f"{job.path}: {error}") from None
 
-        decoded = self.reader.read(job.path, choose)
-        return Clip(fit_to_bucket(decoded.frames, self.spec.video_size), decoded.reader)
+        decoded = reader.read(job.path, choose)
+        return Clip(fit_to_bucket(decoded.frames, spec.video_size), decoded.reader)
+
+    def _for(self, path: str) -> tuple[VideoReader, ClipSpec]:
+        if is_image(path):
+            return ImageReader(), replace(self.spec, skip_frms_num=0.0)
+        return self.reader, self.spec

@@ -11,6 +11,7 @@ import numpy as np
 
 from cogvideox.data.clips import ClipDecoder, Failure, Survey, SurveyJob
 from cogvideox.data.decode import VideoReader, open_reader
+from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleIds, hash_words
 from cogvideox.data.pool import Outcome, Task, open_pool
 from cogvideox.data.report import Problem, SourceReport, Spread
@@ -102,7 +103,7 @@ def list_samples(
     """Find the pairs in the roots and look at every file: header and first frame, in `num_workers` processes.
 
     Args:
-        roots: folders, see sources.find_pairs.
+        roots: folders, see sources.find_pairs; images count where the decoder's clips have one frame.
         decoder: decides on what is long enough.
         missing_captions: "error" or "empty".
         max_failed_share: for the report's verdict.
@@ -119,7 +120,7 @@ def list_samples(
     Raises:
         DataError: for the roots themselves, see sources.find_pairs.
     """
-    pairs = find_pairs(roots, missing_captions)
+    pairs = find_pairs(roots, missing_captions, with_images=decoder.spec.max_num_frames == 1)
     surveys = _survey(pairs.samples, decoder, num_workers, clip_timeout_s)
     problems = list(pairs.problems)
     usable: list[Sample] = []
@@ -139,6 +140,7 @@ def list_samples(
         source_fps=Spread.of([survey.source_fps for survey in good if survey.source_fps]),
         effective_fps=Spread.of([survey.effective_fps for survey in good if survey.effective_fps]),
         max_failed_share=max_failed_share,
+        noun=_noun(pairs.samples),
     )
     return usable, report
 
@@ -201,7 +203,8 @@ def _survey(samples: Sequence[Sample], decoder: ClipDecoder, num_workers: int, t
 def _judge(path: str, outcome: Outcome, spec: ClipSpec) -> list[Problem]:
     if isinstance(outcome, Failure):
         reason = outcome.reason.removeprefix(f"{path}: ")
-        return [Problem("unreadable video", path, reason, effect="left out")]
+        kind = "unreadable image" if is_image(path) else "unreadable video"
+        return [Problem(kind, path, reason, effect="left out")]
     assert isinstance(outcome, Survey), outcome
     if outcome.too_short:
         effect = "left out" if spec.short_clips == "skip" else "error"
@@ -214,6 +217,11 @@ def _judge(path: str, outcome: Outcome, spec: ClipSpec) -> list[Problem]:
         repeats = f"{outcome.num_repeated} of {spec.max_num_frames} frames repeat the one before"
         problems.append(Problem("slow source", path, f"{outcome.source_fps:.2f} fps: {repeats}", effect="kept"))
     return problems
+
+
+def _noun(samples: Sequence[Sample]) -> str:
+    images = sum(is_image(sample.video_path) for sample in samples)
+    return "videos" if not images else "images" if images == len(samples) else "videos and images"
 
 
 def _long_captions(samples: Sequence[Sample], count: CountTokens | None, limit: int | None) -> list[Problem]:

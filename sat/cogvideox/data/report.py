@@ -15,12 +15,14 @@ KINDS = (
     "ambiguous caption",
     "unreadable caption",
     "unreadable video",
+    "unreadable image",
     "too short",
     "padded",
     "empty caption",
     "long caption",
     "multi-line caption",
     "slow source",
+    "image among clips",
     "caption without video",
 )
 EFFECTS = ("error", "left out", "kept")
@@ -68,12 +70,13 @@ class SourceReport:
 
     Args:
         roots: the folders.
-        num_videos: video files found.
+        num_videos: video files found, and images where they count.
         num_samples: of these, usable for training.
         problems: everything there is to say about single items.
         source_fps, effective_fps: frames per second of the usable files, and of what is trained against the
             files' clocks (frames per second of source time: below the configured rate would be slow motion).
         max_failed_share: share of the videos that may be unreadable.
+        noun: what the files are.
     """
 
     roots: tuple[str, ...]
@@ -83,19 +86,19 @@ class SourceReport:
     source_fps: Spread | None
     effective_fps: Spread | None
     max_failed_share: float
+    noun: str = "videos"
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
 
     @property
     def num_unreadable(self) -> int:
-        return len(self.of_kind("unreadable video"))
+        return len(self.of_kind("unreadable video")) + len(self.of_kind("unreadable image"))
 
     def text(self, limit: int | None = 20) -> str:
         """For people to read: totals, then every item by kind, at most `limit` of a kind (None: all)."""
-        lines = [
-            f"data: {self.num_samples} of {self.num_videos} videos usable, from {', '.join(map(shown, self.roots))}"
-        ]
+        roots = ", ".join(map(shown, self.roots))
+        lines = [f"data: {self.num_samples} of {self.num_videos} {self.noun} usable, from {roots}"]
         if self.source_fps and self.effective_fps:
             lines.append(f"  source fps {self.source_fps}; effective fps {self.effective_fps}")
         for kind in KINDS:
@@ -120,17 +123,17 @@ class SourceReport:
         if errors:
             first = errors[0]
             raise DataError(
-                f"{len(errors)} of {self.num_videos} videos can't be used, "
+                f"{len(errors)} of {self.num_videos} {self.noun} can't be used, "
                 f"the first is {shown(first.path)}: {first.reason}\n"
                 f"{self.text()}\n{_remedies({problem.kind for problem in errors})}"
             )
         if self.num_unreadable > self.max_failed_share * self.num_videos:
             raise DataError(
-                f"{self.num_unreadable} of {self.num_videos} videos can't be read, more than "
+                f"{self.num_unreadable} of {self.num_videos} {self.noun} can't be read, more than "
                 f"max_failed_share={self.max_failed_share:g} allows\n{self.text()}"
             )
         if not self.num_samples:
-            raise DataError(f"no usable video is left\n{self.text()}")
+            raise DataError(f"none of the {self.noun} is usable\n{self.text()}")
 
 
 def _remedies(kinds: set[str]) -> str:

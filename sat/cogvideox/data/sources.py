@@ -1,4 +1,4 @@
-"""Finding clips and their captions in folders of same-named pairs.
+"""Finding clips, or images, and their captions in folders of same-named pairs.
 
 Two layouts, also mixed, at any depth: `a/x.mp4` with `a/x.txt` beside it, or `a/videos/b/x.mp4` with
 `a/labels/b/x.txt`. Pairs are made from whole path components relative to the root, never by replacing text
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from cogvideox.data.images import IMAGE_SUFFIXES, is_image
 from cogvideox.data.order import hash_words
 from cogvideox.data.report import Problem, shown
 from cogvideox.errors import DataError
@@ -28,7 +29,7 @@ class Sample:
     """A clip with its caption.
 
     Args:
-        video_path: where the file is.
+        video_path: where the file is; an image counts as a clip of one frame.
         caption: first line of the caption file, stripped; empty where there is none and that is allowed.
         sample_id: 63 bits from the path relative to its root: the same on every machine and for every order
             of roots, unless two roots hold the same relative path (then the later one counts on).
@@ -44,7 +45,7 @@ class Sample:
 @dataclass(frozen=True)
 class Pairs:
     """What the folders hold: samples in order (roots as given, then by relative path) and what is wrong with
-    captions.
+    captions. num_videos: files found, images included.
     """
 
     samples: tuple[Sample, ...]
@@ -52,14 +53,20 @@ class Pairs:
     num_videos: int
 
 
-def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error") -> Pairs:
+def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, with_images: bool = False) -> Pairs:
     """Walk the roots and pair every video with its caption. Reads no video.
 
     Hidden files and folders (a leading dot) are left out; links to folders are followed.
 
+    Args:
+        roots: the folders.
+        missing_captions: "error", or "empty" to go without.
+        with_images: whether image files are samples too, as where clips have one frame. Otherwise images that
+            have captions are reported as left out, others are not looked at.
+
     Raises:
-        DataError: no roots; a root that is missing, no folder, inside another root or without videos; an
-            unknown `missing_captions`. Problems of single items are in the result instead.
+        DataError: no roots; a root that is missing, no folder, inside another root or without videos (and images,
+            if those count); an unknown `missing_captions`. Problems of single items are in the result instead.
     """
     if missing_captions not in MISSING_CAPTIONS:
         raise DataError(f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}")
@@ -69,7 +76,7 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error") -> 
     seen: dict[str, int] = {}
     num_videos = 0
     for root in roots:
-        files = _Files.walk(Path(root))
+        files = _Files.walk(Path(root), with_images)
         num_videos += len(files.videos)
         for relative in files.videos:
             caption, found = _caption_of(files, relative, missing_captions)
@@ -79,7 +86,7 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error") -> 
                 seen[name] = seen.get(name, -1) + 1
                 sample_id = hash_words("sample", name, seen[name])
                 samples.append(Sample(str(files.root / relative), caption, sample_id, str(root)))
-        problems += files.captions_without_video()
+        problems += files.captioned_images() + files.captions_without_video()
     return Pairs(tuple(samples), tuple(problems), num_videos)
 
 
@@ -103,22 +110,37 @@ class _Files:
 
     root: Path
     videos: tuple[PurePosixPath, ...]
+    images: tuple[PurePosixPath, ...]  # those that don't count as videos
     captions: dict[str, PurePosixPath]  # by identity of the path without suffix
     used: set[str]
 
     @classmethod
-    def walk(cls, root: Path) -> _Files:
+    def walk(cls, root: Path, with_images: bool) -> _Files:
         videos: list[PurePosixPath] = []
+        images: list[PurePosixPath] = []
         captions: dict[str, PurePosixPath] = {}
         for relative in _walk(root):
             suffix = relative.suffix.lower()
-            if suffix in VIDEO_SUFFIXES:
+            if suffix in VIDEO_SUFFIXES or (with_images and is_image(relative)):
                 videos.append(relative)
+            elif is_image(relative):
+                images.append(relative)
             elif suffix == ".txt":
                 captions[_identity(relative.with_suffix(""))] = relative
         if not videos:
-            raise DataError(f"data folder {root} holds no video; looked for {', '.join(VIDEO_SUFFIXES)} at every depth")
-        return cls(root, tuple(sorted(videos, key=_identity)), captions, set())
+            raise DataError(_nothing_found(root, len(images), with_images))
+        return cls(root, tuple(sorted(videos, key=_identity)), tuple(sorted(images)), captions, set())
+
+    def captioned_images(self) -> list[Problem]:
+        """Images that would be samples if clips had one frame. Call it after all videos have their captions."""
+        problems = []
+        for image in self.images:
+            keys = [key for key in _caption_keys(self.root, image) if key in self.captions and key not in self.used]
+            self.used.update(keys)
+            if keys:
+                reason = "images are samples only with data.max_num_frames=1"
+                problems.append(Problem("image among clips", str(self.root / image), reason, effect="left out"))
+        return problems
 
     def captions_without_video(self) -> list[Problem]:
         left = sorted(str(path) for key, path in self.captions.items() if key not in self.used)
@@ -126,6 +148,17 @@ class _Files:
             Problem("caption without video", str(self.root / path), "no video has this name", effect="kept")
             for path in left
         ]
+
+
+def _nothing_found(root: Path, num_images: int, with_images: bool) -> str:
+    looked_for = ", ".join(VIDEO_SUFFIXES + (IMAGE_SUFFIXES if with_images else ()))
+    if num_images:
+        return (
+            f"data folder {root} holds {num_images} images and no video; images are trained on with "
+            "data.max_num_frames=1 (not by CogVideoX1.5)"
+        )
+    what = "video and no image" if with_images else "video"
+    return f"data folder {root} holds no {what}; looked for {looked_for} at every depth"
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:

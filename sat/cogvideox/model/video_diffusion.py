@@ -8,7 +8,7 @@ frame): the network and the samplers see padded latents, the VAE and files real 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +23,7 @@ from cogvideox.model.frame_padding import check_latent_frames, num_padded, pad_f
 from cogvideox.model.image_condition import ImageCondition, add_pixel_noise, place_first
 from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
+from cogvideox.vae.pieces import to_signed
 
 if TYPE_CHECKING:
     from cogvideox.data.batches import Batch
@@ -107,15 +108,14 @@ class VideoDiffusion(nn.Module):
         training mode. In evaluation mode the same batch therefore always has the same loss. Raises: ShapeError for
         a size that the VAE or the transformer can't take.
         """
-        video = batch.video.to(self.device, non_blocking=True)
-        posterior_mean, posterior_std = self._posterior(video)
+        posterior_mean, posterior_std = self._posterior(batch.video)
         check_latent_frames(posterior_mean.shape[1], self.patch_frames)
         randomness = (self.draw(batch) if randomness is None else randomness).to(self.device)
         latent = self.scale_factor * (posterior_mean + posterior_std * randomness.posterior_noise)
         context = self.encode_text(batch.captions, randomness.keep_caption)
         image_latent = None
         if self.image is not None:
-            image_latent = self._noised_image_latent(video[:, 0], latent.shape[1], randomness.image)
+            image_latent = self._noised_image_latent(batch.video[:, 0], latent.shape[1], randomness.image)
         return self.loss_of(latent, context, randomness, image_latent)
 
     def loss_of(
@@ -176,12 +176,13 @@ class VideoDiffusion(nn.Module):
         for the posterior's mean. Raises: ShapeError.
         """
         assert first_frame.dtype == torch.uint8, f"images stay uint8 until here, got {first_frame.dtype}"
-        return self._encode_image(to_signed(first_frame.to(self.device)), num_latent_frames, noise)
+        return self._encode_image(to_signed(first_frame), num_latent_frames, noise)
 
     def _noised_image_latent(self, first_frame: Tensor, frames: int, randomness: ImageRandomness | None) -> Tensor:
         """The image latent of training: noise on the pixels, and zeros where the image is dropped."""
         assert randomness is not None, "randomness without image draws was given to an image-to-video model"
-        noised = add_pixel_noise(to_signed(first_frame), randomness.pixel_noise, randomness.sigma)
+        pixels = to_signed(first_frame.to(self.device, non_blocking=True))
+        noised = add_pixel_noise(pixels, randomness.pixel_noise, randomness.sigma)
         latent = self._encode_image(noised, frames, randomness.posterior_noise)
         return latent.masked_fill(~randomness.keep[:, None, None, None, None], 0.0)
 
@@ -189,7 +190,7 @@ class VideoDiffusion(nn.Module):
     def _encode_image(self, pixels: Tensor, num_latent_frames: int, noise: Tensor | None) -> Tensor:
         """Pixels [b, 3, h, w], about [-1, 1]; see image_latent."""
         assert self.image is not None, "a text-to-video model takes no image"
-        mean, std = self._moments(self._pieces(pixels[:, None]))
+        mean, std = self._moments(pixels[:, None])
         latent = self.image.latent_scale * (mean if noise is None else mean + std * noise)
         return place_first(latent, num_padded(num_latent_frames, self.patch_frames))
 
@@ -203,13 +204,13 @@ class VideoDiffusion(nn.Module):
     def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 video [b, t, 3, h, w] -> mean and standard deviation, fp32 [b, f, c, y, x]."""
         assert video.dtype == torch.uint8, f"clips stay uint8 until here, got {video.dtype}"
-        video = video.to(self.device, non_blocking=True)
-        return self._moments(to_signed(piece) for piece in self._pieces(video))
+        return self._moments(video)
 
-    def _moments(self, pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Videos in about [-1, 1] to mean and standard deviation, all in one batch."""
-        parts = [self.vae.encode(piece) for piece in pieces]
-        return torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
+    def _moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """As _posterior, of uint8 or of floats in about [-1, 1]. The VAE fetches the clip piece by piece."""
+        parts = [self.vae.encode(piece) for piece in self._pieces(video)]
+        moments = torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
+        return moments[0].to(self.device), moments[1].to(self.device)
 
     def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split(self.samples_at_a_time or len(values))
@@ -267,8 +268,3 @@ class VideoDiffusion(nn.Module):
         step = self.vae.spatial_compression
         frames = num_padded(num_latent_frames, self.patch_frames)
         return frames, self.vae.z_channels, height // step, width // step
-
-
-def to_signed(video: Tensor) -> Tensor:
-    """uint8 pixels 0..255 -> fp32 in [-1, 1]."""
-    return (video.float() - 127.5) / 127.5

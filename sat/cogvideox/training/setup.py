@@ -13,7 +13,7 @@ from typing import Any
 
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources import Pairs, find_pairs
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import get_logger
@@ -104,10 +104,14 @@ def _resume_folder(args: TrainArgs) -> Path | None:
 
 def check_folders(config: Config, groups: ProcessGroups) -> None:
     """The mistakes in data folders that show without reading a video, before weights are read."""
-    args = config.train_args
-    pairs = find_pairs(args.train_data, _data(config).missing_captions)
+    args, data = config.train_args, _data(config)
+
+    def find(roots: list[str]) -> Pairs:
+        return find_pairs(roots, data.missing_captions, with_images=data.max_num_frames == 1)
+
+    pairs = find(args.train_data)
     if args.valid_data:
-        find_pairs(args.valid_data, _data(config).missing_captions)
+        find(args.valid_data)
     if pairs.num_videos < groups.world_size:
         raise DataError(_too_few(groups.world_size, pairs.num_videos))
 
