@@ -1,0 +1,104 @@
+"""Adding adapters to a model's weights, tensor by tensor, into a SAT folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.lora_file import Adapter
+from cogvideox.weights.lora_map import MergedWeights
+from cogvideox.weights.safetensors_stream import Entry
+from cogvideox.weights.sat_folder import LATEST_FILE
+from cogvideox.weights.sat_stream import stream_states
+
+from lora_tools.base_model import BaseModel, check_fit, open_base
+from lora_tools.convert import ITERATION
+from lora_tools.manifest import write_manifest
+from lora_tools.source import open_adapter
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter and the strength at which it is added; 1 is as trained."""
+
+    adapter: Adapter
+    strength: float
+
+
+def read_weighted(text: str, alpha: float | None = None) -> Weighted:
+    """`path` or `path:strength`; alpha is for files that don't state it.
+
+    Raises: ConfigError for a strength that is no finite number; CheckpointError for what is no adapter.
+    """
+    path, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Weighted(_open(Path(text), alpha), 1.0)
+    try:
+        number = float(strength)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"--adapter {text}: the strength {strength!r} is not a number; write e.g. {path}:0.8")
+    return Weighted(_open(Path(path), alpha), number)
+
+
+def _open(path: Path, alpha: float | None) -> Adapter:
+    adapter = open_adapter(path)
+    return adapter if adapter.is_alpha_known or alpha is None else open_adapter(path, alpha=alpha)
+
+
+def find_base(adapters: Sequence[Weighted], given: Path | None) -> BaseModel:
+    """The model that was given, else the one that the first adapter with a recorded path was trained on.
+
+    Raises: CheckpointError when there is none, or an adapter belongs to another.
+    """
+    recorded = (each.adapter.base.get("path") for each in adapters)
+    path = given or next((Path(path) for path in recorded if path and Path(path).exists()), None)
+    if path is None:
+        raise CheckpointError("which model? no adapter records one that is still there: give --base")
+    base = open_base(path)
+    for each in adapters:
+        check_fit(each.adapter, base)
+    return base
+
+
+def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> None:
+    """Write base + sum of strength * alpha / rank * B A into `output`, a SAT folder with `latest`.
+
+    Sums are fp32 and rounded once. Whole or not at all. Raises: CheckpointError.
+    """
+    updates = [(each.adapter.matrices, each.adapter.lora.scaling * each.strength) for each in adapters]
+    merged = MergedWeights(base.weights.plain, updates, dtype)
+    entries = [
+        Entry(
+            TRANSFORMER_PREFIX + name, tuple(value.shape), (dtype if value.is_floating_point() else None) or value.dtype
+        )
+        for name, value in base.weights.plain.items()
+    ]
+    partial = begin_folder(output, sum(entry.num_bytes for entry in entries))
+    try:
+        (partial / str(ITERATION)).mkdir()
+        tensors = ((TRANSFORMER_PREFIX + name, merged[name]) for name in merged)
+        stream_states(partial / str(ITERATION), ITERATION, entries, tensors, {})
+        write_text_atomically(partial / LATEST_FILE, str(ITERATION))
+        parts = [
+            {
+                "path": str(each.adapter.path.resolve()),
+                "strength": each.strength,
+                "r": each.adapter.lora.rank,
+                "alpha": each.adapter.lora.alpha,
+            }
+            for each in adapters
+        ]
+        write_manifest(partial, [*base.weights.files, *(each.adapter.path for each in adapters)], {"merged": parts})
+        commit_folder(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
