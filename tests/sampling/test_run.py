@@ -245,3 +245,18 @@ def test_loading_for_training_and_for_sampling_agree(family: tiny.TinyFamily, tm
     state = trained.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in sampled.state_dict().items())
     assert not sampled.training and not any(p.requires_grad for p in sampled.parameters())
+
+
+def test_the_sampler_is_set_from_the_command_line(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    sampler = "model.sampler_config.params."
+    given = [*settings(family, tmp_path, num_steps=8), f"{sampler}spacing=linear_quadratic", f"{sampler}linear_steps=3"]
+    config = load_config([str(family.model_yaml)], [*given, f"{sampler}guidance_batch=split"], "sample")
+    built = build_sampler(config.model.sampler_config)
+    assert (built.num_steps, built.spacing, built.linear_steps, built.guidance_batch) == (
+        8,
+        "linear_quadratic",
+        3,
+        "split",
+    )
+    with pytest.raises(ConfigError, match=r"spacing.*must be one of trailing, linear_quadratic, not 'linear'"):
+        load_config([str(family.model_yaml)], [*given, f"{sampler}spacing=linear"], "sample")
