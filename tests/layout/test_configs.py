@@ -12,19 +12,47 @@ from cogvideox.config.aliases import ALIASES
 from cogvideox.config.check import check_alone
 from cogvideox.config.consistency import NETWORK_SLOTS
 from cogvideox.config.load import load_config
-from cogvideox.config.schema import NO_EFFECT, DataConfig, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.schema import NO_EFFECT, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names
 from cogvideox.config.signatures import read_signature
 from layout.source_tree import LIBRARY, ROOT, SOURCE
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PUBLISHED = sorted((ROOT / "tests/config/published").glob("*.yaml"))
-# Complete configurations as the README writes them: files, kind, what the user adds.
-COMPLETE = [
-    (["cogvideox_2b.yaml", "sft.yaml"], "train", ["args.train_data=[clips]"]),
-    (["cogvideox_2b_lora.yaml", "sft.yaml"], "train", ["args.train_data=[clips]"]),
-    (["cogvideox_2b.yaml", "inference.yaml"], "sample", []),
-    (["cogvideox_2b_lora.yaml", "inference.yaml"], "sample", ["args.load=ckpts/run"]),
+POSITIONS = "model.network_config.params.modules.pos_embed_config"
+# Model files, and the training and sampling settings that go with them, as their headers say.
+FAMILIES = {
+    "cogvideox_2b": ("sft", "inference"),
+    "cogvideox_5b": ("sft", "inference"),
+    "cogvideox_5b_i2v": ("sft", "inference_i2v"),
+    "cogvideox1.5_5b": ("sft_1.5", "inference_1.5"),
+    "cogvideox1.5_5b_i2v": ("sft_1.5", "inference_1.5_i2v"),
+}
+CLIPS = "args.train_data=[clips]"
+TRAIN = [([model, sft], [CLIPS]) for model, (sft, _) in FAMILIES.items()]
+TRAIN += [([f"{model}_lora", sft], [CLIPS]) for model, (sft, _) in FAMILIES.items()]
+TRAIN += [([f"{model}_lora", sft, "low_memory"], [CLIPS]) for model, (sft, _) in FAMILIES.items()]
+TRAIN += [
+    (["cogvideox1.5_5b", "sft_1.5"], [CLIPS, "data.max_num_frames=161"]),
+    (["cogvideox1.5_5b_i2v_lora", "sft_1.5"], [CLIPS, "data.video_size=[480,720]", "args.sample_num_frames=9"]),
+    (["cogvideox_5b_lora", "sft"], [CLIPS, "data.max_num_frames=1"]),
+    (
+        ["cogvideox_5b", "sft"],
+        [CLIPS, "data.video_size=[720,480]", f"{POSITIONS}.params.resize=interpolate"],
+    ),
+    (["cogvideox_2b", "sft"], [CLIPS, "data.video_size=[720,480]", f"{POSITIONS}.params.resize=interpolate"]),
+    (["demo_lora", "demo_sft"], []),
+    (["demo", "demo_sft"], []),
+]
+SAMPLE = [([model, inference], []) for model, (_, inference) in FAMILIES.items()]
+SAMPLE += [([f"{model}_lora", inference], ["args.load=ckpts/run"]) for model, (_, inference) in FAMILIES.items()]
+SAMPLE += [([model, inference, "low_memory"], []) for model, (_, inference) in FAMILIES.items()]
+SAMPLE += [
+    (["cogvideox1.5_5b", "inference_1.5"], ["args.sampling_num_frames=42"]),
+    (["cogvideox1.5_5b", "inference_1.5"], ["args.sampling_num_frames=21", "args.num_steps=25"]),
+    (["cogvideox_5b_i2v", "inference_i2v"], ["args.sampling_image_size=null"]),
+    (["cogvideox_5b", "inference"], ["args.sampling_num_frames=1"]),
+    (["demo_lora", "demo_inference"], []),
 ]
 # Keys that config hands on to a component, so that nobody else reads them.
 SETTLED = {"checkpoint_activations", "compile_model", "num_steps", "guidance_scale"}
@@ -46,12 +74,26 @@ def test_every_file_checks_by_itself(file: Path) -> None:
     assert check_alone(str(file))
 
 
-@pytest.mark.parametrize(("files", "kind", "overrides"), COMPLETE, ids=lambda value: str(value))
-def test_complete_configurations(files: list[str], kind: str, overrides: list[str]) -> None:
-    base = [str(ROOT / "configs" / file) for file in files]
-    config = load_config(base, overrides, kind)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("files", "overrides"), TRAIN, ids=lambda value: "+".join(value))
+def test_complete_training_configurations(files: list[str], overrides: list[str]) -> None:
+    _check_complete(files, overrides, "train")
+
+
+@pytest.mark.parametrize(("files", "overrides"), SAMPLE, ids=lambda value: "+".join(value))
+def test_complete_sampling_configurations(files: list[str], overrides: list[str]) -> None:
+    _check_complete(files, overrides, "sample")
+
+
+def _check_complete(files: list[str], overrides: list[str], kind: Kind) -> None:
+    base = [str(ROOT / "configs" / f"{file}.yaml") for file in files]
+    config = load_config(base, overrides, kind)
     assert not config.warnings, "a shipped configuration warns"
     assert not config.notices, "a shipped configuration holds keys without effect"
+
+
+def test_every_shipped_config_is_in_some_complete_one() -> None:
+    used = {file for files, _ in [*TRAIN, *SAMPLE] for file in files}
+    assert used == {file.stem for file in CONFIGS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
@@ -76,7 +118,7 @@ def test_the_table_holds_every_published_target() -> None:
     fixtures = "".join(file.read_text() for file in PUBLISHED)
     found = set(re.findall(r"target: (\S+)", fixtures))
     assert found <= set(ALIASES), f"not in the table: {found - set(ALIASES)}"
-    assert len(ALIASES) >= 22
+    assert len(ALIASES) >= 23
 
 
 def test_network_entries_are_those_of_the_transformer() -> None:

@@ -34,7 +34,8 @@ def _kinds_of(file: str) -> list[Kind]:
     if keys & (train - sample) or root.child("data") is not None:
         kinds.append("train")
     if keys & (sample - train):
-        kinds.append("sample")
+        # A model file says with which precision one samples, and with which one trains.
+        kinds = ["train", "sample"] if root.child("deepspeed") is not None else [*kinds, "sample"]
     return kinds
 
 

@@ -51,7 +51,7 @@ def _check_ofs(model: ModelConfig, network: dict[str, Any], findings: Findings) 
     width, path = network.get("ofs_embed_dim"), f"{_NETWORK}.ofs_embed_dim"
     if width is None:
         if network.get("ofs") is not None:
-            findings.error(f"{_NETWORK}.ofs", "no effect without ofs_embed_dim (1.5 image-to-video: 512)")
+            findings.warn(f"{_NETWORK}.ofs", "no effect without ofs_embed_dim (1.5 image-to-video: 512)")
         if model.noised_image_input and patch_frames(network) == 2:
             findings.warn(path, "not given, but the released 1.5 image-to-video weights have it: 512")
         return

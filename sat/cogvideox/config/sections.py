@@ -64,7 +64,9 @@ def read_model(node: Node | None, report: Report, *, partial: bool = False) -> M
     values, origins = _typed_values(ModelConfig, flat, report)
     for key in COMPONENTS:
         child = items.get(key)
-        if child is not None and child.value is not None:
+        if child is not None and partial and isinstance(child.value, dict) and child.child("target") is None:
+            values[key] = ABSENT  # an overlay: which class takes these parameters stands in another file
+        elif child is not None and child.value is not None:
             values[key] = check_component(child, report) or ABSENT
         elif key in REQUIRED_COMPONENTS:
             values[key] = ABSENT
