@@ -1,4 +1,4 @@
-"""The assembled transformer: stored names, build without side effects, checkpointing, compiling, checks."""
+"""The assembled transformer: build without side effects, checkpointing, compiling, checks."""
 
 from __future__ import annotations
 
@@ -11,65 +11,10 @@ import torch
 import torch.distributed as dist
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.transformer.block import transformer_block
-from cogvideox.transformer.model import DiffusionTransformer
 from sat.model.base_model import BaseModel
-from transformer.tiny_transformer import LATENT_GRID, TEXT_LENGTH, build_tiny, inputs, module_nodes, randomise
+from transformer.tiny_transformer import FAMILIES, build_tiny, family_inputs, inputs, module_nodes, randomise
 
 from sat import mpu
-
-LAYERS_2B, WIDTH_2B, TOKENS_2B = 30, 1920, 17776
-LORA_RANK = 128
-
-
-def expected_2b(lora: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published 2B checkpoint, without the prefix `model.diffusion_model.`."""
-    d, r = WIDTH_2B, LORA_RANK
-    names: dict[str, tuple[int, ...]] = {
-        "mixins.pos_embed.pos_embedding": (1, TOKENS_2B, d),
-        **_linear("mixins.patch_embed.text_proj", d, 4096),
-        "mixins.patch_embed.proj.weight": (d, 16, 2, 2),
-        "mixins.patch_embed.proj.bias": (d,),
-        **_norm("mixins.final_layer.norm_final", d),
-        **_linear("mixins.final_layer.linear", 64, d),
-        **_linear("mixins.final_layer.adaLN_modulation.1", 2 * d, 512),
-        **_norm("transformer.final_layernorm", d),
-        **_linear("time_embed.0", 512, d),
-        **_linear("time_embed.2", 512, 512),
-    }
-    for i in range(LAYERS_2B):
-        layer = f"transformer.layers.{i}."
-        original = ".original" if lora else ""
-        names |= _linear(f"mixins.adaln_layer.adaLN_modulations.{i}.1", 12 * d, 512)
-        names |= _norm(f"mixins.adaln_layer.query_layernorm_list.{i}", 64)
-        names |= _norm(f"mixins.adaln_layer.key_layernorm_list.{i}", 64)
-        names |= _norm(layer + "input_layernorm", d) | _norm(layer + "post_attention_layernorm", d)
-        names |= _linear(layer + "attention.query_key_value" + original, 3 * d, d)
-        names |= _linear(layer + "attention.dense" + original, d, d)
-        names |= _linear(layer + "mlp.dense_h_to_4h", 4 * d, d) | _linear(layer + "mlp.dense_4h_to_h", d, 4 * d)
-        if lora:
-            for target, parts in (("query_key_value", 3), ("dense", 1)):
-                for k in range(parts):
-                    names[f"{layer}attention.{target}.matrix_A.{k}"] = (r, d)
-                    names[f"{layer}attention.{target}.matrix_B.{k}"] = (d, r)
-    return names
-
-
-def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_stored_names_of_2b(lora: bool) -> None:
-    nodes = module_nodes(text_width=4096, lora={"r": LORA_RANK} if lora else None)
-    with torch.device("meta"):
-        model = DiffusionTransformer(1920, 30, 30, modules=nodes, dtype=torch.float16)
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == expected_2b(lora)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
-    assert sum(p.numel() for p in model.parameters()) == (1_786_896_192 if lora else 1_727_913_792)
 
 
 def test_is_a_sat_model() -> None:
@@ -125,68 +70,75 @@ def test_forward_needs_no_process_group_and_keeps_its_inputs() -> None:
     assert all(torch.equal(a, b) for a, b in zip(sample, copies, strict=True))
 
 
-def test_samples_of_a_batch_are_independent() -> None:
-    model = build_tiny()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_of_a_batch_are_independent(family: str) -> None:
+    model = build_tiny(family=family)
     randomise(model)
-    latent, timestep, context = inputs(batch=3)
+    latent, timestep, context = family_inputs(family)
     whole = model(latent, timestep, context)
-    for i in range(3):
+    for i in range(2):
         one = model(latent[i : i + 1], timestep[i : i + 1], context[i : i + 1])
         torch.testing.assert_close(one[0], whole[i], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision(dtype: torch.dtype) -> None:
-    exact, model = build_tiny(), build_tiny(dtype=dtype)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_precision(family: str, dtype: torch.dtype) -> None:
+    exact, model = build_tiny(family=family), build_tiny(family=family, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     randomise(exact)
     model.load_state_dict(exact.state_dict())
     with torch.no_grad():
-        out, expected = model(*inputs()), exact(*inputs())
+        out, expected = model(*family_inputs(family)), exact(*family_inputs(family))
     assert out.dtype == dtype
     assert (out.float() - expected).std() / expected.std() < 0.03
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}, {"r": 4, "lora_dropout": 0.5}])
-def test_checkpointing_changes_nothing(lora: dict[str, Any] | None) -> None:
-    model = build_tiny(lora=lora)
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [*((family, None) for family in FAMILIES), ("2b", {"r": 4}), ("1.5_i2v", {"r": 4, "lora_dropout": 0.5})],
+)
+def test_checkpointing_changes_nothing(family: str, lora: dict[str, Any] | None) -> None:
+    model = build_tiny(lora=lora, family=family)
     randomise(model)
     results = []
     for checkpointed in (False, True):
         model.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(0)  # for the adapters' dropout
-        out = model(*inputs())
+        out = model(*family_inputs(family))
         out.square().mean().backward()
         results.append([out.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0)
 
 
-def test_checkpointing_with_frozen_inputs() -> None:
+@pytest.mark.parametrize("family", ["2b", "5b_i2v"])
+def test_checkpointing_with_frozen_inputs(family: str) -> None:
     """Adapters get gradients although nothing before the first block requires any."""
-    model = build_tiny(lora={"r": 4}, checkpoint_activations=True)
+    model = build_tiny(lora={"r": 4}, family=family, checkpoint_activations=True)
     randomise(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("matrix_" in name)
-    model(*inputs()).square().mean().backward()
+    model(*family_inputs(family)).square().mean().backward()
     assert all((p.grad is not None) == ("matrix_" in name) for name, p in model.named_parameters())
     assert all(p.grad.abs().max() > 0 for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_block_compiles_to_one_graph(lora: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(("family", "lora"), [("2b", {"r": 4}), ("1.5_i2v", None)])
+def test_block_compiles_to_one_graph(family: str, lora: dict[str, Any] | None) -> None:
     """No graph break (fullgraph), one graph for all layers, same results, same stored names."""
-    model = build_tiny(lora=lora, num_layers=3)
+    model = build_tiny(lora=lora, family=family, num_layers=3)
     randomise(model)
     names = list(model.state_dict())
-    eager = model(*inputs())
+    eager = model(*family_inputs(family))
     eager.square().mean().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.mixins["adaln_layer"].compile_blocks(backend="aot_eager")
-    compiled = model(*inputs())
+    compiled = model(*family_inputs(family))
     compiled.square().mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -237,6 +189,8 @@ def test_inputs_that_do_not_fit(change: Any, message: str) -> None:
         ({"num_attention_heads": 3}, "not a multiple of num_attention_heads"),
         ({"hidden_size": 72}, "multiple of 16"),
         ({"latent_height": 7}, "latent_height is 7.*nearest legal: 8"),
+        ({"in_channels": 2}, "in_channels is 2, fewer than out_channels 4; write 4, or 8 for image to video"),
+        ({"ofs_embed_dim": 16}, "ofs_embed_dim is 16; .* must be time_embed_dim 32, or null"),
         ({"modules": {}}, "missing .*adaln_layer_config"),
         ({"modules": module_nodes() | {"lora": {}}}, r"unknown \['lora'\]"),
         ({"modules": module_nodes(lora={"r": 0})}, "rank must be at least 1"),
@@ -248,10 +202,39 @@ def test_configurations_that_do_not_fit(sizes: dict[str, Any], message: str) -> 
         build_tiny(**sizes)
 
 
-def test_smaller_sizes_use_the_corner_of_the_table() -> None:
-    model = build_tiny()
-    frames, height, width = LATENT_GRID
-    table = model.mixins["pos_embed"].pos_embedding[0, TEXT_LENGTH:].view(frames, height // 2, width // 2, -1)
-    text, video = torch.zeros(1, TEXT_LENGTH, 64), torch.zeros(1, 2 * 3 * 4, 64)
-    _, placed = model.mixins["pos_embed"].position_embedding_forward(text, video, (2, 3, 4))
-    assert torch.equal(placed[0].view(2, 3, 4, 64), table[:2, :3, :4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_channels_of_a_family(family: str) -> None:
+    """An I2V network refuses the bare latent, a T2V network one with an image latent behind it."""
+    model = build_tiny(family=family)
+    is_i2v = family.endswith("i2v")
+    assert model.network.image_channels == (4 if is_i2v else 0)
+    other = inputs((2, 8, 12), channels=4 if is_i2v else 8)
+    takes = r"8 channels, height, width\), the last 4 .* image" if is_i2v else r"4 channels, height, width\)$"
+    with pytest.raises(ShapeError, match=takes):
+        model(*other)
+
+
+def test_ofs_is_embedded_like_the_timestep() -> None:
+    """The constant (2.0 by default) is added to the time embedding, so its value counts, for every sample alike."""
+    model = build_tiny(family="1.5_i2v")
+    randomise(model)
+    assert model.ofs == 2.0
+    sample = family_inputs("1.5_i2v")
+    before = model(*sample)
+    model.ofs = 100.0
+    assert ((model(*sample) - before).abs().amax((1, 2, 3, 4)) > 1e-3).all()
+    model.ofs = 2.0
+    before.square().mean().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.ofs_embed.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trainable_parameter_is_trained(family: str) -> None:
+    """The position table that SAT makes and rotary models store is unused: frozen, so that no engine waits for it."""
+    model = build_tiny(family=family)
+    randomise(model)
+    model(*family_inputs(family)).square().mean().backward()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    unused = "mixins.pos_embed.pos_embedding" if family == "2b" else "transformer.position_embeddings.weight"
+    assert frozen == {unused}
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,4 +1,4 @@
-"""Single parts against direct formulas: timestep embedding, position table, oneDNN linear."""
+"""Single parts against direct formulas: timestep embedding, oneDNN linear."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cogvideox.transformer.cpu_linear import linear
-from cogvideox.transformer.position_tables import sincos_3d
 from cogvideox.transformer.timestep import sinusoidal_embedding
-from diffusers.models.embeddings import get_3d_sincos_pos_embed, get_timestep_embedding
+from diffusers.models.embeddings import get_timestep_embedding
 
 
 def test_timestep_embedding() -> None:
@@ -20,18 +19,6 @@ def test_timestep_embedding() -> None:
     assert ours[1, 0].item() == pytest.approx(math.cos(1.0)), "the cosine half comes first"
     reference = get_timestep_embedding(timestep, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 4, 6), (5, 3, 2)])
-def test_position_table(grid: tuple[int, int, int]) -> None:
-    frames, height, width = grid
-    ours = sincos_3d(64, grid, (1.0, 1.875, 1.875))
-    theirs = get_3d_sincos_pos_embed(64, (width, height), frames, 1.875, 1.0, output_type="pt")
-    assert (ours.flatten(1, 2) - theirs).abs().max() < 2e-7
-
-
-def test_position_table_slices_per_axis() -> None:
-    assert torch.equal(sincos_3d(32, (3, 4, 6))[:2, :3, :5], sincos_3d(32, (2, 3, 5)))
 
 
 @pytest.mark.parametrize("shape", [(3, 16), (2, 5, 16), (1, 1, 16)])

@@ -155,9 +155,10 @@ class DiffusionTransformer(BaseModel):
         """The token grid (frames, height, width) of an input that fits."""
         network = self.network
         if noised_latent.ndim != 5 or noised_latent.shape[2] != network.in_channels:
+            image = f", the last {network.image_channels} of them of the image latent" if network.image_channels else ""
             raise ShapeError(
                 f"noised_latent has shape {tuple(noised_latent.shape)}; the transformer takes "
-                f"(batch, frames, {network.in_channels} channels, height, width)"
+                f"(batch, frames, {network.in_channels} channels, height, width){image}"
             )
         batch, frames, _, height, width = noised_latent.shape
         if timestep.shape != (batch,):

@@ -16,21 +16,27 @@ Grid = tuple[int, int, int]  # tokens along frames, height, width
 
 
 def sincos_1d(width: int, positions: Tensor) -> Tensor:
-    """Positions [n] (float64) -> [n, width], the sine half first. `width` is even."""
+    """Positions [n] (float64) -> [n, width] fp32, the sine half first. `width` is even."""
     half = width // 2
-    frequencies = _MAX_PERIOD ** -(torch.arange(half, dtype=torch.float64) / half)
+    frequencies = _MAX_PERIOD ** -(torch.arange(half, dtype=torch.float64, device=positions.device) / half)
     angles = positions[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-def sincos_3d(width: int, grid: Grid, interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
+def sincos_3d(
+    width: int,
+    grid: Grid,
+    interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    device: torch.device | None = None,
+) -> Tensor:
     """The table [f, y, x, width] in fp32: a quarter of the width for time, then 3/8 for x, then 3/8 for y.
 
     interpolation: each axis' positions are divided by its factor.
     Source: the published 2B checkpoint's table, and diffusers' get_3d_sincos_pos_embed.
     """
     frames, height, width_tokens = (
-        torch.arange(size, dtype=torch.float64) / factor for size, factor in zip(grid, interpolation, strict=True)
+        torch.arange(size, dtype=torch.float64, device=device) / factor
+        for size, factor in zip(grid, interpolation, strict=True)
     )
     temporal, spatial = width // 4, width // 8 * 3
     parts = [
@@ -38,7 +44,7 @@ def sincos_3d(width: int, grid: Grid, interpolation: tuple[float, float, float] 
         sincos_1d(spatial, width_tokens)[None, None],
         sincos_1d(spatial, height)[None, :, None],
     ]
-    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1).float()
+    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1)
 
 
 def rotary_1d(width: int, positions: Tensor, theta: float) -> Tensor:

@@ -73,7 +73,8 @@ class SinCosPositionMixin(BaseMixin):
         """Nothing is rotated."""
 
     def _computed(self, grid: Grid) -> Tensor:
-        return sincos_3d(self.network.hidden_size, grid, self.interpolation).flatten(0, 2).to(self.pos_embedding)
+        like = self.pos_embedding
+        return sincos_3d(self.network.hidden_size, grid, self.interpolation, like.device).flatten(0, 2).to(like)
 
 
 class RotaryPositionMixin(BaseMixin):
