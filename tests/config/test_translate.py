@@ -34,10 +34,7 @@ def test_a_published_lora_training_run(published: Load) -> None:
     config = published("train", LORA, "sft.yaml")
     ours = load_config([MODEL, SFT], ["args.train_data=[disney]"], "train")
     network = config.model.network_config["params"]
-    assert network["modules"] == {
-        **ours.model.network_config["params"]["modules"],
-        "lora_config": {"target": "cogvideox.transformer.lora.LoraMixin", "params": {"r": 128}},
-    }
+    assert network["modules"]["lora_config"] == {"target": "cogvideox.transformer.lora.LoraMixin", "params": {"r": 128}}
     for name in ("text_length", "temporal_compression", "patch_size", "hidden_size", "num_frames", "latent_width"):
         assert network[name] == ours.model.network_config["params"][name]
     assert network["checkpoint_activations"] is True and config.train_args.checkpoint_activations
@@ -46,7 +43,6 @@ def test_a_published_lora_training_run(published: Load) -> None:
         "params": {"shift_scale": 3.0},
     }
     assert config.model.loss_fn_config["params"] == {"stratified_timesteps": True}
-    assert config.model.sampler_config == ours.model.sampler_config
     assert config.model.scale_factor == ours.model.scale_factor == 1.15258426
     assert config.model.not_trainable_prefixes == ["all"]
     assert config.data is not None and config.data.video_size == (480, 720)
