@@ -91,6 +91,12 @@ def test_values_beyond_the_type(tmp_path: Path) -> None:
         write(tmp_path, {"w": torch.tensor([1.0, -7e4])}, torch.float16)
 
 
+def test_not_finite(tmp_path: Path) -> None:
+    for dtype in (torch.float16, torch.float32):
+        with pytest.raises(CheckpointError, match="NaN or infinity in w: training diverged"):
+            write(tmp_path, {"w": torch.tensor([1.0, float("nan")])}, dtype)
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -7,12 +7,10 @@ Source: the format section of safetensors' documentation.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +18,10 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.background_hash import BackgroundHash
 
 MAX_SHARD_BYTES = 10 * 10**9  # what diffusers' own save_pretrained uses
 _ALIGNMENT = 8  # bytes; readers map the data as numbers of up to this size
-_PENDING = 2  # tensors that may wait to be hashed: bounds the memory
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -107,13 +105,13 @@ def write_file(
     """
     head = _header_bytes(entries, header or {"format": "pt"})
     try:
-        with path.open("wb", buffering=0) as file, _BackgroundHash() as digest:
+        with path.open("wb", buffering=0) as file, BackgroundHash() as digest:
             file.write(head)
             digest.update(head)
             for entry in entries:
                 name, value = next(tensors)
                 assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-                data = _raw_bytes(_cast(name, value, entry.dtype))
+                data = _raw_bytes(cast_to(name, value, entry.dtype))
                 _write_all(file.fileno(), data)
                 digest.update(data)
             return WrittenFile(path.name, file.tell(), digest.hexdigest())
@@ -145,14 +143,26 @@ def _header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str]) -> byte
     return struct.pack("<Q", len(text)) + text
 
 
-def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The value in `dtype`. Raises: CheckpointError if that makes infinities of finite numbers."""
-    if value.dtype == dtype:
-        return value
-    cast = value.to(dtype)
-    if dtype == torch.float16 and value.numel() and not torch.isfinite(cast.abs().max()):
+def cast_to(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The value in `dtype`, on the CPU.
+
+    Raises: CheckpointError for NaN and infinity, whether they were there or float16 can't hold a number.
+    """
+    cast = value.detach().to("cpu", dtype)
+    if is_finite(cast):
+        return cast
+    if is_finite(value):
         raise CheckpointError(f"{name} holds {value.abs().max().item():.3g}, beyond float16's 65504: choose bfloat16")
-    return cast
+    raise CheckpointError(f"NaN or infinity in {name}: training diverged; take an earlier checkpoint")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    if value.numel() == 0 or not value.is_floating_point():
+        return True
+    # The extremes are NaN or infinite exactly when some element is; unlike isfinite() this needs no copy.
+    low, high = torch.aminmax(value.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _raw_bytes(value: Tensor) -> memoryview:
@@ -164,28 +174,3 @@ def _write_all(descriptor: int, data: memoryview) -> None:
     """One write() call transfers at most 2 GiB, so large tensors take several."""
     while len(data):
         data = data[os.write(descriptor, data) :]
-
-
-class _BackgroundHash:
-    """SHA-256 in one thread beside the writing; hashlib lets go of the interpreter lock for large blocks."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._pending: list[Future[None]] = []
-
-    def __enter__(self) -> _BackgroundHash:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-    def update(self, data: bytes | memoryview) -> None:
-        self._pending.append(self._pool.submit(self._digest.update, data))
-        if len(self._pending) > _PENDING:
-            self._pending.pop(0).result()
-
-    def hexdigest(self) -> str:
-        for future in self._pending:
-            future.result()
-        return self._digest.hexdigest()

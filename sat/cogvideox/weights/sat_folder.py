@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.safetensors_stream import is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
 
 STATES_FILE = "mp_rank_00_model_states.pt"
@@ -242,20 +243,12 @@ def commit_iteration(partial: Path, final: Path, iteration: int, *, name_latest:
 
 def check_finite(module: Mapping[str, Tensor]) -> None:
     """Raises: CheckpointError that names the tensors with NaN or infinity. Such weights are never written."""
-    broken = [name for name, value in module.items() if not _is_finite(value)]
+    broken = [name for name, value in module.items() if not is_finite(value)]
     if broken:
         shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise CheckpointError(
             f"not saved: NaN or infinity in {shown}. Training diverged: lower the learning rate or use bf16"
         )
-
-
-def _is_finite(value: Tensor) -> bool:
-    if value.numel() == 0 or not value.is_floating_point():
-        return True
-    # The extremes are NaN or infinite exactly when some element is; unlike isfinite() this needs no copy.
-    low, high = torch.aminmax(value.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _own_storage(value: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.safetensors_stream import Entry, WrittenFile
-from cogvideox.weights.sat_folder import STATES_FILE, check_finite, states_content
-from cogvideox.weights.torch_file import sha256_of
+from cogvideox.weights.background_hash import FollowingHash
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
+from cogvideox.weights.sat_folder import STATES_FILE, states_content
 
 _PICKLE_PROTOCOL = 2  # torch.save's; old readers know no other
 
@@ -43,30 +43,38 @@ def stream_states(
 
     Raises: CheckpointError for a value that is not finite (or not in the entry's dtype), or a full disk.
     """
-    path = partial / STATES_FILE
-    skeleton = states_content(iteration, {entry.name: entry for entry in entries}, extra)
+    content = states_content(iteration, {entry.name: entry for entry in entries}, extra)
+    return stream_torch_file(partial / STATES_FILE, content, entries, tensors)
+
+
+def stream_torch_file(
+    path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]
+) -> WrittenFile:
+    """Write `content`, in which an `Entry` stands for each tensor. Arguments and errors as `stream_states`."""
     try:
-        _write(path, skeleton, entries, tensors)
+        sha256 = _write(path, content, entries, tensors)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"writing {path} failed: {str(error).splitlines()[0]}; nothing was kept") from error
-    return WrittenFile(path.name, path.stat().st_size, sha256_of(path))
+    return WrittenFile(path.name, path.stat().st_size, sha256)
 
 
-def _write(path: Path, skeleton: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _write(path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> str:
     pickled = io.BytesIO()
-    _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(skeleton)
+    _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
     archive = torch._C.PyTorchFileWriter(str(path))
     archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
     for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
         archive.write_record(name, text.encode(), len(text))
-    for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
-        assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-        own = value.detach().to("cpu", entry.dtype).contiguous()
-        check_finite({name: own})
-        if own.untyped_storage().nbytes() != entry.num_bytes:
-            own = own.clone()  # a view: its buffer holds more
-        archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
-    archive.write_end_of_file()
+    with FollowingHash(path) as digest:
+        for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
+            assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+            own = cast_to(name, value, entry.dtype).contiguous()
+            if own.untyped_storage().nbytes() != entry.num_bytes:
+                own = own.clone()  # a view: its buffer holds more
+            archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
+            digest.follow()
+        archive.write_end_of_file()
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
