@@ -25,7 +25,10 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from paths(child, (*path, key))
 
 
-@pytest.mark.parametrize("file", [PUBLISHED / "cogvideox_2b_lora.yaml", PUBLISHED / "sft.yaml", Path(SFT)], ids=str)
+FILES = [PUBLISHED / name for name in ("cogvideox_2b_lora.yaml", "cogvideox1.5_5b_i2v.yaml", "sft.yaml")] + [Path(SFT)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_garbage_anywhere(file: Path, tmp_path: Path) -> None:
     whole = yaml.safe_load(file.read_text())
     places = list(paths(whole))

@@ -60,9 +60,6 @@ class ClipSizes:
 
 def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
     """From the parameters of both nodes; {} stands for a component that is not given."""
-    patch = network.get("patch_size", 2)
-    frames = patch_frames(network)
-    height, width = (patch, patch) if isinstance(patch, int) else (patch[-2], patch[-1])
     spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
     temporal = vae.get("temporal_compression", 4)
     grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
@@ -70,7 +67,7 @@ def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
     return ClipSizes(
         spatial_compression=spatial,
         temporal_compression=temporal,
-        patch=(frames, height, width),
+        patch=patch_triple(network),
         largest=grid if network and not any_size else None,
         longest=_longest(network, temporal) if network else None,
     )
@@ -81,10 +78,12 @@ def positions(network: dict[str, Any]) -> dict[str, Any]:
     return (network.get("modules") or {}).get("pos_embed_config") or {}
 
 
-def patch_frames(network: dict[str, Any]) -> int:
-    """Latent frames per patch; 1 when patch_size is one number (or no triple, which is reported elsewhere)."""
+def patch_triple(network: dict[str, Any]) -> tuple[int, int, int]:
+    """(frames, height, width). One number is both sides; what is neither that nor a triple is reported elsewhere."""
     patch = network.get("patch_size", 2)
-    return patch[0] if isinstance(patch, Sequence) and len(patch) == 3 else 1
+    if isinstance(patch, Sequence):
+        return (patch[0], patch[1], patch[2]) if len(patch) == 3 else (1, 2, 2)
+    return (1, patch, patch)
 
 
 def _longest(network: dict[str, Any], temporal: int) -> int:
@@ -92,7 +91,7 @@ def _longest(network: dict[str, Any], temporal: int) -> int:
     reach twice as far: 81 frames are 21 rows, which 161 frames (42 padded latents) fill.
     """
     latents = (network.get("num_frames", 49) - 1) // temporal + 1
-    step = patch_frames(network)
+    step = patch_triple(network)[0]
     node = positions(network)
     rotary_only = node.get("target") == ROTARY and not (node.get("params") or {}).get("learnable_pos_embed")
     rows = latents if rotary_only else -(-latents // step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogvideox.config.clip_sizes import patch_frames
+from cogvideox.config.clip_sizes import patch_triple
 from cogvideox.config.findings import Findings
 from cogvideox.config.schema import ModelConfig, SampleArgs, TrainArgs
 
@@ -52,7 +52,7 @@ def _check_ofs(model: ModelConfig, network: dict[str, Any], findings: Findings) 
     if width is None:
         if network.get("ofs") is not None:
             findings.warn(f"{_NETWORK}.ofs", "no effect without ofs_embed_dim (1.5 image-to-video: 512)")
-        if model.noised_image_input and patch_frames(network) == 2:
+        if model.noised_image_input and patch_triple(network)[0] == 2:
             findings.warn(path, "not given, but the released 1.5 image-to-video weights have it: 512")
         return
     if not model.noised_image_input:

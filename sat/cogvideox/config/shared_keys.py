@@ -53,7 +53,7 @@ def _settle_image_scale(root: Node, report: Report) -> None:
     """1.5 image-to-video (patches of 2 latent frames) takes the VAE's output as it is; null means scale_factor."""
     image, patch = find(root, "model.noised_image_input"), find(root, f"{_NETWORK}.patch_size")
     patches = patch.plain() if patch is not None else None
-    if image is None or image.value is not True or not isinstance(patches, list) or patches[0] != 2:
+    if image is None or image.value is not True or not isinstance(patches, list) or patches[:1] != [2]:
         return
     if find(root, "model.image_latent_scale") is None:
         put(root, "model.image_latent_scale", Node(1.0, replace(image.origin, path="model.image_latent_scale")))
