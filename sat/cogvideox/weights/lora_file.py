@@ -25,6 +25,7 @@ from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import select_prefix
 from cogvideox.weights.lora_map import (
     LAYOUTS,
+    PAIR,
     TARGETS,
     AdapterName,
     LayoutName,
@@ -174,7 +175,7 @@ def _check_shapes(matrices: Mapping[str, Tensor], file: Path) -> None:
     pairs = check_pairs(matrices)
     width = matrices[pairs[0].sat].shape[-1]
     for name in pairs:
-        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in ("A", "B"))
+        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in PAIR)
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != width or b.shape != (width, a.shape[0]):
             raise CheckpointError(
                 f"{file}: {name.sat} {list(a.shape)} and its partner {list(b.shape)} are no pair "
@@ -189,9 +190,9 @@ def _is_close(first: float, second: float) -> bool:
 def complete(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every target of every layer: pairs that a LoRA on fewer modules lacks are zeros, which have no effect."""
     like = next(iter(matrices.values()))
-    shapes = {kind: next(v.shape for name, v in matrices.items() if f".matrix_{kind}." in name) for kind in ("A", "B")}
+    shapes = {kind: next(v.shape for name, v in matrices.items() if f".matrix_{kind}." in name) for kind in PAIR}
     layers = range(1 + max(parse_sat(name).layer for name in matrices))
-    names = [AdapterName(layer, target, kind) for layer in layers for target in TARGETS for kind in ("A", "B")]
+    names = [AdapterName(layer, target, kind) for layer in layers for target in TARGETS for kind in PAIR]
     return {
         name.sat: matrices[name.sat] if name.sat in matrices else torch.zeros(shapes[name.kind], dtype=like.dtype)
         for name in names

@@ -26,6 +26,7 @@ from cogvideox.errors import CheckpointError
 
 LayoutName = Literal["diffusers", "comfyui", "comfyui-wrapper"]
 Kind = Literal["A", "B", "alpha"]
+PAIR: tuple[Kind, Kind] = ("A", "B")  # A [r, i] goes down to the rank, B [o, r] up again
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class MergedWeights(Mapping[str, Tensor]):
         return len(self._plain)
 
     def _add(self, name: AdapterName, matrices: Mapping[str, Tensor], scale: float) -> None:
-        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in ("A", "B"))
+        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in PAIR)
         weight = f"transformer.layers.{name.layer}.attention.{name.target.sat}.weight"
         if weight not in self._plain:
             raise CheckpointError(f"the adapter {name.sat} has no weight {weight} to be merged into")
