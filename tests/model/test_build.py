@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.model.build import build_model, has_lora, image_condition, with_lora
 from cogvideox.model.image_condition import ImageCondition
+from cogvideox.model.loading import load_transformer
 from model.parts import model_config
 
 
@@ -33,6 +35,26 @@ def test_weights_depend_on_the_seed_only(family: tiny.TinyFamily) -> None:
     two, other = build(config, seed=5).state_dict(), build(config, seed=6).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one if "matrix_A" in name)
+
+
+@pytest.mark.parametrize("kind", ["2b", "5b_i2v", "1.5_i2v"])
+def test_a_build_whose_weights_follow_ends_up_the_same(kind: str, tmp_path: Path) -> None:
+    paths = tiny.write_family(tmp_path / "tiny", num_clips=0, family=kind)
+    states = []
+    for weights_follow in (False, True):
+        model = build(model_config(paths, lora={}, family=kind), seed=3, weights_follow=weights_follow)
+        load_transformer(model, paths.transformer)
+        states.append(model.state_dict())
+    random, empty = states
+    assert random.keys() == empty.keys()
+    for name, value in random.items():
+        if "matrix_A" in name:
+            assert 0.5 < float(empty[name].std() / value.std()) < 2
+        elif "transformer.position_embeddings" not in name:
+            assert torch.equal(value, empty[name]), name
+    assert all(bool(value.isfinite().all()) for value in empty.values())
+    again = build(model_config(paths, lora={}, family=kind), seed=3, weights_follow=True).state_dict()
+    assert all(torch.equal(empty[name], again[name]) for name in empty if "matrix_" in name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

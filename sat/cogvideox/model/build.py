@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cogvideox.config.schema import ModelConfig
-from cogvideox.config.targets import instantiate
+from cogvideox.config.targets import ComponentNode, instantiate
 from cogvideox.errors import ConfigError
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
@@ -26,6 +26,7 @@ def build_model(
     dtype: torch.dtype,
     seed: int,
     checkpoint_activations: bool | None = None,
+    weights_follow: bool = False,
 ) -> VideoDiffusion:
     """Build every part. The VAE and the text encoder come with their weights, the transformer with random
     ones.
@@ -33,13 +34,18 @@ def build_model(
     dtype: of the transformer, the VAE and the text encoder: float32, bfloat16, or float16 (CUDA only).
     seed: of the random weights and of the training randomness; all processes must pass the same one.
     checkpoint_activations: overrides network_config when given.
+    weights_follow: `load_transformer` comes next, so no random weights are drawn for it to overwrite (for 5B they
+        take minutes), and the transformer is made on its device directly. New adapters start as always.
     Raises: ConfigError, CheckpointError when parts are missing or don't fit together.
     """
     device = torch.device(device)
     check_precision(device, dtype)
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
-    transformer = _build_transformer(config, seed, dtype, checkpoint_activations).to(device)
+    node = _network_node(config, checkpoint_activations)
+    transformer = (
+        _build_empty(node, seed, dtype, device) if weights_follow else _build_random(node, seed, dtype, device)
+    )
     image = image_condition(config)
     _check_fit(transformer, frozen, with_image=image is not None)
     model = VideoDiffusion(
@@ -83,16 +89,28 @@ def has_lora(config: ModelConfig) -> bool:
     return bool(config.network_config["params"]["modules"].get("lora_config"))
 
 
-def _build_transformer(
-    config: ModelConfig, seed: int, dtype: torch.dtype, checkpoint_activations: bool | None
-) -> DiffusionTransformer:
-    node = {**config.network_config, "params": dict(config.network_config["params"])}
+def _network_node(config: ModelConfig, checkpoint_activations: bool | None) -> ComponentNode:
+    params = dict(config.network_config["params"])
     if config.compile_model:
-        node["params"]["compile_blocks"] = True
+        params["compile_blocks"] = True
     if checkpoint_activations is not None:
-        node["params"]["checkpoint_activations"] = checkpoint_activations
+        params["checkpoint_activations"] = checkpoint_activations
+    return {**config.network_config, "params": params}
+
+
+def _build_random(node: ComponentNode, seed: int, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
     with _seeded(seed):
-        return instantiate(node, dtype=dtype)
+        return instantiate(node, dtype=dtype).to(device)
+
+
+def _build_empty(node: ComponentNode, seed: int, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
+    """Memory without values, but for what a checkpoint may lack."""
+    with torch.device("meta"):
+        transformer: DiffusionTransformer = instantiate(node, dtype=dtype)
+    transformer.to_empty(device=device)
+    with _seeded(seed):
+        transformer.init_unstored()
+    return transformer
 
 
 @contextmanager

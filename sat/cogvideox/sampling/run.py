@@ -91,7 +91,7 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
     if args.lora_strength != 1.0 and lora is None:
         raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    model = build_model(config, device=device, dtype=dtype, seed=args.seed)
+    model = build_model(config, device=device, dtype=dtype, seed=args.seed, weights_follow=True)
     load_transformer(model, args.load)
     if lora is not None:
         model.transformer.mixins["lora"].set_strength(args.lora_strength)
@@ -177,11 +177,18 @@ def _noise(jobs: Sequence[SampleJob], shape: Sequence[int], use: int | str) -> T
 def _write(model: VideoDiffusion, job: SampleJob, latent: Tensor, form: VideoFormat) -> None:
     if form.save_latent:
         write_latent(job.latent_path, model.unpad(latent) / model.scale_factor)
-    if form.save_video and form.num_latent_frames == 1:
+    if form.save_video:
+        write_frames(model, latent, form, job.video_path, job.picture_path)
+
+
+def write_frames(model: VideoDiffusion, latent: Tensor, form: VideoFormat, video: Path, picture: Path) -> None:
+    """Decode a padded latent [f, c, y, x] into `video`, or into `picture` when it is a single frame. Raises:
+    DataError."""
+    if form.num_latent_frames == 1:
         (frame,) = next(decoded_frames(model, latent))
-        write_png(job.picture_path, to_uint8(frame).permute(1, 2, 0).cpu())
-    elif form.save_video:
-        write_video(job.video_path, decoded_frames(model, latent), form.fps)
+        write_png(picture, to_uint8(frame).permute(1, 2, 0).cpu())
+    else:
+        write_video(video, decoded_frames(model, latent), form.fps)
 
 
 def decoded_frames(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:

@@ -22,6 +22,8 @@ from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.model.trainable import TrainableReport, freeze
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.sampling.image_size import check_images
+from cogvideox.sampling.prompts import Prompt, parse_prompts
 from cogvideox.training.checkpoint import Progress, load_progress
 from cogvideox.training.engine import TrainEngine, read_dtype
 from cogvideox.training.lr_schedules import (
@@ -38,7 +40,8 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the loop works with. checkpoint_extra: what checkpoints say beside the weights."""
+    """Everything that the loop works with. checkpoint_extra: what checkpoints say beside the weights; previews: what
+    is sampled at every evaluation."""
 
     model: VideoDiffusion
     engine: TrainEngine
@@ -48,6 +51,7 @@ class Parts:
     progress: Progress
     folder: Path
     checkpoint_extra: dict[str, Any]
+    previews: list[Prompt]
 
 
 def prepare(config: Config, groups: ProcessGroups) -> Parts:
@@ -63,8 +67,14 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     check_save_folder(args.save)
     resumed = groups.attempt(lambda: _resume_folder(args))
     groups.attempt(lambda: check_folders(config, groups))
-    model = groups.attempt(lambda: build_model(config.model, device=groups.device, dtype=dtype, seed=args.seed))
-    groups.attempt(lambda: _load(model, args, resumed))
+    previews = groups.attempt(lambda: read_previews(config))
+    source = resumed if resumed is not None else args.load
+    model = groups.attempt(
+        lambda: build_model(
+            config.model, device=groups.device, dtype=dtype, seed=args.seed, weights_follow=source is not None
+        )
+    )
+    groups.attempt(lambda: _load(model, source))
     trainable = freeze(model, config.model.not_trainable_prefixes)
     extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, resumed))
     train_data, held_out = groups.first_only(lambda: prepare_data(config, model))
@@ -77,7 +87,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
         _compare(progress, train_data, args)
     _announce(config, engine, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
-    return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra)
+    return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra, previews)
 
 
 def make_schedule(args: TrainArgs) -> Schedule:
@@ -116,8 +126,19 @@ def check_folders(config: Config, groups: ProcessGroups) -> None:
         raise DataError(_too_few(groups.world_size, pairs.num_videos))
 
 
-def _load(model: VideoDiffusion, args: TrainArgs, resumed: Path | None) -> None:
-    source = resumed if resumed is not None else args.load
+def read_previews(config: Config) -> list[Prompt]:
+    """The prompts of `args.eval_prompts`; for an image-to-video model each is `prompt@@image`, and every image is
+    read once, so that none fails in the middle of a run. Raises: DataError."""
+    if not config.train_args.eval_prompts:
+        return []
+    image_to_video = config.model.noised_image_input
+    prompts = parse_prompts(config.train_args.eval_prompts, "args.eval_prompts", image_to_video=image_to_video)
+    if image_to_video:
+        check_images(prompts)
+    return prompts
+
+
+def _load(model: VideoDiffusion, source: str | Path | None) -> None:
     if source is None:
         _log.warning("args.load is not set: the transformer starts from random weights")
     else:

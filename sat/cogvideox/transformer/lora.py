@@ -41,9 +41,10 @@ class LoraLinear(nn.Module):
         self._register_load_state_dict_pre_hook(_plain_names_to_original)
 
     def init_adapters(self) -> None:
-        """Kaiming-uniform A and zero B: no effect until trained."""
+        """Kaiming-uniform A and zero B: no effect until trained. Drawn on the CPU: a seed means the same everywhere."""
         for matrix_a, matrix_b in zip(self.matrix_A, self.matrix_B, strict=True):
-            nn.init.kaiming_uniform_(matrix_a, a=math.sqrt(5))
+            drawn = nn.init.kaiming_uniform_(torch.empty_like(matrix_a, device="cpu"), a=math.sqrt(5))
+            matrix_a.data.copy_(drawn)
             nn.init.zeros_(matrix_b)
 
     def forward(self, tokens: Tensor) -> Tensor:

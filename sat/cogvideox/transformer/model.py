@@ -104,6 +104,16 @@ class DiffusionTransformer(BaseModel):
         if compile_blocks:
             self.mixins["adaln_layer"].compile_blocks()
 
+    @torch.no_grad()
+    def init_unstored(self) -> None:
+        """Fill what a checkpoint may lack, after `to_empty`: fixed tables, adapters, SAT's table that nothing reads."""
+        self.mixins["pos_embed"].reinit()
+        if "lora" in self.mixins:
+            self.mixins["lora"].init_adapters()
+        unused = getattr(self.transformer, "position_embeddings", None)
+        if unused is not None:
+            nn.init.zeros_(unused.weight)
+
     def forward(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """v_prediction [b, f, c_out, y, x] in the parameters' dtype.
 
