@@ -62,10 +62,7 @@ CHECKED = {
     "image2video",
     "latent_channels",
     "latent_input",
-    "noised_image_input",
     "noised_image_all_concat",
-    "noised_image_dropout",
-    "image_latent_scale",
 }
 
 

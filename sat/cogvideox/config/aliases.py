@@ -13,7 +13,7 @@ from typing import Any
 _DIT = "dit_video_concat."
 _SGM = "sgm.modules.diffusionmodules."
 _VAE = "vae_modules."
-ROTARY = f"{_DIT}Rotary3DPositionEmbeddingMixin"
+PUBLISHED_ROTARY = f"{_DIT}Rotary3DPositionEmbeddingMixin"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ ALIASES: dict[str, Alias] = {
     ),
     f"{_DIT}ImagePatchEmbeddingMixin": Alias("cogvideox.transformer.patch_embed.PatchEmbedMixin"),
     f"{_DIT}Basic3DPositionEmbeddingMixin": Alias("cogvideox.transformer.positions.SinCosPositionMixin"),
-    ROTARY: Alias("cogvideox.transformer.positions.RotaryPositionMixin", fixed={"rot_v": False}),
+    PUBLISHED_ROTARY: Alias("cogvideox.transformer.positions.RotaryPositionMixin", fixed={"rot_v": False}),
     f"{_DIT}AdaLNMixin": Alias("cogvideox.transformer.adaln.AdaLNMixin"),
     f"{_DIT}FinalLayerMixin": Alias("cogvideox.transformer.final_layer.FinalLayerMixin"),
     "sat.model.finetune.lora2.LoraMixin": Alias(

@@ -13,7 +13,7 @@ from cogvideox.config.aliases import (
     EMBEDDER,
     MODEL_NO_EFFECT,
     OPTIMIZER_ALIASES,
-    ROTARY,
+    PUBLISHED_ROTARY,
     TRANSFORMER_ARGS,
     Alias,
 )
@@ -151,7 +151,7 @@ class _Translation:
     def _positions(self, node: Node, network: dict[str, Node]) -> None:
         """Published files say some of the positions' parameters on the network, and some of its own on them."""
         target = node.child("target")
-        ignored = target is not None and target.value == ROTARY
+        ignored = target is not None and target.value == PUBLISHED_ROTARY
         params = self.component(node)
         for name in _INTERPOLATION:
             if name in network:
