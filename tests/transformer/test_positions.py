@@ -93,15 +93,6 @@ def test_rotate_is_diffusers_rotation(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*grads, rtol=0, atol=tolerance)
 
 
-def test_rotate_when_compiled() -> None:
-    """The real arithmetic that torch.compile gets equals the complex one."""
-    torch.manual_seed(0)
-    heads = torch.randn(1, 7, 2, 32)
-    rotation = torch.view_as_real(torch.polar(torch.ones(7, 16), torch.randn(7, 16))).unsqueeze(1)
-    compiled = torch.compile(rotate, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(heads, rotation), rotate(heads, rotation), rtol=0, atol=1e-6)
-
-
 def test_rotation_keeps_attention_relative() -> None:
     """A score depends on the difference of two positions only."""
     rotation = build_tiny(family="5b").mixins["pos_embed"].rotation((3, 4, 6), CPU)[TEXT_LENGTH:]

@@ -48,17 +48,17 @@ def sincos_3d(
 
 
 def rotary_1d(width: int, positions: Tensor, theta: float) -> Tensor:
-    """Positions [n] -> [n, width / 2] complex64 of absolute value 1. `width` is even.
+    """Positions [n] fp32 -> [n, width / 2, 2], cosine and sine of each pair's angle. `width` is even.
 
     In fp32 and in this order of operations, which gives the tables that the published models were trained with.
     """
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
     angles = torch.outer(positions, 1.0 / theta**exponent)
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotary_3d(head_dim: int, positions: Sequence[Tensor], theta: float) -> Tensor:
-    """The rotations [f, y, x, h / 2] of (f y x) tokens at fp32 `positions` along each axis, complex64.
+    """The rotations [f, y, x, h / 2, 2] = (cos, sin) of tokens at fp32 `positions` along each axis.
 
     Of a head's pairs of channels a quarter turn with time, then 3/8 with height, then 3/8 with width.
     Source: the published 5B checkpoint's freqs_cos and freqs_sin, and diffusers' get_3d_rotary_pos_embed.
@@ -71,7 +71,7 @@ def rotary_3d(head_dim: int, positions: Sequence[Tensor], theta: float) -> Tenso
         rotary_1d(spatial, height, theta)[None, :, None],
         rotary_1d(spatial, width, theta)[None, None],
     ]
-    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1)
+    return torch.cat([part.expand(*grid, -1, -1) for part in parts], dim=-2)
 
 
 def fitted_span(sizes: tuple[int, int], base: tuple[int, int]) -> list[tuple[int, int]]:

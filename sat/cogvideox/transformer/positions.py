@@ -151,14 +151,15 @@ class RotaryPositionMixin(BaseMixin):
         Nothing is read back from the device, and it takes far less time than one block.
         """
         video = rotary_3d(self.network.head_dim, self._positions(grid, device), self.theta).flatten(0, 2)
-        text = torch.ones(self.network.text_length, video.shape[1], dtype=video.dtype, device=device)
-        return torch.view_as_real(torch.cat([text, video])).unsqueeze(1)
+        text = torch.zeros(self.network.text_length, *video.shape[1:], device=device)
+        text[..., 0] = 1
+        return torch.cat([text, video]).unsqueeze(1)
 
     def stored_tables(self) -> dict[str, Tensor]:
         """The buffers of published 1.0 checkpoints: `freqs_sin` and `freqs_cos` [f*y*x, h] at the configured size."""
         video = rotary_3d(self.network.head_dim, self._positions(self.network.token_grid, None), self.theta)
-        pairs = video.flatten(0, 2).repeat_interleave(2, dim=-1)
-        return {"freqs_sin": pairs.imag.contiguous(), "freqs_cos": pairs.real.contiguous()}
+        cos, sin = video.flatten(0, 2).repeat_interleave(2, dim=-2).unbind(-1)
+        return {"freqs_sin": sin.contiguous(), "freqs_cos": cos.contiguous()}
 
     def _positions(self, grid: Grid, device: torch.device | None) -> list[Tensor]:
         positions = [torch.arange(size, dtype=torch.float32, device=device) for size in grid]
