@@ -246,16 +246,16 @@ def write_clip(path: Path, video: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-def train_settings(family: TinyFamily, save: Path) -> dict[str, Any]:
+def train_settings(paths: TinyFamily, save: Path, family: str = "2b") -> dict[str, Any]:
     """A short LoRA run on the family, as a tree for `write_yaml`; tests change what they are about."""
-    model = model_section(family, lora={})
+    model = model_section(paths, lora={}, family=family)
     model["not_trainable_prefixes"] = ["all"]
     return {
         "args": {
             "experiment_name": "tiny",
-            "load": str(family.transformer),
+            "load": str(paths.transformer),
             "save": str(save),
-            "train_data": [str(family.clips)],
+            "train_data": [str(paths.clips)],
             "train_iters": 4,
             "save_interval": 1000,
             "log_interval": 1,

@@ -8,6 +8,10 @@ import torch
 from cogvideox.diffusion.timesteps import StepRandomness, draw, gaussian, stratified_timestep, uniform_timestep
 
 SHAPE = (3, 4, 5, 6)
+# Of seed 1, epoch 2, samples 3 and 2^62, as first released.
+TIMESTEPS, KEPT = [682, 14], [True, False]
+NOISE = [0.226544, 0.178056]
+POSTERIOR = [1.745788, 1.274023]
 
 
 def join(parts: list[StepRandomness]) -> StepRandomness:
@@ -85,6 +89,48 @@ def test_caption_dropout_has_its_probability() -> None:
     assert not draw(0, 0, range(50), (1,), 1000, caption_dropout=1.0).keep_caption.any()
     dropped = ~draw(0, 0, range(4000), (1,), 1000, caption_dropout=0.1).keep_caption
     assert dropped.float().mean() == pytest.approx(0.1, abs=5 * (0.09 / 4000) ** 0.5)
+
+
+def test_values_are_those_of_every_run_before() -> None:
+    """A resumed run has to meet the noise that it would have met: the draws are part of the checkpoints' format."""
+    drawn = draw(1, 2, [3, 2**62], SHAPE, 1000, caption_dropout=0.5)
+    assert drawn.timestep.tolist() == TIMESTEPS and drawn.keep_caption.tolist() == KEPT
+    assert drawn.noise[:, 0, 0, 0, 0].tolist() == pytest.approx(NOISE, abs=1e-6)
+    assert drawn.posterior_noise[:, 0, 0, 0, 0].tolist() == pytest.approx(POSTERIOR, abs=1e-6)
+
+
+def test_images_and_padding_change_no_other_draw() -> None:
+    plain = draw(1, 2, [3, 4], SHAPE, 1000, caption_dropout=0.5)
+    drawn = draw(1, 2, [3, 4], SHAPE, 1000, caption_dropout=0.5, padded_frames=4, image_size=(8, 10), image_dropout=0.5)
+    assert plain.image is None and drawn.image is not None
+    assert torch.equal(plain.timestep, drawn.timestep) and torch.equal(plain.keep_caption, drawn.keep_caption)
+    assert torch.equal(plain.posterior_noise, drawn.posterior_noise)
+    assert drawn.noise.shape == (2, 4, *SHAPE[1:])
+    assert drawn.image.pixel_noise.shape == (2, 3, 8, 10) and drawn.image.sigma.dtype == torch.float32
+    assert drawn.image.posterior_noise.shape == (2, 1, *SHAPE[1:]) and drawn.image.keep.dtype == torch.bool
+
+
+def test_image_draws_depend_on_the_sample_only() -> None:
+    ids = [7, 8, 9, 10]
+    whole = draw(1, 2, ids, SHAPE, 1000, image_size=(8, 10), image_dropout=0.5).image
+    for row, sample in enumerate(ids):
+        alone = draw(1, 2, [sample], SHAPE, 1000, image_size=(8, 10), image_dropout=0.5).image
+        for name in ("sigma", "pixel_noise", "posterior_noise", "keep"):
+            assert torch.equal(getattr(whole, name)[row : row + 1], getattr(alone, name)), name
+    other = draw(1, 3, [7], SHAPE, 1000, image_size=(8, 10)).image
+    assert whole is not None and other is not None
+    assert other.sigma[0] != whole.sigma[0] and not torch.equal(other.pixel_noise[0], whole.pixel_noise[0])
+
+
+def test_image_noise_is_log_normal_and_images_are_dropped_apart_from_captions() -> None:
+    drawn = draw(0, 0, range(4000), (1,), 1000, caption_dropout=0.5, image_size=(1, 1), image_dropout=0.5)
+    assert drawn.image is not None
+    logarithm = drawn.image.sigma.log()
+    assert logarithm.mean() == pytest.approx(-3.0, abs=5 * 0.5 / 4000**0.5)
+    assert logarithm.std() == pytest.approx(0.5, abs=5 * 0.5 / 8000**0.5)
+    assert drawn.image.keep.float().mean() == pytest.approx(0.5, abs=5 * (0.25 / 4000) ** 0.5)
+    both = (drawn.image.keep & drawn.keep_caption).float().mean()
+    assert both == pytest.approx(0.25, abs=5 * (0.1875 / 4000) ** 0.5)
 
 
 @pytest.mark.parametrize("batch", [2, 3, 7, 8, 16, 100])

@@ -14,16 +14,25 @@ from cogvideox.model.video_diffusion import VideoDiffusion
 CAPTIONS = ("a red square moves left", "a blue square moves up", "a white square moves down")
 
 
-def model_config(family: tiny.TinyFamily, lora: dict[str, Any] | None = None, **keys: Any) -> ModelConfig:
-    """The family's `model` section; `keys` replace flat keys or components."""
-    return ModelConfig(**{**tiny.model_section(family, lora), **keys})
+def model_config(
+    paths: tiny.TinyFamily, lora: dict[str, Any] | None = None, *, family: str = "2b", **keys: Any
+) -> ModelConfig:
+    """The `model` section of a family, with the VAE and text encoder of `paths`; `keys` replace flat keys or
+    components."""
+    return ModelConfig(**{**tiny.model_section(paths, lora, family), **keys})
 
 
 def build(
-    family: tiny.TinyFamily, lora: dict[str, Any] | None = None, *, randomise: bool = True, **keys: Any
+    paths: tiny.TinyFamily,
+    lora: dict[str, Any] | None = None,
+    *,
+    randomise: bool = True,
+    family: str = "2b",
+    **keys: Any,
 ) -> VideoDiffusion:
     """A model in fp32 on the CPU, by default with all transformer weights random and non-zero."""
-    model = build_model(model_config(family, lora, **keys), device="cpu", dtype=torch.float32, seed=7)
+    config = model_config(paths, lora, family=family, **keys)
+    model = build_model(config, device="cpu", dtype=torch.float32, seed=7)
     if randomise:
         tiny.randomise(model.transformer, seed=4)
     return model

@@ -9,7 +9,7 @@ Letters: b batch, t frames, h w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +21,8 @@ from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.jobs import SampleJob, folder_name
-from cogvideox.sampling.run import sample_latents
-from cogvideox.sampling.write_video import write_video
+from cogvideox.sampling.prompts import Prompt
+from cogvideox.sampling.run import sample_latents, write_frames
 from cogvideox.transformer.lora import LoraLinear
 
 # Of evaluation and preview videos, whatever the run's own seed is, so that runs can be compared with each
@@ -65,27 +65,22 @@ def adapter_update(model: VideoDiffusion) -> float | None:
 def sample_prompts(
     model: VideoDiffusion,
     sampler: Sampler,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     form: VideoFormat,
     folder: Path,
     groups: ProcessGroups,
 ) -> None:
-    """Write `<folder>/<n>_<prompt>.mp4` for each prompt, each on one of the processes.
+    """Write `<folder>/<n>_<prompt>.mp4` for each prompt, each on one of the processes; .png for a single frame.
 
     Raises:
         UserError: on every process, when a video can't be made or written on any.
     """
-    jobs = [SampleJob(prompt, number, 0, EVALUATION_SEED, folder) for number, prompt in enumerate(prompts)]
+    jobs = [SampleJob(each.text, n, 0, EVALUATION_SEED, folder, each.image) for n, each in enumerate(prompts)]
 
     def sample_mine() -> None:
         for job in groups.share(jobs):
             (latent,) = sample_latents(model, sampler, [job], form)
-            name = f"{job.prompt_index}_{folder_name(job.prompt)}.mp4"
-            write_video(folder / name, _pieces(model, latent), form.fps)
+            name = f"{job.prompt_index}_{folder_name(job.prompt)}"
+            write_frames(model, latent, form, folder / f"{name}.mp4", folder / f"{name}.png")
 
     groups.attempt(sample_mine)
-
-
-def _pieces(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:
-    """Latent [f, c, y, x] to pieces [t, 3, h, w] as they are decoded."""
-    return (chunk[0] for chunk in model.decode_chunks(latent[None]))

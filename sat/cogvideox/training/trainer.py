@@ -131,12 +131,10 @@ class Trainer:
                 loss = held_out_loss(losses_of, loader, parts.model, self._groups)
                 self._evaluations.append((step, loss))
                 self._log.validation(step, loss)
-            if self._args.eval_prompts:
+            if parts.previews:
                 folder = parts.folder / "samples" / str(step)
                 sampler = build_sampler(self._config.model.sampler_config, self._args.sample_steps)
-                sample_prompts(
-                    parts.model, sampler, self._args.eval_prompts, self._video_format(), folder, self._groups
-                )
+                sample_prompts(parts.model, sampler, parts.previews, self._video_format(), folder, self._groups)
                 self._samples[str(step)] = str(folder)
 
     def _video_format(self) -> VideoFormat:
