@@ -77,7 +77,6 @@ def write_family(
 ) -> TinyFamily:
     """Make a whole family in an empty folder; about two seconds."""
     from cogvideox.config.targets import instantiate
-    from cogvideox.weights.sat_folder import write_checkpoint
 
     paths = TinyFamily(folder)
     write_t5(paths.t5)
@@ -86,14 +85,22 @@ def write_family(
     randomise(vae, seed=1)
     paths.vae.parent.mkdir(parents=True)
     torch.save({"state_dict": vae.state_dict()}, paths.vae)
-    torch.manual_seed(2)
-    transformer = instantiate(config["network_config"], dtype=dtype)
-    randomise(transformer, seed=2)
-    names = {f"model.diffusion_model.{name}": each for name, each in transformer.state_dict().items()}
-    write_checkpoint(paths.transformer, 1, names, {})
+    write_transformer(paths, dtype, family)
     write_clips(paths.clips, num_clips)
     paths.model_yaml.write_text(yaml.safe_dump({"model": config}, sort_keys=False))
     return paths
+
+
+def write_transformer(paths: TinyFamily, dtype: torch.dtype = torch.float32, family: str = "2b") -> None:
+    """The transformer of `write_family` alone."""
+    from cogvideox.config.targets import instantiate
+    from cogvideox.weights.sat_folder import write_checkpoint
+
+    torch.manual_seed(2)
+    transformer = instantiate(network_node(family=family), dtype=dtype)
+    randomise(transformer, seed=2)
+    names = {f"model.diffusion_model.{name}": each for name, each in transformer.state_dict().items()}
+    write_checkpoint(paths.transformer, 1, names, {})
 
 
 def model_section(paths: TinyFamily, lora: dict[str, Any] | None = None, family: str = "2b") -> dict[str, Any]:
