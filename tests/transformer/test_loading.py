@@ -1,11 +1,17 @@
-"""State dicts that load: patch weights in both layouts, plain weights under adapters, a stored position table."""
+"""State dicts that load: patch weights in both layouts, plain weights under adapters, stored position tables; and the
+weights of other families, which don't."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from cogvideox.errors import CheckpointError
+from cogvideox.transformer.model import DiffusionTransformer
+from cogvideox.weights.key_rules import load_module
 from cogvideox.weights.lora_map import is_adapter
-from transformer.tiny_transformer import build_tiny, inputs, randomise
+from transformer.tiny_transformer import FAMILIES, build_tiny, family_inputs, inputs, randomise
 
 PATCH = "mixins.patch_embed.proj.weight"
 TABLE = "mixins.pos_embed.pos_embedding"
@@ -46,22 +52,26 @@ def test_wrong_patch_weight_is_an_error() -> None:
         model.load_state_dict(model.state_dict() | {PATCH: torch.zeros(64, 5, 2, 2)})
 
 
-def test_plain_weights_under_adapters() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_weights_under_adapters(family: str) -> None:
     """They land in `.original.`, and the adapters that they do not have are reported."""
-    plain, adapted = build_tiny(), build_tiny(lora={"r": 4})
+    plain, adapted = build_tiny(family=family), build_tiny(family=family, lora={"r": 4})
     randomise(plain)
     verdict = adapted.load_state_dict(plain.state_dict(), strict=False)
     assert verdict.unexpected_keys == []
     assert sorted(verdict.missing_keys) == sorted(filter(is_adapter, adapted.state_dict()))
-    torch.testing.assert_close(adapted(*inputs()), plain(*inputs()), rtol=0, atol=1e-6)
+    sample = family_inputs(family)
+    torch.testing.assert_close(adapted(*sample), plain(*sample), rtol=0, atol=2e-6)
 
 
-def test_stored_position_table_is_used() -> None:
-    model = build_tiny()
+@pytest.mark.parametrize("family", ["2b", "5b_i2v"])
+def test_stored_position_table_is_used(family: str) -> None:
+    model = build_tiny(family=family)
     randomise(model)
-    before = model(*inputs())
+    sample = family_inputs(family)
+    before = model(*sample)
     model.load_state_dict(model.state_dict() | {TABLE: torch.randn_like(model.state_dict()[TABLE])})
-    assert (model(*inputs()) - before).abs().max() > 0.1
+    assert (model(*sample) - before).abs().max() > 0.1
 
 
 def test_merged_names_are_those_of_a_plain_model() -> None:
@@ -83,3 +93,38 @@ def test_adapters_start_without_effect() -> None:
     randomise(adapted)
     adapted.mixins["lora"].init_adapters()
     assert not adapted.state_dict()["transformer.layers.0.attention.dense.matrix_B.0"].any()
+
+
+NAMES = {
+    "2b": "CogVideoX-2B",
+    "5b": "CogVideoX-5B",
+    "5b_i2v": "CogVideoX-5B-I2V",
+    "1.5": "CogVideoX1.5-5B",
+    "1.5_i2v": "CogVideoX1.5-5B-I2V",
+}
+
+
+@cache
+def real_channels(family: str) -> DiffusionTransformer:
+    """A tiny network with the channels of published ones, which tell 1.5 weights apart."""
+    return build_tiny(family=family, in_channels=32 if family.endswith("i2v") else 16, out_channels=16)
+
+
+@pytest.mark.parametrize("theirs", FAMILIES)
+@pytest.mark.parametrize("ours", FAMILIES)
+def test_weights_of_another_family(ours: str, theirs: str) -> None:
+    """T2V weights with an I2V network and the reverse, 1.0 with 1.5, sin/cos with rotary: one line that names both."""
+    state = real_channels(theirs).state_dict()
+    if ours == theirs:
+        assert load_module(real_channels(ours), state).loaded
+        return
+    with pytest.raises(CheckpointError, match=rf"holds {NAMES[theirs]} .*describes {NAMES[ours]} .*: use "):
+        load_module(real_channels(ours), state)
+
+
+def test_ofs_weights_without_ofs_embed_dim() -> None:
+    model = build_tiny(family="1.5_i2v", ofs_embed_dim=None, in_channels=32, out_channels=16)
+    with pytest.raises(CheckpointError, match=r"ofs_embed_dim 32\), but .* describes .* 2 frames\): use"):
+        load_module(model, real_channels("1.5_i2v").state_dict())
+    with pytest.raises(CheckpointError, match=r"2 frames\), but .* describes .*ofs_embed_dim 32\): use"):
+        load_module(real_channels("1.5_i2v"), model.state_dict())

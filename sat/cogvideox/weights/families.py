@@ -96,9 +96,10 @@ class TransformerFacts:
         positions = "rotary" if self.rotary else "sin/cos"
         positions += " and learned" if self.learned_table else ""
         frames = f", patches of {self.patch_size[0]} frames" if self.patch_size[0] > 1 else ""
+        ofs = f", ofs_embed_dim {self.ofs_embed_dim}" if self.ofs_embed_dim is not None else ""
         return (
             f"{name} (hidden size {self.hidden_size}, {self.num_layers} layers, {positions} positions, "
-            f"{self.in_channels} input channels{frames})"
+            f"{self.in_channels} input channels{frames}{ofs})"
         )
 
 
