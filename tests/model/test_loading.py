@@ -110,6 +110,25 @@ def test_other_rank_is_refused(family: tiny.TinyFamily, trained: tuple[VideoDiff
         load_transformer(build(family, {"r": 2, "lora_alpha": 4.0}), trained[1])
 
 
+def test_adapters_need_a_model_that_has_some(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path]) -> None:
+    with pytest.raises(
+        CheckpointError, match="LoRA adapters of rank 4, but the model has none: add lora_config"
+    ):
+        load_transformer(build(family), trained[1])
+
+
+@pytest.mark.parametrize(("trained_on", "used_with"), [("5b", "5b_i2v"), ("1.5_i2v", "1.5"), ("5b", "2b")])
+def test_adapters_of_another_family_are_refused(
+    family: tiny.TinyFamily, tmp_path: Path, trained_on: str, used_with: str
+) -> None:
+    """Adapters of equal widths look alike: their base tells."""
+    other = tiny.TinyFamily(tmp_path)
+    tiny.write_transformer(other, family=trained_on)
+    folder = save_adapters(build(family, LORA), tmp_path / "lora", base_reference(other.transformer))
+    with pytest.raises(CheckpointError, match=r"the base of .*lora/10/.* can't be loaded: .*but the configuration des"):
+        load_transformer(build(family, LORA, family=used_with), folder)
+
+
 def test_bases_in_a_circle_end(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path) -> None:
     file = tmp_path / "circle" / "10" / "mp_rank_00_model_states.pt"
     base = {"path": str(file), "sha256": None}

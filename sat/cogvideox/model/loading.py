@@ -46,7 +46,7 @@ def base_reference(load_path: str | Path, iteration: int | str | None = None) ->
 
 
 def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...]) -> KeyReport:
-    _check_alpha(model, checkpoint)
+    _check_adapters(model, checkpoint)
     base = checkpoint.extra.get("base")
     partial = base is not None and _is_partial(model, checkpoint)
     if partial:
@@ -54,7 +54,10 @@ def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ..
         if file in seen:
             raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
         logger.info("%s was trained on %s: loading that first", checkpoint.path, file)
-        _load(model, read_checkpoint(file), (*seen, checkpoint.path))
+        try:
+            _load(model, read_checkpoint(file), (*seen, checkpoint.path))
+        except CheckpointError as error:
+            raise CheckpointError(f"the base of {checkpoint.path} can't be loaded: {error}") from error
     return load_module(
         model.transformer, checkpoint.module, TRANSFORMER_PREFIX, source=str(checkpoint.path), partial=partial
     )
@@ -67,11 +70,19 @@ def _is_partial(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
     return not all(plain_name(name) in stored for name in needed)
 
 
-def _check_alpha(model: VideoDiffusion, checkpoint: SatCheckpoint) -> None:
-    """Raises: CheckpointError when adapters would run at another strength than they were trained with."""
+def _check_adapters(model: VideoDiffusion, checkpoint: SatCheckpoint) -> None:
+    """Raises: CheckpointError when adapters have no place, or would run at another strength than they were trained
+    with."""
     facts = lora_facts(checkpoint)
+    if facts is None:
+        return
     layer = next((module for module in model.modules() if isinstance(module, LoraLinear)), None)
-    if facts is None or layer is None or not (checkpoint.extra.get("lora") or {}):
+    if layer is None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds LoRA adapters of rank {facts.rank}, but the model has none: add lora_config to "
+            "the network's modules (as in configs/cogvideox_2b_lora.yaml), or merge them first"
+        )
+    if not checkpoint.extra.get("lora"):
         return
     ours = layer.base_scaling * layer.matrix_A[0].shape[0]
     if abs(ours - facts.alpha) > 1e-6 * max(1.0, abs(facts.alpha)):
