@@ -11,7 +11,6 @@ import pytest
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.diffusers_folder import (
     PipelineSettings,
-    copy_text_encoder,
     model_index,
     scheduler_config,
     transformer_config,
@@ -19,6 +18,7 @@ from cogvideox.weights.diffusers_folder import (
     vae_config,
 )
 from cogvideox.weights.families import TransformerFacts, read_facts
+from cogvideox.weights.text_encoder_folder import copy_text_encoder
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from torch import Size, float16, float32
 from weights.test_key_rules import published_shapes

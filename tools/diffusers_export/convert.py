@@ -16,8 +16,10 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights.atomic import begin_folder, commit_folder
 from cogvideox.weights.lora_file import write_lora
+from cogvideox.weights.model_folder import find_weights
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
-from cogvideox.weights.sat_folder import find_states_file
+from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
+from cogvideox.weights.text_encoder_folder import copy_text_encoder, folder_bytes
 from cogvideox.weights.torch_file import load_file, sha256_of
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def _needed_bytes(plan: Plan, entries: list[Entry]) -> int:
     total = sum(entry.num_bytes for entry in entries)
     for state in (plan.vae, plan.weights.adapters if plan.weights is not None and plan.writes_lora else None):
         total += sum(value.numel() * (plan.dtype or value.dtype).itemsize for value in (state or {}).values())
-    return total + (folders.folder_bytes(plan.text_encoder) if plan.text_encoder is not None else 0)
+    return total + (folder_bytes(plan.text_encoder) if plan.text_encoder is not None else 0)
 
 
 def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, list[WrittenFile]]:
@@ -98,7 +100,7 @@ def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, li
 def _write_pipeline_rest(plan: Plan, target: Path) -> dict[str, list[WrittenFile]]:
     assert plan.text_encoder is not None and plan.facts is not None, "a pipeline is asked for"
     with _timed("text encoder and tokenizer"):
-        tokenizer_class = folders.copy_text_encoder(plan.text_encoder, target)
+        tokenizer_class = copy_text_encoder(plan.text_encoder, target)
         written = {}
         if plan.options.typecast_text_encoder and plan.dtype is not None:
             written["text_encoder"] = _typecast(target / "text_encoder", plan.dtype)
@@ -132,10 +134,14 @@ def _typecast(folder: Path, dtype: torch.dtype) -> list[WrittenFile]:
 def _describe_inputs(plan: Plan) -> list[dict[str, Any]]:
     files = list(plan.weights.files) if plan.weights is not None else []
     if plan.vae_file is not None:
-        inside = [plan.vae_file / name for name in ("3d-vae.pt", f"{folders.WEIGHTS_STEM}.safetensors")]
-        file = next((each for each in inside if each.is_file()), None) or find_states_file(plan.vae_file)
-        files += [file] if file not in files else []
+        files += [file for file in _vae_files(plan.vae_file) if file not in files]
     return [_describe(str(file.resolve()), file.stat().st_size, sha256_of(file)) for file in files]
+
+
+def _vae_files(place: Path) -> list[Path]:
+    if (place / "config.json").is_file():
+        return find_weights(place)[1]
+    return [place / VAE_FILE if (place / VAE_FILE).is_file() else find_states_file(place)]
 
 
 def _describe(path: str, num_bytes: int, sha256: str) -> dict[str, Any]:
@@ -152,6 +158,11 @@ def _write_manifest(
     ]
     lora = plan.weights.lora if plan.weights is not None else None
     content: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "dtype": _TYPE_NAMES[plan.dtype]}
+    if plan.settings.image_latent_scale is not None:
+        folded = plan.options.fold_image_scale
+        content["image_latent_scale"] = (
+            plan.settings.pipeline_image_scale if folded else plan.settings.image_latent_scale
+        )
     if lora is not None:
         content["lora"] = {"r": lora.rank, "alpha": lora.alpha, "merged": plan.options.merge_lora}
     folders.write_json(target / MANIFEST, content)

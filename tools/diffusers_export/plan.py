@@ -12,9 +12,11 @@ from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights import vae_map
 from cogvideox.weights.base import TransformerWeights, read_transformer
-from cogvideox.weights.diffusers_folder import WEIGHTS_STEM, PipelineSettings
+from cogvideox.weights.diffusers_folder import PipelineSettings
 from cogvideox.weights.families import TransformerFacts, read_facts
+from cogvideox.weights.model_folder import check_same_dtype, read_model_folder
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
+from cogvideox.weights.transformer_map import to_diffusers
 from torch import Tensor
 
 from diffusers_export.differences import FoldedImageScale, check_folding, differences
@@ -93,6 +95,7 @@ def make_plan(options: Options) -> Plan:
         facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
         check_network(yaml, facts, weights.files[0])
         _check_lora(options, weights)
+        _check_types(options, weights, facts)
     settings = read_settings(yaml, facts, options)
     check_claims(options, facts, settings)
     check_folding(options.fold_image_scale, facts)
@@ -102,7 +105,7 @@ def make_plan(options: Options) -> Plan:
         settings=settings,
         weights=weights,
         facts=facts,
-        vae=_read_vae(vae_file) if vae_file is not None else None,
+        vae=_read_vae(vae_file, options.dtype) if vae_file is not None else None,
         vae_file=vae_file,
         text_encoder=_find_text_encoder(options, yaml) if options.part == "pipeline" else None,
         notes=differences(yaml, facts, settings, folded=options.fold_image_scale) if facts is not None else (),
@@ -144,6 +147,13 @@ def _check_lora(options: Options, weights: TransformerWeights) -> None:
         raise CheckpointError(f"{weights.files[0]} holds no LoRA adapters: leave out {flag}")
 
 
+def _check_types(options: Options, weights: TransformerWeights, facts: TransformerFacts) -> None:
+    if options.part in ("pipeline", "transformer"):
+        steps = to_diffusers(weights.plain, facts.patch_size)
+        written = {step.sources[0]: weights.plain[step.sources[0]] for step in steps}
+        check_same_dtype(written, options.dtype, " and ".join(map(str, weights.files)))
+
+
 def _find_vae(options: Options, yaml: YamlFacts, checkpoint: SatCheckpoint | None) -> Path:
     """--vae, else the VAE inside an old whole-engine checkpoint, else what the YAML names."""
     if options.vae is not None:
@@ -157,10 +167,13 @@ def _find_vae(options: Options, yaml: YamlFacts, checkpoint: SatCheckpoint | Non
     return yaml.vae_path
 
 
-def _read_vae(file: Path) -> dict[str, Tensor]:
+def _read_vae(file: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The VAE under SAT's names, also from a diffusers folder, which the YAML may name as well."""
-    inside = file / f"{WEIGHTS_STEM}.safetensors"
-    state = read_vae(inside if inside.is_file() else file)
+    if (file / "config.json").is_file():
+        state = read_model_folder(file, "AutoencoderKLCogVideoX").tensors
+    else:
+        state = read_vae(file)
+    check_same_dtype(state, dtype, str(file))
     levels = len({name.split(".")[2] for name in state if name.startswith("encoder.down_blocks.")})
     return {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()} if levels else state
 

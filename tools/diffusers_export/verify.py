@@ -19,6 +19,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights import transformer_map, vae_map
 from cogvideox.weights.families import POSITION_TABLE
+from cogvideox.weights.text_encoder_folder import folder_bytes
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -105,7 +106,7 @@ def _open_pipeline(plan: Plan, transformer: nn.Module) -> Any:
     if plan.options.part != "pipeline":
         scheduler = _SCHEDULERS[plan.settings.scheduler]()
         return _PIPELINES[name](None, None, None, transformer, scheduler)
-    large = folders.folder_bytes(output / "text_encoder") > _LARGE
+    large = folder_bytes(output / "text_encoder") > _LARGE
     without = {"text_encoder": None} if large else {}
     try:
         pipeline = _PIPELINES[name].from_pretrained(output, transformer=transformer, **without)

@@ -1,5 +1,4 @@
-"""The folders that diffusers opens: transformer/, vae/, scheduler/, text_encoder/, tokenizer/,
-model_index.json.
+"""The folders that diffusers opens: transformer/, vae/, scheduler/, model_index.json.
 
 Everything is written into a folder that the caller made with `atomic.begin_folder`; nothing here imports
 diffusers. Sizes come from the tensors' shapes; what no shape says comes in `PipelineSettings`, from the YAML.
@@ -10,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,28 +20,13 @@ from torch import Size, Tensor
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import transformer_map, vae_map
 from cogvideox.weights.families import Family, TransformerFacts
+from cogvideox.weights.model_folder import WEIGHTS_STEM
 from cogvideox.weights.safetensors_stream import MAX_SHARD_BYTES, Entry, WrittenFile, write_model
 
-WEIGHTS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_VERSION = "0.34.0"  # the first release that reads a LoRA's alpha from its file
 DDIM_SCHEDULER, DPM_SCHEDULER = "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"
 TEXT_PIPELINE, IMAGE_PIPELINE = "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
 SAME_SCALE = 1e-4  # relative; scales come through text, rounded
-
-_TEXT_ENCODER_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-_TEXT_ENCODER_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-_TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "tokenizer.json",
-)
-# What tokenizer_config.json may say -> what model_index.json says; anything else is a T5Tokenizer.
-_TOKENIZER_CLASSES = {
-    "TokenizersBackend": "PreTrainedTokenizerFast",
-    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
-}
 
 
 @dataclass(frozen=True)
@@ -295,55 +278,7 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[
     return ((new, state[old]) for old, new in names.items())
 
 
-def copy_text_encoder(source: Path, folder: Path) -> str:
-    """Copy a T5 folder's files to text_encoder/ and tokenizer/; return the tokenizer's class name.
-
-    Args:
-        source: a folder with all files together, or one with text_encoder/ and tokenizer/ inside.
-
-    Raises: CheckpointError when config, weights or vocabulary are missing, or the disk is full.
-    """
-    inside = (source / "text_encoder").is_dir() and (source / "tokenizer").is_dir()
-    encoder, tokenizer = (source / "text_encoder", source / "tokenizer") if inside else (source, source)
-    files = _matching(encoder, _TEXT_ENCODER_FILES)
-    if not any(file.suffix == ".safetensors" for file in files):
-        files += _matching(encoder, _TEXT_ENCODER_PICKLES)
-    vocabulary = _matching(tokenizer, _TOKENIZER_FILES)
-    if not (encoder / "config.json").is_file() or not any(f.suffix in (".safetensors", ".bin") for f in files):
-        raise CheckpointError(f"{encoder} is not a T5 text encoder: it needs config.json and weights")
-    if not any(file.name in ("spiece.model", "tokenizer.json") for file in vocabulary):
-        raise CheckpointError(f"{tokenizer} holds no T5 tokenizer: it needs spiece.model or tokenizer.json")
-    _copy(files, folder / "text_encoder")
-    _copy(vocabulary, folder / "tokenizer")
-    return _tokenizer_class(tokenizer)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a configuration file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-
-
-def _copy(files: Iterable[Path], target: Path) -> None:
-    target.mkdir(parents=True)
-    for file in files:
-        try:
-            shutil.copyfile(file, target / file.name)
-        except OSError as error:
-            raise CheckpointError(f"copying {file} to {target} failed: {error.strerror}") from error
-
-
-def _tokenizer_class(folder: Path) -> str:
-    """The tokenizer's class, under a name that every release of transformers knows."""
-    file = folder / "tokenizer_config.json"
-    name = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
-    return _TOKENIZER_CLASSES.get(name or "", "T5Tokenizer")

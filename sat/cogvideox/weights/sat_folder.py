@@ -29,6 +29,7 @@ from cogvideox.weights.torch_file import load_file, sha256_of
 
 STATES_FILE = "mp_rank_00_model_states.pt"
 LATEST_FILE = "latest"
+VAE_FILE = "3d-vae.pt"
 FORMAT = 1
 _VAE_PREFIX = "first_stage_model."
 _VAE_DROPPED = "loss."  # the discriminator and perceptual loss that the VAE was trained with
@@ -150,7 +151,7 @@ def read_vae(path: str | Path) -> dict[str, Tensor]:
     Raises: CheckpointError when it is missing, damaged or holds no VAE.
     """
     path = Path(path).expanduser()
-    file = path / "3d-vae.pt" if (path / "3d-vae.pt").is_file() else find_states_file(path)
+    file = path / VAE_FILE if (path / VAE_FILE).is_file() else find_states_file(path)
     tensors = _tensors_of(load_file(file), file)
     if any(name.startswith(_VAE_PREFIX) for name in tensors):
         tensors = {

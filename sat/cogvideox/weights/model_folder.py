@@ -1,0 +1,114 @@
+"""Reading a folder of diffusers weights: one file, or shards with an index. Tensors stay memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.torch_file import load_file
+
+WEIGHTS_STEM = "diffusion_pytorch_model"
+_AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model: its config.json, its tensors under diffusers' names, and the files that they come from."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    files: tuple[Path, ...]
+
+
+def read_model_folder(folder: Path, class_name: str) -> ModelFolder:
+    """Open a model folder of diffusers.
+
+    Args:
+        class_name: what its config.json has to say.
+
+    Raises: CheckpointError when config or weights are missing, of another class, incomplete or damaged.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != class_name:
+        raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, a {class_name} is expected")
+    index, files = find_weights(folder)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = load_file(file)
+        if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise CheckpointError(f"{file} holds something else than named tensors")
+        tensors |= found
+    if index is not None:
+        absent = [name for name in _weight_map(index) if name not in tensors]
+        if absent:
+            raise CheckpointError(
+                f"{index} lists {len(absent)} tensors that are in no file, e.g. {absent[0]}: {_AGAIN}"
+            )
+    return ModelFolder(folder, config, tensors, tuple(files))
+
+
+def find_weights(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The index, if there is one, and the weight files in order.
+
+    Raises: CheckpointError when there are none, or not all.
+    """
+    for suffix in ("safetensors", "bin"):
+        index, single = folder / f"{WEIGHTS_STEM}.{suffix}.index.json", folder / f"{WEIGHTS_STEM}.{suffix}"
+        if index.is_file():
+            return index, _indexed_files(index)
+        if single.is_file():
+            return None, [single]
+    shards = sorted(folder.glob(f"{WEIGHTS_STEM}-*-of-*"))
+    if shards:
+        raise CheckpointError(f"{folder} has shards ({shards[0].name}, ...) but no index that lists them: {_AGAIN}")
+    raise CheckpointError(f"{folder} has no weights: expected {WEIGHTS_STEM}.safetensors, or shards with an index")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A configuration file. Raises: CheckpointError when it is missing or damaged."""
+    if not file.is_file():
+        raise CheckpointError(f"no {file.name} in {file.parent}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}: {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a mapping of names to values")
+    return content
+
+
+def check_same_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: str) -> None:
+    """Raises: CheckpointError for weights of several types, unless they are all to become one, `dtype`."""
+    counts = Counter(value.dtype for value in tensors.values())
+    if dtype is not None or len(counts) < 2:
+        return
+    rarest = min(counts, key=lambda kind: counts[kind])
+    example = next(name for name, value in tensors.items() if value.dtype == rarest)
+    shown = ", ".join(f"{count} of {kind}".replace("torch.", "") for kind, count in counts.most_common())
+    raise CheckpointError(f"{source} mixes types: {shown} (e.g. {example}): choose one with --fp16, --bf16 or --fp32")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = sorted(set(_weight_map(index).values()))
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{index} lists {len(absent)} of {len(names)} files that are not there, e.g. {absent[0]}: {_AGAIN}"
+        )
+    return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{index} has no weight_map: {_AGAIN}")
+    return found

@@ -1,0 +1,40 @@
+"""Convert diffusers weights to what SAT and this framework train. `--help` says how; docs/architecture.md says why."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+
+from cogvideox.errors import run_cli  # noqa: E402
+from cogvideox.log import setup_logging  # noqa: E402
+from diffusers_import.convert import convert  # noqa: E402
+from diffusers_import.model_yaml import write_yamls  # noqa: E402
+from diffusers_import.options import parse_options  # noqa: E402
+from diffusers_import.plan import make_plan  # noqa: E402
+
+
+def main(argv: Sequence[str]) -> None:
+    """Download, plan, convert, verify. Raises: UserError for everything that the user can put right."""
+    setup_logging("WARNING")
+    begin = time.perf_counter()
+    plan = make_plan(parse_options(argv))
+    for line in plan.describe():
+        print(line)
+    convert(plan)
+    commands = write_yamls(plan)
+    print(f"wrote {plan.options.output} in {time.perf_counter() - begin:.1f} s")
+    if plan.options.verify:
+        from diffusers_import.verify import verify  # diffusers and the model cost seconds to import
+
+        verify(plan)
+    for line in commands:
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

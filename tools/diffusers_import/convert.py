@@ -1,0 +1,179 @@
+"""Writing what a plan says, part by part: a part that is finished is not done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import begin_folder, check_writable, commit_folder, write_text_atomically
+from cogvideox.weights.safetensors_stream import WrittenFile
+from cogvideox.weights.sat_folder import VAE_FILE, begin_iteration, commit_iteration
+from cogvideox.weights.sat_stream import stream_states, stream_torch_file
+from cogvideox.weights.text_encoder_folder import copy_files
+from cogvideox.weights.torch_file import sha256_of
+
+from diffusers_import.model_yaml import TEXT_ENCODER, TRANSFORMER
+from diffusers_import.plan import Plan, TransformerPart, VaePart
+
+MANIFEST = "conversion.json"
+ITERATION = 1
+_HASHERS = 2  # inputs hashed at a time, beside the writing
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the result: what it is made of, and how. `write` returns its files, names relative to the output."""
+
+    name: str
+    inputs: tuple[Path, ...]
+    num_bytes: int
+    write: Callable[[], list[WrittenFile]]
+    hashed: bool = True  # T5 is copied as it is: sizes say enough
+
+
+def convert(plan: Plan) -> None:
+    """Write every part that the output folder doesn't hold yet, each as a whole or not at all.
+
+    Raises: CheckpointError when the folder holds something else, or without space or permission, or for weights that
+        can't be converted.
+    """
+    output = plan.options.output
+    manifest = _begin(plan)
+    parts = _parts(plan)
+    done = {part.name for part in parts if _is_done(part, manifest, output)}
+    check_writable(output, sum(part.num_bytes for part in parts if part.name not in done))
+    output.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if part.name in done:
+            print(f"  {part.name}: done before")
+            continue
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=_HASHERS) as pool:
+            inputs = [pool.submit(_describe, file, part.hashed) for file in part.inputs]
+            written = part.write()
+            manifest["parts"][part.name] = {
+                "inputs": [each.result() for each in inputs],
+                "outputs": [{"path": w.name, "bytes": w.num_bytes, "sha256": w.sha256} for w in written],
+            }
+        _save(output, manifest)
+        print(f"  {part.name}: {time.perf_counter() - begin:.1f} s")
+
+
+def _begin(plan: Plan) -> dict[str, Any]:
+    """The manifest of a conversion that was begun here, or a new one in a folder that is new or empty."""
+    output = plan.options.output
+    manifest = {
+        "source": plan.options.source,
+        "dtype": "as stored" if plan.options.dtype is None else str(plan.options.dtype).removeprefix("torch."),
+        "parts": {},
+    }
+    if not (output.is_dir() and any(output.iterdir())):
+        check_writable(output, 0)
+        output.mkdir(parents=True, exist_ok=True)
+        _save(output, manifest)
+        return manifest
+    try:
+        found = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        same = all(found[key] == manifest[key] for key in ("source", "dtype")) and isinstance(found["parts"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{output} exists and is not empty: choose another place, or remove it first") from None
+    if not same:
+        raise CheckpointError(
+            f"{output} holds a conversion of {found['source']} ({found['dtype']}): choose another place, or remove it"
+        )
+    return found
+
+
+def _parts(plan: Plan) -> list[Part]:
+    output = plan.options.output
+    found = []
+    if plan.transformer is not None:
+        transformer = plan.transformer
+        size = sum(entry.num_bytes for entry in transformer.entries)
+        files = transformer.model.files
+        found.append(Part("transformer", files, size, lambda: _write_transformer(output, transformer, size)))
+    if plan.vae is not None:
+        vae = plan.vae
+        size = sum(entry.num_bytes for entry in vae.entries)
+        found.append(Part("vae", vae.model.files, size, lambda: _write_vae(output, vae)))
+    if plan.text_encoder is not None:
+        files = tuple(plan.text_encoder[0] + plan.text_encoder[1])
+        size = sum(file.stat().st_size for file in files)
+        found.append(Part("text_encoder", files, size, lambda: _copy_text_encoder(output, files, size), hashed=False))
+    return found
+
+
+def _is_done(part: Part, manifest: dict[str, Any], output: Path) -> bool:
+    """Whether the manifest has this part, made of the same inputs, and its files are as they were written."""
+    record = manifest["parts"].get(part.name)
+    if record is None or record["inputs"] != [_describe(file, part.hashed) for file in part.inputs]:
+        return False
+    for each in record["outputs"]:
+        file = output / each["path"]
+        if not file.is_file() or file.stat().st_size != each["bytes"]:
+            return False
+        if each["sha256"] and sha256_of(file) != each["sha256"]:
+            return False
+    return True
+
+
+def _describe(file: Path, hashed: bool) -> dict[str, Any]:
+    return {
+        "path": str(file.resolve()),
+        "bytes": file.stat().st_size,
+        "sha256": sha256_of(file) if hashed else "",
+    }
+
+
+def _write_transformer(output: Path, part: TransformerPart, size: int) -> list[WrittenFile]:
+    partial, final = begin_iteration(output / TRANSFORMER, ITERATION, size, overwrite=True)
+    try:
+        written = stream_states(partial, ITERATION, part.entries, part.tensors(), {})
+        commit_iteration(partial, final, ITERATION)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return [_below(f"{TRANSFORMER}/{ITERATION}", written)]
+
+
+def _write_vae(output: Path, part: VaePart) -> list[WrittenFile]:
+    content = {"state_dict": {entry.name: entry for entry in part.entries}}
+
+    def write(folder: Path) -> list[WrittenFile]:
+        return [_below("vae", stream_torch_file(folder / VAE_FILE, content, part.entries, part.tensors()))]
+
+    return _in_new_folder(output / "vae", sum(entry.num_bytes for entry in part.entries), write)
+
+
+def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int) -> list[WrittenFile]:
+    def write(folder: Path) -> list[WrittenFile]:
+        copy_files(files, folder)
+        return [WrittenFile(f"{TEXT_ENCODER}/{file.name}", file.stat().st_size, "") for file in files]
+
+    return _in_new_folder(output / TEXT_ENCODER, size, write)
+
+
+def _in_new_folder(final: Path, num_bytes: int, write: Callable[[Path], list[WrittenFile]]) -> list[WrittenFile]:
+    partial = begin_folder(final, num_bytes, overwrite=True)
+    try:
+        written = write(partial)
+        commit_folder(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return written
+
+
+def _below(folder: str, file: WrittenFile) -> WrittenFile:
+    return WrittenFile(f"{folder}/{file.name}", file.num_bytes, file.sha256)
+
+
+def _save(output: Path, manifest: dict[str, Any]) -> None:
+    write_text_atomically(output / MANIFEST, json.dumps(manifest, indent=2) + "\n")

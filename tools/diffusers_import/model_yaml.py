@@ -1,0 +1,143 @@
+"""The YAML files that go with converted weights: a released model's file by its path, and what differs from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cogvideox.config.load import load_config
+from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
+from cogvideox.weights.families import Family, TransformerFacts
+
+from diffusers_import.options import PARTS
+from diffusers_import.plan import Plan
+from diffusers_import.settings import family_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL_YAML, LORA_YAML = "model.yaml", "model_lora.yaml"
+TRANSFORMER, VAE, TEXT_ENCODER = "transformer", "vae/3d-vae.pt", "t5-v1_1-xxl"
+_NETWORK = "model.network_config.params"
+
+
+def write_yamls(plan: Plan) -> list[str]:
+    """Write model.yaml and model_lora.yaml into the output folder; return commands that use them.
+
+    Nothing is written, and [] returned, without a transformer that a released family describes.
+    """
+    family = family_of(plan.transformer.model.config) if plan.transformer is not None else None
+    if family is None or plan.transformer is None:
+        return []
+    wanted = {**_paths(plan), **_network(plan.transformer.facts, plan.settings, family), **_rest(plan)}
+    for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.yaml.replace(".yaml", "_lora.yaml"))):
+        file = ROOT / base
+        text = f"# {plan.options.source}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
+        tree = {"include": str(file), **_differing(wanted, file)}
+        (plan.options.output / name).write_text(text + yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return _commands(plan, family)
+
+
+def _paths(plan: Plan) -> dict[str, Any]:
+    folder, done = plan.options.output.resolve(), set(plan.source.parts)
+    places = {
+        "transformer": {"args.load": TRANSFORMER},
+        "vae": {"model.first_stage_config.params.ckpt_path": VAE},
+        "text_encoder": {"model.conditioner_config.params.encoder.params.model_dir": TEXT_ENCODER},
+    }
+    return {key: str(folder / name) for part in PARTS if part in done for key, name in places[part].items()}
+
+
+def _network(facts: TransformerFacts, settings: PipelineSettings, family: Family) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "hidden_size": facts.hidden_size,
+        "num_layers": facts.num_layers,
+        "num_attention_heads": facts.num_heads,
+        "num_frames": settings.num_frames,
+        "in_channels": facts.in_channels,
+        "out_channels": facts.out_channels,
+        "time_embed_dim": facts.time_embed_dim,
+        "temporal_compression": settings.temporal_compression,
+        "text_length": settings.text_length,
+        "modules.patch_embed_config.params.text_hidden_size": facts.text_width,
+        "modules.adaln_layer_config.params.qk_ln": facts.qk_norm,
+    }
+    if facts.ofs_embed_dim is not None:
+        found["ofs_embed_dim"] = facts.ofs_embed_dim
+    # CogVideoX 1.5 only says how far its positions reach: never less than those of the released model.
+    limits = (family.latent_height, family.latent_width) if facts.patch_size[0] > 1 else (0, 0)
+    found["latent_height"] = max(settings.latent_height, limits[0])
+    found["latent_width"] = max(settings.latent_width, limits[1])
+    if not facts.rotary:
+        positions = "modules.pos_embed_config.params"
+        found[f"{positions}.height_interpolation"] = settings.spatial_interpolation
+        found[f"{positions}.width_interpolation"] = settings.spatial_interpolation
+        found[f"{positions}.time_interpolation"] = settings.temporal_interpolation
+    return {f"{_NETWORK}.{key}": value for key, value in found.items()}
+
+
+def _rest(plan: Plan) -> dict[str, Any]:
+    settings = plan.settings
+    found: dict[str, Any] = {
+        "model.scale_factor": settings.scale_factor,
+        "model.schedule_config.params.shift_scale": settings.shift_scale,
+        "model.schedule_config.params.num_timesteps": settings.num_timesteps,
+        "model.schedule_config.params.beta_start": settings.beta_start,
+        "model.schedule_config.params.beta_end": settings.beta_end,
+        "model.schedule_config.params.zero_terminal_snr": settings.zero_terminal_snr,
+        "model.conditioner_config.params.encoder.params.max_length": settings.text_length,
+    }
+    if settings.image_latent_scale is not None:
+        found["model.image_latent_scale"] = settings.image_latent_scale
+    if plan.vae is not None:
+        config = plan.vae.model.config
+        widths = config["block_out_channels"]
+        sizes = {
+            "z_channels": config["latent_channels"],
+            "in_channels": config["in_channels"],
+            "out_channels": config["out_channels"],
+            "ch": widths[0],
+            "ch_mult": [width // widths[0] for width in widths],
+            "num_res_blocks": config["layers_per_block"],
+            "norm_num_groups": settings.vae_norm_groups,
+            "temporal_compression": int(config["temporal_compression_ratio"]),
+        }
+        found |= {f"model.first_stage_config.params.{key}": value for key, value in sizes.items()}
+    return found
+
+
+def _differing(wanted: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The wanted values that `base` doesn't say, as a tree."""
+    stated = yaml.safe_load(load_config([str(base)], [], "train", partial=True).resolved_yaml)
+    tree: dict[str, Any] = {}
+    for path, value in wanted.items():
+        keys = path.split(".")
+        if not _same(_value_at(stated, keys), value):
+            node = tree
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = value
+    return tree
+
+
+def _value_at(tree: Any, keys: list[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _same(stated: Any, value: Any) -> bool:
+    if isinstance(value, float) and isinstance(stated, int | float):
+        return abs(stated - value) <= SAME_SCALE * abs(value)
+    return stated == value
+
+
+def _commands(plan: Plan, family: Family) -> list[str]:
+    """Training and sampling, as lines for a shell."""
+    model, lora = (plan.options.output / name for name in (MODEL_YAML, LORA_YAML))
+    newer = "_1.5" if family.frames_per_patch > 1 else ""
+    image = "_i2v" if family.image_input else ""
+    prompt = "a ship at sea@@ship.png" if family.image_input else "a ship at sea"
+    return [
+        f"train:  bash finetune_single_gpu.sh {lora} configs/sft{newer}.yaml 'args.train_data=[my_clips]'",
+        f"sample: bash inference.sh {model} configs/inference{newer}{image}.yaml 'args.prompts=[\"{prompt}\"]'",
+    ]

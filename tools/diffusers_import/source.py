@@ -1,0 +1,95 @@
+"""Finding a diffusers pipeline, or a part of one, in a folder or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.weights.atomic import check_writable
+from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE
+from cogvideox.weights.model_folder import read_json
+
+from diffusers_import.options import PARTS, Options
+
+TRANSFORMER_CLASS, VAE_CLASS = "CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"
+# Pipelines with these parts; only what they do with them differs.
+PIPELINES = (TEXT_PIPELINE, IMAGE_PIPELINE, "CogVideoXVideoToVideoPipeline")
+_SUBFOLDERS = {
+    "transformer": ("transformer",),
+    "vae": ("vae",),
+    "text_encoder": ("text_encoder", "tokenizer"),
+}
+_ALONE = {TRANSFORMER_CLASS: "transformer", VAE_CLASS: "vae"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the parts are. `pipeline` is the class that model_index.json names; None for a lone model."""
+
+    root: Path
+    parts: tuple[str, ...]  # those that will be converted
+    pipeline: str | None
+
+    def folder(self, part: str) -> Path:
+        """The folder of transformer, vae or scheduler; of the text encoder, what holds its two folders."""
+        return self.root if self.pipeline is None or part == "text_encoder" else self.root / part
+
+
+def find_source(options: Options) -> Source:
+    """The folder that was asked for, downloaded if it is on the hub.
+
+    Raises: CheckpointError when there is none, it can't be had, or holds something else; ConfigError for parts that it
+        doesn't have.
+    """
+    root = Path(options.source).expanduser()
+    if not root.exists():
+        root = _download(options)
+    if root.is_file():
+        raise CheckpointError(f"{root} is a file; a diffusers folder with model_index.json or config.json is expected")
+    index, config = root / "model_index.json", root / "config.json"
+    if index.is_file():
+        name = read_json(index).get("_class_name")
+        if name not in PIPELINES:
+            raise CheckpointError(f"{index} describes a {name}; CogVideoX pipelines are {', '.join(PIPELINES)}")
+        return Source(root, _chosen(options, _present(root)), name)
+    if config.is_file() and read_json(config).get("_class_name") in _ALONE:
+        return Source(root, _chosen(options, (_ALONE[read_json(config)["_class_name"]],)), None)
+    raise CheckpointError(
+        f"{root} is no diffusers folder: it has neither model_index.json nor the config.json of a {TRANSFORMER_CLASS} "
+        f"or {VAE_CLASS}"
+    )
+
+
+def _present(root: Path) -> tuple[str, ...]:
+    return tuple(part for part in PARTS if all((root / name).is_dir() for name in _SUBFOLDERS[part]))
+
+
+def _chosen(options: Options, present: tuple[str, ...]) -> tuple[str, ...]:
+    absent = [part for part in options.parts or () if part not in present]
+    if absent:
+        raise ConfigError(f"--only {absent[0]}: {options.source} has {', '.join(present) or 'no parts'}")
+    if not present:
+        raise CheckpointError(f"{options.source} has none of the folders transformer, vae, text_encoder")
+    return options.parts or present
+
+
+def _download(options: Options) -> Path:
+    """The local snapshot of a hub model; what an interrupted download has got is kept and completed."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
+
+    name, cache = options.source, options.cache_dir or Path(constants.HF_HUB_CACHE)
+    patterns = ["*.json", *(f"{folder}/*" for part in options.parts or PARTS for folder in _SUBFOLDERS[part])]
+    settings = {"revision": options.revision, "cache_dir": cache, "allow_patterns": [*patterns, "scheduler/*"]}
+    try:
+        with suppress(DryRunError):  # the hub can't be asked: what has been downloaded before will do
+            files = snapshot_download(name, **settings, dry_run=True)
+            check_writable(cache, sum(file.file_size or 0 for file in files if file.will_download))
+        return Path(snapshot_download(name, **settings))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"no folder {name}, and Hugging Face does not give a model of that name ({first_line})"
+        ) from error
