@@ -24,8 +24,8 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
+from conversion.command_line import Parser, add_output, positive  # noqa: E402
 from lora_tools.base_model import open_base  # noqa: E402
-from lora_tools.command_line import Parser, add_output, positive  # noqa: E402
 from lora_tools.convert import LAYOUT_CHOICES, convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
 

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from lora_tools.command_line import Parser, positive  # noqa: E402
+from conversion.command_line import Parser, positive  # noqa: E402
 from lora_tools.convert import convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
 

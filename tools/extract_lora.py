@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from lora_tools.command_line import Parser  # noqa: E402
+from conversion.command_line import Parser  # noqa: E402
 from lora_tools.extract import extract, open_pair  # noqa: E402
 
 

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from lora_tools.command_line import Parser, add_output, positive  # noqa: E402
+from conversion.command_line import Parser, add_output, positive  # noqa: E402
 from lora_tools.merge import find_base, merge, read_weighted  # noqa: E402
 
 

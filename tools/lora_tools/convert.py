@@ -13,9 +13,9 @@ from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import DIFFUSERS_STEM, Adapter, complete, write_lora
 from cogvideox.weights.lora_map import LayoutName
 from cogvideox.weights.sat_folder import tensor_bytes, write_checkpoint
+from conversion.manifest import write_manifest
 
 from lora_tools.base_model import BaseModel, check_fit
-from lora_tools.manifest import write_manifest
 
 LayoutChoice = Literal["sat"] | LayoutName
 LAYOUT_CHOICES: tuple[str, ...] = ("sat", *get_args(LayoutName))

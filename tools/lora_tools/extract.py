@@ -22,11 +22,11 @@ from cogvideox.weights.lora_map import PAIR, TARGETS, AdapterName
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_folder import LATEST_FILE, SatCheckpoint, read_checkpoint
 from cogvideox.weights.sat_stream import stream_states
+from conversion.manifest import write_manifest
 from torch import Size, Tensor
 
 from lora_tools.base_model import BaseModel, describe, open_base
 from lora_tools.convert import ITERATION
-from lora_tools.manifest import write_manifest
 
 FAST_OVERSAMPLING, FAST_ITERATIONS = 32, 4  # at most 1 % above the smallest possible error, also for a flat spectrum
 # What the rest of a transformer is, by the start of a name's part behind the layer; the first that fits counts.

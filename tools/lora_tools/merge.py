@@ -17,10 +17,10 @@ from cogvideox.weights.lora_map import MergedWeights
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_folder import LATEST_FILE
 from cogvideox.weights.sat_stream import stream_states
+from conversion.manifest import write_manifest
 
 from lora_tools.base_model import BaseModel, check_fit, open_base
 from lora_tools.convert import ITERATION
-from lora_tools.manifest import write_manifest
 from lora_tools.source import open_adapter
 
 

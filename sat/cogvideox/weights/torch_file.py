@@ -84,8 +84,10 @@ _HARMLESS_GLOBALS: list[Any] = [
 ]
 
 
-def load_file(path: Path) -> Any:
+def load_file(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
     """Return what a weight file holds, its tensors memory-mapped where the format allows it.
+
+    stand_ins: (our inert object, "the.name.it.replaces") for what such files hold beyond the usual.
 
     `.safetensors` gives a dict of tensors; torch files give what was saved, with numpy's numbers as Python's and
     numpy's arrays as empty placeholders. Files of torch before 1.6 are not zip archives and can't be mapped: they are
@@ -102,7 +104,7 @@ def load_file(path: Path) -> Any:
             f"{path} is not a torch checkpoint (it starts with {head[:12]!r}); valid: .pt or .safetensors"
         )
     try:
-        with torch.serialization.safe_globals(_HARMLESS_GLOBALS):
+        with torch.serialization.safe_globals([*_HARMLESS_GLOBALS, *stand_ins]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error

@@ -1,4 +1,4 @@
-"""What the command lines of the LoRA tools have in common."""
+"""What command lines of tools have in common."""
 
 from __future__ import annotations
 

@@ -1,0 +1,73 @@
+"""Put the shards of a DeepSpeed ZeRO checkpoint (stages 1, 2, 3) together into one SAT checkpoint, on any machine.
+
+What was trained comes from the fp32 masters in zero_pp_rank_*_optim_states.pt, so nothing is lost to the 16 bits of
+training; what was frozen is as stored. Neither the ranks nor DeepSpeed are needed, and memory stays small.
+
+    python tools/consolidate_zero.py ckpts/old-run --output_path consolidated            # what `latest` names
+    python tools/consolidate_zero.py ckpts/old-run/2000 --output_path consolidated --bf16
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+
+from cogvideox.errors import run_cli  # noqa: E402
+from cogvideox.log import setup_logging  # noqa: E402
+from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically  # noqa: E402
+from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
+from cogvideox.weights.sat_folder import LATEST_FILE  # noqa: E402
+from cogvideox.weights.sat_stream import stream_states  # noqa: E402
+from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402
+from conversion.command_line import Parser, add_output  # noqa: E402
+from conversion.manifest import write_manifest  # noqa: E402
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read, check, write. Raises: UserError for everything that the user can put right."""
+    setup_logging("WARNING")
+    begin = time.perf_counter()
+    parser = Parser(__doc__ or "")
+    parser.add_argument("checkpoint", type=Path, help="run folder with `latest`, or one of its iteration folders")
+    parser.add_argument("--tag", help="iteration folder of a run folder, instead of the latest")
+    add_output(parser, default="float32 for what was trained, the rest as stored")
+    options = parser.parse_args(list(argv))
+    shards = read_zero(options.checkpoint, options.tag)
+    print(f"ZeRO stage {shards.stage}, {shards.num_ranks} ranks, {len(shards)} tensors, from {shards.folder}")
+    consolidate(shards, options.output_path, options.dtype)
+    print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
+
+
+def consolidate(shards: ZeroCheckpoint, output: Path, dtype: torch.dtype | None) -> None:
+    """Write the whole module into `output`, a SAT folder with `latest`; whole or not at all.
+
+    Raises: CheckpointError for a folder that is not empty, no space, or values that are not finite.
+    """
+    entries = [
+        Entry(name, tuple(shape), dtype if dtype is not None and stored.is_floating_point else stored)
+        for name, (shape, stored) in shards.shapes.items()
+    ]
+    partial = begin_folder(output, sum(entry.num_bytes for entry in entries))
+    try:
+        iteration = partial / str(shards.iteration)
+        iteration.mkdir()
+        tensors = ((entry.name, shards[entry.name]) for entry in entries)
+        stream_states(iteration, shards.iteration, entries, tensors, shards.extra)
+        write_text_atomically(partial / LATEST_FILE, iteration.name)
+        write_manifest(partial, shards.files, {"zero_stage": shards.stage, "ranks": shards.num_ranks})
+        commit_folder(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

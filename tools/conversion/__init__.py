@@ -1,0 +1,1 @@
+"""What the tools that write weights have in common: their command lines, and the manifest beside a result."""
