@@ -91,7 +91,8 @@ class RotaryPositionMixin(BaseMixin):
 
     resize: what happens at other heights and widths than configured. "slice" counts from the origin; sizes up to the
     configured one (1.5: 300 x 300) are legal. "interpolate" fits the picture, centred, into the configured one, so that
-    positions stay in the range seen in training, at any size: what diffusers does for CogVideoX 1.0.
+    positions stay in the range seen in training, at any size: what diffusers does for CogVideoX 1.0. (1.5 was trained
+    on many sizes counted from the origin; there "slice" is right.)
     Along time both count from 0, up to latent_frames tokens.
 
     Raises:
@@ -151,7 +152,7 @@ class RotaryPositionMixin(BaseMixin):
         Nothing is read back from the device, and it takes far less time than one block.
         """
         video = rotary_3d(self.network.head_dim, self._positions(grid, device), self.theta).flatten(0, 2)
-        text = torch.zeros(self.network.text_length, *video.shape[1:], device=device)
+        text = video.new_zeros(self.network.text_length, *video.shape[1:])
         text[..., 0] = 1
         return torch.cat([text, video]).unsqueeze(1)
 
