@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
+from cogvideox.data.loader import training_plans
 from cogvideox.diffusion.timesteps import StepRandomness, draw, gaussian, stratified_timestep, uniform_timestep
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SHAPE = (3, 4, 5, 6)
+LARGEST_GAP = 2.62  # of the golden-ratio sequence: 1 + phi times the mean gap
 # Of seed 1, epoch 2, samples 3 and 2^62, as first released.
 TIMESTEPS, KEPT = [682, 14], [True, False]
 NOISE = [0.226544, 0.178056]
@@ -138,7 +144,20 @@ def test_image_noise_is_log_normal_and_images_are_dropped_apart_from_captions() 
 def test_stratified_timesteps_spread_over_any_global_batch(batch: int, start: int) -> None:
     steps = sorted(stratified_timestep(1000, 9, position) for position in range(start, start + batch))
     gaps = [after - before for before, after in zip(steps, [*steps[1:], steps[0] + 1000], strict=True)]
-    assert max(gaps) <= 2.62 * 1000 / batch + 1  # the golden-ratio sequence's largest gap is 1 + phi times the mean
+    assert max(gaps) <= LARGEST_GAP * 1000 / batch + 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**6))
+def test_stratified_timesteps_spread_over_any_world_size(world: int, micro: int, accumulation: int, step: int) -> None:
+    """Whatever the processes, micro batches and accumulation: an optimizer step has one run of positions."""
+    batch = world * micro * accumulation
+    plans = [training_plans(micro, rank, world, step * batch) for rank in range(world)]
+    positions = [place for each in plans for plan in islice(each, accumulation) for place in plan.positions]
+    assert sorted(positions) == list(range(step * batch, (step + 1) * batch))
+    steps = sorted(stratified_timestep(1000, 9, position) for position in positions)
+    gaps = [after - before for before, after in zip(steps, [*steps[1:], steps[0] + 1000], strict=True)]
+    assert max(gaps) <= LARGEST_GAP * 1000 / batch + 1
 
 
 def test_stratified_timesteps_are_uniform_for_one_place_in_the_batch() -> None:

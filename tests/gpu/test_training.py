@@ -37,6 +37,14 @@ def losses(settings: Path, save: Path, *overrides: str) -> list[float]:
     return [line["train_loss"] for line in tiny.read_lines(folder) if "train_loss" in line]
 
 
+@pytest.mark.parametrize("name", ["5b", "5b_i2v", "1.5", "1.5_i2v"])
+def test_every_family_follows_the_cpu(tmp_path, name):
+    paths = tiny.write_family(tmp_path / "family", family=name)
+    settings = tiny.write_yaml(tmp_path / "lora.yaml", tiny.train_settings(paths, tmp_path / "unused", name))
+    exact = losses(settings, tmp_path / "cpu", "args.device=cpu")
+    assert losses(settings, tmp_path / "cuda", "args.device=cuda") == pytest.approx(exact, rel=1e-3)
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_precisions_follow_the_cpu(settings, tmp_path, precision, stage):
