@@ -49,6 +49,31 @@ def test_names_and_shapes(name: str) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("cogvideox_2b", (13, 60, 90)),
+        ("cogvideox_5b", (13, 60, 90)),
+        ("cogvideox_5b_i2v", (13, 60, 90)),
+        ("cogvideox_5b_i2v", (9, 40, 40)),
+        ("cogvideox1.5_5b", (22, 96, 170)),  # 5 seconds, padded from 21
+        ("cogvideox1.5_5b", (42, 96, 170)),  # 10 seconds, padded from 41
+        ("cogvideox1.5_5b_i2v", (22, 170, 96)),
+        ("cogvideox1.5_5b_i2v", (22, 96, 300)),
+    ],
+)
+def test_clip_sizes_of_the_families(name: str, grid: tuple[int, int, int]) -> None:
+    """The shipped configurations take the clips that the published models are for; one layer, on the meta device."""
+    node = load_config([str(CONFIGS / f"{name}.yaml")], [], "train", partial=True).model.network_config
+    node = {**node, "params": {**node["params"], "num_layers": 1}}
+    frames, height, width = grid
+    with torch.device("meta"):
+        model: DiffusionTransformer = instantiate(node, dtype=torch.bfloat16)
+        latent = torch.empty(1, frames, model.network.in_channels, height, width)
+        out = model(latent, torch.empty(1), torch.empty(1, model.network.text_length, 4096))
+    assert out.shape == (1, frames, 16, height, width)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_published_file_loads_completely(family: str) -> None:
     """With the computed buffers that 1.0 files hold beside our names, and into a model with adapters as well."""
