@@ -61,7 +61,8 @@ def test_levels_stay_on_the_schedule(kind: type[Sampler], spacing: Any) -> None:
 def test_samplers_converge_to_the_exact_solution(spacing: Any, shift: float) -> None:
     """Data N(mean, std^2) has a known posterior mean, and the flow takes noise z to mean + std z.
 
-    What is left at 1000 steps comes from the table, whose last level still holds 3 % noise.
+    The table's last level still holds 3 to 5 % noise (a^2 down to 0.9975), and the last step returns the posterior mean
+    there: less than (1 - a^2) / (2 std) times 4, the largest |z|, or 0.01. The first-order steps add as much.
     """
     mean, std, noise, schedule = 0.7, 0.5, gaussian((1, 4, 16, 8, 8), "start"), NoiseSchedule(shift_scale=shift)
 
@@ -78,7 +79,8 @@ def test_samplers_converge_to_the_exact_solution(spacing: Any, shift: float) -> 
 
     first, second = errors(DDIMSampler), errors(DPMpp2MSampler)
     for found in (first, second):
-        assert all(fine < 0.65 * coarse for coarse, fine in itertools.pairwise(found)) and found[-1] < 0.04
+        assert all(fine < max(0.65 * coarse, 0.02) for coarse, fine in itertools.pairwise(found))
+        assert found[-1] < 0.02
     assert all(two < one for one, two in zip(first, second, strict=True))
     sde = result(DPMpp2MSDESampler, 1000)  # 4096 values: the standard deviation is known to 1.1 %, the mean to 0.008
     assert float(sde.std()) == pytest.approx(std, rel=0.035) and float(sde.mean()) == pytest.approx(mean, abs=0.025)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cogvideox.diffusion.schedule import NoiseSchedule, linear_quadratic_timesteps
+from cogvideox.diffusion.schedule import NoiseSchedule, linear_quadratic_progress
 from cogvideox.errors import ConfigError
 
 
@@ -73,27 +73,42 @@ def test_denoiser_levels_are_the_nearest_table_entries() -> None:
         assert (rounded - level).abs() == (schedule.sqrt_alpha_bar - level).abs().min()
 
 
-@pytest.mark.parametrize(("steps", "linear"), [(1, None), (2, None), (8, None), (50, None), (50, 10), (30, 0), (7, 6)])
-def test_linear_quadratic_timesteps(steps: int, linear: int | None) -> None:
-    """The first steps are those of the schedule with 1000 steps, bit for bit; then the gaps only grow."""
-    schedule = NoiseSchedule()
-    sampling, fine = schedule.sampling(steps, "linear_quadratic", linear), schedule.sampling(1000)
-    count = (steps // 2 if linear is None else linear) + 1
-    assert torch.equal(sampling.timesteps[:count], fine.timesteps[:count])
-    assert torch.equal(sampling.sqrt_alpha_bar[:count], fine.sqrt_alpha_bar[:count])
+@pytest.mark.parametrize(("steps", "linear"), [(1, 0), (2, 1), (8, 4), (50, 25), (50, 10), (30, 0), (7, 6)])
+def test_linear_quadratic_progress(steps: int, linear: int) -> None:
+    """A thousandth per step at first, then growing evenly, up to 1."""
+    gaps = np.diff([*linear_quadratic_progress(steps, linear, 1000), 1.0])
+    np.testing.assert_allclose(gaps[:linear], 1e-3, atol=1e-12)
+    np.testing.assert_allclose(np.diff(gaps[linear:], 2), 0, atol=1e-12)
+    assert (gaps >= 1e-3 - 1e-12).all() and gaps.sum() == pytest.approx(1.0)
+    if linear and steps - linear > 1:  # the slope is continuous: the first quadratic gap starts where the linear ended
+        assert gaps[linear] - 1e-3 == pytest.approx((gaps[linear + 1] - gaps[linear]) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("steps", "linear"), [(1, None), (2, None), (8, None), (16, 4), (50, None), (30, 0), (7, 6)])
+def test_linear_quadratic_levels(shift: float, steps: int, linear: int | None) -> None:
+    """Entries of the training table whose share of signal is the wanted one, as near as the table has it."""
+    schedule = NoiseSchedule(shift_scale=shift)
+    sampling = schedule.sampling(steps, "linear_quadratic", linear)
+    assert sampling.timesteps[0] == 999 and sampling.sqrt_alpha_bar[0] == 0.0 and sampling.sqrt_alpha_bar[-1] == 1.0
     assert torch.equal(sampling.sqrt_alpha_bar[:-1], schedule.sqrt_alpha_bar[sampling.timesteps])
     assert torch.equal(sampling.denoiser_sqrt_alpha_bar, sampling.sqrt_alpha_bar[:-1])
-    assert sampling.sqrt_alpha_bar[0] == 0.0 and sampling.sqrt_alpha_bar[-1] == 1.0
-    assert (sampling.sqrt_alpha_bar.diff() > 0).all()
-    gaps = -torch.cat([sampling.timesteps, torch.tensor([0])]).diff()
-    assert (gaps.diff() >= -2).all()  # truncation moves each end of a gap by less than one
+    assert (sampling.timesteps.diff() < 0).all() and (sampling.sqrt_alpha_bar.diff() > 0).all()
+    table = reference_levels(reference_alpha_bar(shift))
+    signal = table / (table + np.sqrt(1 - table**2))
+    wanted = linear_quadratic_progress(steps, steps // 2 if linear is None else linear, 1000)
+    for value, timestep in zip(wanted, sampling.timesteps.tolist(), strict=True):
+        gap = signal[max(timestep - 1, 0)] - signal[min(timestep + 1, 999)]
+        assert abs(signal[timestep] - value) <= gap / 2 + 1e-6 or value > signal[0]
 
 
 def test_linear_quadratic_timesteps_never_repeat() -> None:
-    for steps in range(1, 1001, 7):
-        for linear in {0, steps // 3, steps // 2, steps - 1}:
-            timesteps = linear_quadratic_timesteps(steps, 1000, linear)
-            assert timesteps[0] == 999 and timesteps[-1] >= 0 and (timesteps.diff() < 0).all()
+    for schedule in (NoiseSchedule(), NoiseSchedule(zero_terminal_snr=False), NoiseSchedule(num_timesteps=20)):
+        most = schedule.num_timesteps
+        for steps in {1, 2, most // 3, most // 2, most - 1, most}:
+            for linear in {0, steps // 3, steps // 2, steps - 1}:
+                timesteps = schedule.sampling(steps, "linear_quadratic", linear).timesteps
+                assert timesteps[0] == most - 1 and timesteps[-1] >= 0 and (timesteps.diff() < 0).all()
 
 
 @pytest.mark.parametrize(

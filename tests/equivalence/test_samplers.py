@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cogvideox.diffusion.samplers import DDIMSampler, DPMpp2MSampler, DPMpp2MSDESampler, Sampler
-from cogvideox.diffusion.schedule import NoiseSchedule, SamplingSchedule, Spacing, linear_quadratic_timesteps
+from cogvideox.diffusion.schedule import NoiseSchedule, SamplingSchedule, Spacing, linear_quadratic_progress
 from cogvideox.diffusion.timesteps import gaussian
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
@@ -116,9 +116,8 @@ def test_dpmpp_2m_sde(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("steps", "linear"), [(50, 25), (50, 10), (16, 8), (7, 6)])
 def test_linear_quadratic_spacing(steps: int, linear: int) -> None:
     """Against the schedule that Mochi and LTX use: linear up to the threshold, which is linear / 1000 here."""
-    noise_left = torch.tensor(linear_quadratic_schedule(steps, linear / 1000, linear), dtype=torch.float64)
-    expected = (999 * noise_left + 1e-9).floor().long()  # their sums round differently in the last digits
-    assert torch.equal(linear_quadratic_timesteps(steps, 1000, linear), expected)
+    expected = [1 - left for left in linear_quadratic_schedule(steps, linear / 1000, linear)]
+    assert linear_quadratic_progress(steps, linear, 1000) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

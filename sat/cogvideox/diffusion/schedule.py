@@ -108,19 +108,33 @@ class NoiseSchedule:
         trailing: timesteps evenly spread, from the last one downwards. The zero-SNR rescale runs after
         sub-sampling, with the sub-sample's own first element: the levels are close to, but not a subset of, the
         training table.
-        linear_quadratic: see `linear_quadratic_timesteps`; the levels are the training table's own.
+        linear_quadratic: for few steps, many of them spent near pure noise, where the motion is decided. Each level is
+        the training table's entry that is nearest to `linear_quadratic_progress`, which counts the share of signal,
+        a / (a + sqrt(1 - a^2)): the time that runs from noise to data where noising is linear. linear_steps: how many
+        steps are linear, None for half of them. A timestep that is taken already gives way to the next one.
 
         Raises: ConfigError unless 1 <= num_steps <= num_timesteps.
         """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ConfigError(f"sampler: num_steps is {num_steps}, must be between 1 and {self.num_timesteps}")
         if spacing == "linear_quadratic":
-            timesteps = linear_quadratic_timesteps(num_steps, self.num_timesteps, linear_steps)
+            timesteps = self._linear_quadratic(num_steps, num_steps // 2 if linear_steps is None else linear_steps)
             levels = self.sqrt_alpha_bar[timesteps]
         else:
             timesteps = trailing_timesteps(num_steps, self.num_timesteps)
             levels = self._levels(self._alpha_bar[timesteps.flip(0)]).flip(0)
         return SamplingSchedule(timesteps, torch.cat([levels, torch.ones(1)]), self.nearest(levels))
+
+    def _linear_quadratic(self, num_steps: int, linear_steps: int) -> Tensor:
+        """int64 [n], strictly descending from the last timestep."""
+        a = self.sqrt_alpha_bar.double()
+        signal = a / (a + denoiser.noise_level(a))
+        wanted = torch.tensor(linear_quadratic_progress(num_steps, linear_steps, self.num_timesteps)).double()
+        timesteps = (signal[None, :] - wanted[:, None]).abs().argmin(dim=1).tolist()
+        timesteps[0] = self.num_timesteps - 1
+        for i in range(1, num_steps):
+            timesteps[i] = min(timesteps[i], timesteps[i - 1] - 1)
+        return torch.tensor([max(t, num_steps - 1 - i) for i, t in enumerate(timesteps)], dtype=torch.int64)
 
 
 def trailing_timesteps(num_steps: int, num_timesteps: int) -> Tensor:
@@ -133,21 +147,16 @@ def trailing_timesteps(num_steps: int, num_timesteps: int) -> Tensor:
     return torch.tensor([int(last + i * (-last / num_steps)) for i in range(num_steps)], dtype=torch.int64)
 
 
-def linear_quadratic_timesteps(num_steps: int, num_timesteps: int, linear_steps: int | None = None) -> Tensor:
-    """int64 [n], strictly descending from num_timesteps - 1: for few steps, spent where the motion is decided.
+def linear_quadratic_progress(num_steps: int, linear_steps: int, fine_steps: int) -> list[float]:
+    """From 0 towards 1, n values: where each step starts.
 
-    The first `linear_steps` (None: half of them) are the first steps of the schedule with num_timesteps steps; the
-    others are spaced quadratically, with the same slope where they begin and reaching the clean latent after the
-    last one. Progress after i steps of n, with L linear ones out of a fine schedule of T:
+    The first L = linear_steps steps are those of a linear schedule of T = fine_steps steps; the others are spaced
+    quadratically, with the same slope where they begin, and the last one ends at 1. After i steps:
         i / T                                        for i <= L,
-        i / T + (1 - n / T) ((i - L) / (n - L))^2    after that;
-    the timestep is (T - 1) (1 - progress), truncated as in `trailing_timesteps`.
+        i / T + (1 - n / T) ((i - L) / (n - L))^2    after that.
 
-    Source: Movie Gen (arXiv 2410.13720), section 3.4.2, whose time runs from noise to data. The timestep index takes
-    its place here: it is what these models' usual schedule is linear in.
+    Source: Movie Gen (arXiv 2410.13720), section 3.4.2.
     """
-    linear = num_steps // 2 if linear_steps is None else linear_steps
-    assert 0 <= linear < num_steps, f"{linear} linear steps of {num_steps}"
-    tail = [max(0, i - linear) / (num_steps - linear) for i in range(num_steps)]
-    left = [1.0 - i / num_timesteps - (1.0 - num_steps / num_timesteps) * u * u for i, u in enumerate(tail)]
-    return torch.tensor([int((num_timesteps - 1) * share) for share in left], dtype=torch.int64)
+    assert 0 <= linear_steps < num_steps <= fine_steps, f"{linear_steps} linear steps of {num_steps}"
+    tail = [max(0, i - linear_steps) / (num_steps - linear_steps) for i in range(num_steps)]
+    return [i / fine_steps + (1.0 - num_steps / fine_steps) * u * u for i, u in enumerate(tail)]
