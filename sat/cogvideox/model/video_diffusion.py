@@ -19,7 +19,7 @@ from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
 from cogvideox.diffusion.timesteps import ImageRandomness, StepRandomness
-from cogvideox.model.frame_padding import check_latent_frames, num_padded, pad_frames, unpad_frames
+from cogvideox.model.frame_padding import num_padded, pad_frames, unpad_frames
 from cogvideox.model.image_condition import ImageCondition, add_pixel_noise, place_first
 from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
@@ -108,9 +108,8 @@ class VideoDiffusion(nn.Module):
         training mode. In evaluation mode the same batch therefore always has the same loss. Raises: ShapeError for
         a size that the VAE or the transformer can't take.
         """
-        posterior_mean, posterior_std = self._posterior(batch.video)
-        check_latent_frames(posterior_mean.shape[1], self.patch_frames)
         randomness = (self.draw(batch) if randomness is None else randomness).to(self.device)
+        posterior_mean, posterior_std = self._posterior(batch.video)
         latent = self.scale_factor * (posterior_mean + posterior_std * randomness.posterior_noise)
         context = self.encode_text(batch.captions, randomness.keep_caption)
         image_latent = None
@@ -135,23 +134,15 @@ class VideoDiffusion(nn.Module):
     def draw(self, batch: Batch) -> StepRandomness:
         """The randomness of a batch in training, on the CPU; in evaluation mode nothing is dropped."""
         positions = batch.positions.tolist() if self.loss.stratified_timesteps else None
-        caption_dropout = self.conditioner.caption_dropout if self.training else 0.0
-        image_dropout = self.image.dropout if self.training and self.image is not None else 0.0
-        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, caption_dropout, image_dropout)
+        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, may_drop=self.training)
 
     def draw_fixed(self, batch: Batch, seed: int) -> StepRandomness:
         """For evaluation: each clip meets the same noise whenever it is evaluated; timesteps are spread evenly over
         the clips' positions; captions and images are kept."""
-        return self._draw(batch, seed, [0] * len(batch.captions), batch.positions.tolist(), 0.0, 0.0)
+        return self._draw(batch, seed, [0] * len(batch.captions), batch.positions.tolist(), may_drop=False)
 
     def _draw(
-        self,
-        batch: Batch,
-        seed: int,
-        epochs: list[int],
-        positions: list[int] | None,
-        caption_dropout: float,
-        image_dropout: float,
+        self, batch: Batch, seed: int, epochs: list[int], positions: list[int] | None, *, may_drop: bool
     ) -> StepRandomness:
         _, num_frames, _, height, width = batch.video.shape
         frames = self.num_latent_frames(num_frames)
@@ -163,10 +154,10 @@ class VideoDiffusion(nn.Module):
             (frames, *rest),
             self.schedule.num_timesteps,
             padded_frames=padded,
-            caption_dropout=caption_dropout,
+            caption_dropout=self.conditioner.caption_dropout if may_drop else 0.0,
             positions=positions,
             image_size=None if self.image is None else (height, width),
-            image_dropout=image_dropout,
+            image_dropout=self.image.dropout if may_drop and self.image is not None else 0.0,
         )
 
     def image_latent(self, first_frame: Tensor, num_latent_frames: int, noise: Tensor | None = None) -> Tensor:
