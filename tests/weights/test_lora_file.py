@@ -145,6 +145,10 @@ WRONG = {
         {PEFT.format(0, "ff.net.2", "A"): torch.ones(RANK, 32)},
         r"adapts ff\.net\.2, .* has no place: valid are",
     ),
+    "twice": (
+        {"blocks.0.q.lora_down.weight": torch.ones(RANK, WIDTH)},
+        r"are the same matrix: it holds several LoRAs",
+    ),
     "alphas": (
         {"blocks.0.q.alpha": torch.tensor(1.0), "blocks.1.q.alpha": torch.tensor(2.0)},
         r"have alphas \[1\.0, 2\.0\]",
@@ -176,7 +180,10 @@ def test_headers_that_are_refused(header: dict[str, Any], message: str, tmp_path
 def test_broken_header(tmp_path: Path) -> None:
     save_file({PEFT.format(0, "attn1.to_q", k): torch.ones(RANK, RANK) for k in "AB"}, tmp_path / "a.safetensors")
     (tmp_path / "adapter_config.json").write_text("[1, 2]")
-    with pytest.raises(CheckpointError, match="LoRA settings can't be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"LoRA settings are no JSON object: '\[1, 2\]'"):
+        read_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"LoRA settings are no JSON object: '\{'"):
         read_adapter(tmp_path)
 
 

@@ -12,6 +12,7 @@ from cogvideox.weights.atomic import begin_folder, commit_folder
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import DIFFUSERS_STEM, Adapter, complete, write_lora
 from cogvideox.weights.lora_map import LayoutName
+from cogvideox.weights.safetensors_stream import cast_to
 from cogvideox.weights.sat_folder import tensor_bytes, write_checkpoint
 from conversion.manifest import write_manifest
 
@@ -42,7 +43,10 @@ def convert(
     partial = begin_folder(output, tensor_bytes(matrices))
     try:
         if layout == "sat":
-            stored = {TRANSFORMER_PREFIX + name: value.to(dtype or value.dtype) for name, value in matrices.items()}
+            stored = {
+                TRANSFORMER_PREFIX + name: cast_to(name, value, dtype or value.dtype)
+                for name, value in matrices.items()
+            }
             lora = {"r": adapter.lora.rank, "alpha": adapter.lora.alpha}
             write_checkpoint(partial, ITERATION, stored, {"lora": lora, "base": origin})
         else:

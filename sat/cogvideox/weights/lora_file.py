@@ -125,25 +125,28 @@ def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: fl
 def _read_peft(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float | None, dict[str, Any]]:
     """(matrices under SAT names, alpha if stated, recorded base)."""
     names = parse_names(tensors, str(file))
-    matrices = {meaning.sat: tensors[name] for name, meaning in names.items() if meaning.kind != "alpha"}
+    stored: dict[str, str] = {}
+    for name, meaning in names.items():
+        if meaning.kind != "alpha" and stored.setdefault(meaning.sat, name) != name:
+            raise CheckpointError(
+                f"{file}: {stored[meaning.sat]} and {name} are the same matrix: it holds several LoRAs"
+            )
+    matrices = {sat: tensors[name] for sat, name in stored.items()}
     check_pairs(matrices)
-    rank = _common_rank(matrices, file)
     header = _read_header(file)
     alphas = {float(tensors[name]) for name, meaning in names.items() if meaning.kind == "alpha"}
     if len(alphas) > 1:
         raise CheckpointError(f"{file}: its modules have alphas {sorted(alphas)}; SAT's LoRA has one for all")
-    base = json.loads(header[BASE_HEADER]) if BASE_HEADER in header else {}
-    return matrices, _stated_alpha(file, header, rank) or next(iter(alphas), None), base
+    alpha = _stated_alpha(file, header, _common_rank(matrices, file))
+    base = _read_json(header.get(BASE_HEADER, "{}"), file)
+    return matrices, next(iter(alphas), None) if alpha is None else alpha, base
 
 
 def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | None:
     """Alpha of the header or of peft's own file beside, such that alpha / rank is the scale."""
     beside = file.parent / _PEFT_CONFIG
     text = header.get("lora_adapter_metadata") or (beside.read_text(encoding="utf-8") if beside.is_file() else "{}")
-    try:
-        config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: its LoRA settings can't be read as JSON: {error}") from error
+    config = {key.removeprefix("transformer."): value for key, value in _read_json(text, file).items()}
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if patterns:
         raise CheckpointError(f"{file}: its modules differ ({patterns[0]}); SAT's LoRA has one rank and alpha for all")
@@ -154,6 +157,16 @@ def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | N
     if config.get("lora_alpha") is None:
         return None
     return float(config["lora_alpha"]) * (rank**0.5 if config.get("use_rslora") else 1.0)
+
+
+def _read_json(text: str, file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: its LoRA settings are no JSON object: {text[:40]!r}")
+    return content
 
 
 def _read_header(file: Path) -> dict[str, str]:
