@@ -260,3 +260,14 @@ def test_the_sampler_is_set_from_the_command_line(family: tiny.TinyFamily, tmp_p
     )
     with pytest.raises(ConfigError, match=r"spacing.*must be one of trailing, linear_quadratic, not 'linear'"):
         load_config([str(family.model_yaml)], [*given, f"{sampler}spacing=linear"], "sample")
+
+
+def test_each_prompt_is_encoded_once_before_anything_is_sampled(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    jobs = plan_jobs([Prompt(PROMPTS[0]), Prompt(PROMPTS[1]), Prompt(PROMPTS[0])], 2, 0, tmp_path)
+    calls: list[str] = []
+    model.conditioner.encoder.register_forward_hook(lambda *_: calls.append("text"))
+    model.transformer.register_forward_hook(lambda *_: calls.append("step"))
+    sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs[:3]), (FORMAT, jobs[3:])])
+    assert calls == ["text", "text", "step", "step"]

@@ -110,17 +110,28 @@ def sample_batches(
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
+    All prompts are encoded first, and the text encoder is left on the CPU: as T5-XXL it would take 9 GB of the device
+    from the transformer and the VAE.
     Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
     be read or written.
     """
     for form, _ in batches:
         check_format(model, form)
+    contexts = encode_prompts(model, batches)
+    model.conditioner.move("cpu", next(model.transformer.parameters()).dtype)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
-            latents = sample_latents(model, sampler, jobs, form, on_step=lambda _: bar.update())
+            context = torch.stack([contexts[job.prompt] for job in jobs]).to(model.device)
+            latents = sample_latents(model, sampler, jobs, form, lambda _: bar.update(), context)
             for job, latent in zip(jobs, latents, strict=True):
                 _write(model, job, latent, form)
     return [job.folder for _, jobs in batches for job in jobs]
+
+
+def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Prompt -> context [l, e] on the CPU, each different prompt encoded once, one at a time."""
+    prompts = dict.fromkeys(job.prompt for _, jobs in batches for job in jobs)
+    return {prompt: model.encode_text([prompt])[0].cpu() for prompt in prompts}
 
 
 @torch.no_grad()
@@ -130,13 +141,16 @@ def sample_latents(
     jobs: Sequence[SampleJob],
     form: VideoFormat,
     on_step: Callable[[int], object] | None = None,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Scaled latents fp32 [b, f, c, y, x], padded, of a batch of jobs.
 
+    context: [b, l, e] of the prompts; None has them encoded here.
     Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions.
     """
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
-    context = model.encode_text([job.prompt for job in jobs])
+    if context is None:
+        context = model.encode_text([job.prompt for job in jobs])
     return sampler.sample(
         _denoiser(model, jobs, form),
         _noise(jobs, shape, "start").to(model.device),
