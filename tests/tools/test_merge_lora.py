@@ -11,14 +11,18 @@ import convert_weight_sat2hf
 import pytest
 import tiny
 import torch
+from cogvideox.config.load import load_config
 from cogvideox.config.targets import instantiate
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.sampling.run import run_sampling
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import load_module
 from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, write_checkpoint
 from cogvideox.weights.torch_file import sha256_of
 from merge_lora import main
+from safetensors.torch import load_file
 from tiny_checkpoints import ALPHA, RANK, Checkpoints
 from torch import Tensor
 
@@ -119,6 +123,33 @@ def test_result_converts(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) 
     arguments = ["--checkpoint", out, "--base", checkpoints.family.model_yaml, "--only", "transformer", "--verify"]
     convert_weight_sat2hf.main([*map(str, arguments), "--output_path", str(tmp_path / "hf")])
     assert "LoRA" not in capsys.readouterr().out
+
+
+def test_result_samples(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """The latents of a whole sampling run, with the adapters beside and merged."""
+    out = merge(tmp_path / "m", "--adapter", checkpoints.run)
+    runs = {
+        "beside": (checkpoints.run / "training_config.yaml", checkpoints.run),
+        "merged": (checkpoints.family.model_yaml, out),
+    }
+    latents = []
+    for name, (yaml, load) in runs.items():
+        given = {
+            "load": load,
+            "prompts": ["a red square moves left"],
+            "output_dir": tmp_path / name,
+            "sampling_image_size": [tiny.HEIGHT, tiny.WIDTH],
+            "sampling_num_frames": 3,
+            "device": "cpu",
+            "num_steps": 2,
+            "only_save_latents": True,
+        }
+        config = load_config([str(yaml)], [f"args.{key}={value}" for key, value in given.items()], "sample")
+        run_sampling(config, ProcessGroups(0, 1, 0, torch.device("cpu")))
+        (file,) = (tmp_path / name).rglob("*.safetensors")
+        (latent,) = load_file(file).values()
+        latents.append(latent)
+    assert distance(*latents) <= 10 * FORWARD  # a few steps with guidance
 
 
 def test_manifest(checkpoints: Checkpoints, second: Path, tmp_path: Path) -> None:
