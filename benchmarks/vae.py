@@ -1,26 +1,29 @@
 """The VAE against diffusers' AutoencoderKLCogVideoX: the same weights, clip and dtype, taken in turns in one process.
 
-    python benchmarks/vae.py                                   # 17 x 96 x 144, real width, fp32
-    python benchmarks/vae.py --frames 49 --height 480 --width 720 --dtype bf16      # on a GPU
-    python benchmarks/vae.py --memory                          # peak memory of each, in processes of their own
+    python benchmarks/vae.py                                   # half the released width, 17 x 48 x 64, fp32: half a minute
+    python benchmarks/vae.py --ch 128 --height 96 --width 144 --rounds 3 --floor         # real width, several minutes
+    python benchmarks/vae.py --ch 128 --frames 49 --height 480 --width 720 --dtype bf16  # on a GPU
+    python benchmarks/vae.py --tile 32 48                      # with tiles as well (tile_size)
 
-"bare convolutions" are the convolutions that diffusers runs, on tensors that are there already: nothing between them.
-Encoding is in one call by ours and in chunks of 8 frames by diffusers (and by ours as `encode, chunks of 8`).
-CPU seconds are printed beside seconds, since they mean something on a busy machine as well.
+The first round warms up and measures memory: the peak above what was there before. Encoding is in one call by ours and
+in chunks of 8 frames by diffusers (and by ours as `chunks of 8`). --floor adds the convolutions that diffusers' decoder
+runs, alone, on tensors that are there already. CPU seconds are printed beside seconds, since they mean something on a
+busy machine as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,55 +39,71 @@ CHUNK_FRAMES = 8  # what diffusers encodes at a time
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
 
 
+@dataclass
+class Measured:
+    """What the rounds of one action gave: seconds, processor seconds, bytes at the peak."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--height", type=int, default=96)
-    parser.add_argument("--width", type=int, default=144)
-    parser.add_argument("--ch", type=int, default=128, help="base width; 128 is the released VAE")
+    parser.add_argument("--height", type=int, default=48)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--ch", type=int, default=64, help="base width; 128 is the released VAE")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # one action, in the process that --memory starts
+    parser.add_argument("--rounds", type=int, default=1, help="after the one that warms up")
+    parser.add_argument(
+        "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="also in tiles of so many pixels"
+    )
+    parser.add_argument("--overlap", type=int, default=16, help="of tiles, in pixels")
+    parser.add_argument("--floor", action="store_true", help="also the bare convolutions of decoding")
     options = parser.parse_args()
-    if options.only:
-        print(peak_bytes(options))
-    elif options.memory:
-        compare_memory(options)
-    else:
-        compare_time(options)
+    with torch.no_grad():
+        compare(build(options), options)
 
 
 def build(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
-    """What is measured, by name; both models hold the same random weights."""
+    """What is measured, by name; all models hold the same random weights."""
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
     place = {"device": options.device, "dtype": DTYPES[options.dtype]}
     ours = VideoAutoencoder(ch=options.ch)
+    state = ours.state_dict()
     theirs = AutoencoderKLCogVideoX(block_out_channels=tuple(options.ch * mult for mult in (1, 2, 2, 4)))
-    theirs.load_state_dict({vae_map.sat_to_diffusers(name): value for name, value in ours.state_dict().items()})
-    ours, theirs = ours.to(**place), theirs.to(**place).eval().requires_grad_(False)
-    ours.freeze()
+    theirs.load_state_dict({vae_map.sat_to_diffusers(name): value for name, value in state.items()})
+    theirs = theirs.to(**place).eval().requires_grad_(False)
+
+    def own(**settings: Any) -> VideoAutoencoder:
+        """Another one with the same tensors."""
+        with torch.device("meta"):
+            vae = VideoAutoencoder(ch=options.ch, **settings)
+        vae.load_state_dict(ours.state_dict(), assign=True)
+        vae.freeze()
+        return vae
+
+    ours.to(**place).freeze()
+    chunked = own(encode_chunk_frames=CHUNK_FRAMES)
     video = torch.rand(1, options.frames, 3, options.height, options.width).mul(2).sub(1).to(**place)
     latent = torch.randn(1, (options.frames + 3) // 4, 16, options.height // 8, options.width // 8).to(**place)
-
-    def encode_in_chunks() -> Tensor:
-        ours.encode_chunk_frames = CHUNK_FRAMES
-        mean = ours.encode(video).mean
-        ours.encode_chunk_frames = None
-        return mean
-
     their_video, their_latent = video.transpose(1, 2).contiguous(), latent.transpose(1, 2).contiguous()
     actions = {
         "encode, diffusers": lambda: theirs.encode(their_video).latent_dist.mean.transpose(1, 2),
         "encode, ours": lambda: ours.encode(video).mean,
-        "encode, ours, chunks of 8": encode_in_chunks,
+        "encode, ours, chunks of 8": lambda: chunked.encode(video).mean,
         "decode, diffusers": lambda: theirs.decode(their_latent).sample.transpose(1, 2),
         "decode, ours": lambda: ours.decode(latent),
     }
-    if options.only is None:
+    if options.tile:
+        tiled = own(encode_chunk_frames=CHUNK_FRAMES, tile_size=options.tile, tile_overlap=options.overlap)
+        actions["encode, ours, chunks of 8, tiles"] = lambda: tiled.encode(video).mean
+        actions["decode, ours, tiles"] = lambda: tiled.decode(latent)
+    if options.floor:
         for name, layout in LAYOUTS.items():
             floor = bare_convolutions(theirs, lambda: theirs.decode(their_latent), layout)
             actions[f"decode, bare convolutions, {name}"] = floor
@@ -93,10 +112,11 @@ def build(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
 
 def bare_convolutions(model: nn.Module, run: Callable[[], object], layout: torch.memory_format) -> Callable[[], Tensor]:
     """The convolutions that `run` makes `model` do, each as often, on inputs of those shapes."""
-    seen: Counter[tuple[nn.Module, torch.Size]] = Counter()
+    seen: Counter[tuple[nn.Conv2d | nn.Conv3d, torch.Size]] = Counter()
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
     hooks = [conv.register_forward_pre_hook(lambda conv, x: seen.update([(conv, x[0].shape)])) for conv in convolutions]
-    run()
+    with torch.no_grad():
+        run()
     for hook in hooks:
         hook.remove()
     weight = convolutions[0].weight
@@ -118,55 +138,47 @@ def bare_convolutions(model: nn.Module, run: Callable[[], object], layout: torch
     return convolve_all
 
 
-@torch.no_grad()
-def compare_time(options: argparse.Namespace) -> None:
-    """Interleaved rounds after one round of warming up; medians and ratios."""
-    actions = build(options)
-    results = {name: action() for name, action in actions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in actions}
+def compare(actions: dict[str, Callable[[], Tensor]], options: argparse.Namespace) -> None:
+    """One round of warming up, in which memory is measured, then interleaved rounds; medians and ratios."""
+    measured = {name: Measured() for name in actions}
+    results = {}
+    for name, action in actions.items():
+        results[name], measured[name].peak = peak_bytes(action, options.device)
     for _ in range(options.rounds):
         for name, action in actions.items():
             start, cpu_start = time.perf_counter(), time.process_time()
             action()
             if options.device != "cpu":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-            cpu_seconds[name].append(time.process_time() - cpu_start)
+            measured[name].seconds.append(time.perf_counter() - start)
+            measured[name].cpu_seconds.append(time.process_time() - cpu_start)
     print_setting(options)
-    for name in actions:
-        reference = name.split(",")[0] + ", diffusers"
-        ratios = [own / other for own, other in zip(seconds[name], seconds[reference], strict=True)]
-        print(
-            f"{name:42s} {statistics.median(seconds[name]):8.2f} s  {statistics.median(cpu_seconds[name]):8.2f} CPU s"
-            f"  {statistics.median(ratios):5.2f} x diffusers"
-        )
+    print(f"{'':42s} {'s':>8s} {'CPU s':>8s} {'x diffusers':>12s} {'peak GiB':>9s}")
+    for name, own in measured.items():
+        reference = measured[name.split(",")[0] + ", diffusers"]
+        ratio = statistics.median(mine / other for mine, other in zip(own.seconds, reference.seconds, strict=True))
+        seconds, cpu_seconds = statistics.median(own.seconds), statistics.median(own.cpu_seconds)
+        print(f"{name:42s} {seconds:8.2f} {cpu_seconds:8.2f} {ratio:12.2f} {own.peak / 2**30:9.2f}")
     for ours, theirs in (("encode, ours, chunks of 8", "encode, diffusers"), ("decode, ours", "decode, diffusers")):
         difference = (results[ours].float() - results[theirs].float()).abs().max().item()
         print(f"largest difference {ours}: {difference:.1e} (deviation {results[theirs].float().std().item():.2f})")
 
 
-def compare_memory(options: argparse.Namespace) -> None:
-    """Peak memory above the built models, each action in a process of its own."""
-    print_setting(options)
-    for name in ("encode, diffusers", "encode, ours", "encode, ours, chunks of 8", "decode, diffusers", "decode, ours"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        print(f"{name:42s} {int(output.split()[-1]) / 2**30:6.2f} GiB above the weights")
-
-
-@torch.no_grad()
-def peak_bytes(options: argparse.Namespace) -> int:
-    """Memory that one action takes beyond what was there before it."""
-    action = build(options)[options.only]
-    if options.device != "cpu":
+def peak_bytes(action: Callable[[], Tensor], device: str) -> tuple[Tensor, int]:
+    """The result of an action, and the memory that it takes beyond what was there before it."""
+    if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        action()
-        return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    action()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        return action(), torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # or memory that earlier actions gave back would hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    resident = _status_bytes("VmRSS")
+    return action(), _status_bytes("VmHWM") - resident
+
+
+def _status_bytes(field_name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field_name)).split()[1]) * 1024
 
 
 def print_setting(options: argparse.Namespace) -> None:
@@ -174,7 +186,7 @@ def print_setting(options: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if options.device != "cpu" else f"{torch.get_num_threads()} threads"
     print(
         f"{options.frames} x {options.height} x {options.width}, ch {options.ch}, {options.dtype}, {options.device} "
-        f"({device}, load {os.getloadavg()[0]:.1f}), torch {torch.__version__}, {options.rounds} rounds"
+        f"({device}, load {os.getloadavg()[0]:.1f}), torch {torch.__version__}, rounds: {options.rounds}"
     )
 
 

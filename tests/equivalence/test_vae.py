@@ -40,7 +40,7 @@ def test_encode_in_one_call(reference: torch.nn.Module, frames: int, size: tuple
     check_encoding(tiny_vae(frozen=frozen), reference, frames, size)
 
 
-@pytest.mark.parametrize("frames", [5, 13, 17, 21])
+@pytest.mark.parametrize("frames", [5, 13, 17, 21, 33])
 def test_encode_in_chunks_of_eight(reference: torch.nn.Module, frames: int) -> None:
     check_encoding(tiny_vae(encode_chunk_frames=8), reference, frames, SIZES[0])
 
