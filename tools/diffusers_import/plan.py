@@ -121,7 +121,8 @@ def _config(source: Source, part: str, class_name: str) -> dict[str, Any]:
 def _plan_transformer(options: Options, source: Source, settings: PipelineSettings) -> TransformerPart:
     model = read_model_folder(source.folder("transformer"), TRANSFORMER_CLASS)
     config, where = model.config, str(model.path)
-    if not config.get("use_learned_positional_embeddings"):
+    rotary = bool(config.get("use_rotary_positional_embeddings"))
+    if not rotary:
         model.tensors.pop(_FIXED_TABLE, None)  # some files of 2B hold it; it is computed
     check_same_dtype(model.tensors, options.dtype, where)
     patch_size = patch_size_of(config)
@@ -129,7 +130,6 @@ def _plan_transformer(options: Options, source: Source, settings: PipelineSettin
     shapes = dict(_planned(model, steps))
     kinds = {value.dtype for value in model.tensors.values()}
     dtype = options.dtype or (kinds.pop() if len(kinds) == 1 else torch.float32)
-    rotary = bool(config.get("use_rotary_positional_embeddings"))
     head_dim = config.get("attention_head_dim", 64)
     hidden_size = config.get("num_attention_heads", 30) * head_dim
     computed = computed_tables(hidden_size, head_dim, patch_size, rotary, settings)

@@ -39,7 +39,7 @@ _DAMAGE = (
     struct.error,
 )
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
-_HASH_BLOCK = 16 * 2**20  # bytes per read: large enough that hashing, not reading, is the limit
+_HASH_BLOCK = 2**20  # bytes per read: large enough that hashing, not reading, is the limit
 
 
 class _NumberType:
@@ -161,7 +161,8 @@ def _broken_message(path: Path, error: Exception) -> str:
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in blocks; about 1 s per GB."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
+    block = bytearray(_HASH_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(memoryview(block)[:count])
     return digest.hexdigest()

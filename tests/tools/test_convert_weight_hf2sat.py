@@ -1,0 +1,460 @@
+"""hf2sat: the way back is bit-equal, what is written trains, interruptions are continued, mistakes are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cogvideox
+import pytest
+import torch
+from cogvideox.config.load import load_config
+from cogvideox.errors import CheckpointError, ConfigError, run_cli
+from cogvideox.weights.families import FAMILIES as PUBLISHED
+from cogvideox.weights.safetensors_stream import Entry, write_model
+from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae
+from cogvideox.weights.torch_file import sha256_of
+from convert_weight_hf2sat import main
+from convert_weight_sat2hf import main as sat2hf
+from diffusers import CogVideoXTransformer3DModel
+from diffusers_import import convert as convert_module
+from huggingface_hub.errors import DryRunError
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import PREFIX
+from tools.conftest import FAMILIES, FamilyOf
+
+Exported = Callable[[str], Path]
+STEM = "diffusion_pytorch_model"
+
+
+def back(source: Path | str, output: Path, *flags: str) -> Path:
+    main([str(source), "--output_path", str(output), *flags])
+    return output
+
+
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder).module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_is_bit_equal(name: str, dtype: torch.dtype, family_of: FamilyOf, tmp_path: Path) -> None:
+    family, before = family_of(name), states(family_of(name).transformer)
+    typed = tmp_path / "typed.pt"
+    torch.save({"module": {key: value.to(dtype) for key, value in before.items()}}, typed)
+    words = ["--checkpoint", str(typed), "--base", str(family.model_yaml), "--only", "transformer"]
+    sat2hf([*words, "--output_path", str(tmp_path / "hf"), "--max_shard_size", "200KB"])
+    after = states(back(tmp_path / "hf", tmp_path / "sat") / "transformer")
+    added = {PREFIX + f"mixins.pos_embed.freqs_{kind}" for kind in ("sin", "cos")} if name.startswith("5b") else set()
+    assert after.keys() == before.keys() | added
+    unused = PREFIX + "transformer.position_embeddings.weight"
+    for key, value in before.items():
+        assert after[key].dtype == dtype
+        assert key == unused or torch.equal(after[key], value.to(dtype)), key
+    if unused in after:
+        assert not after[unused].any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whole_pipeline(name: str, exported: Exported, family_of: FamilyOf, tmp_path: Path, capsys: Any) -> None:
+    """VAE and T5 come along, --verify agrees, and the YAML describes the family as its own did."""
+    out = back(exported(name), tmp_path / "sat", "--verify")
+    text = capsys.readouterr().out
+    assert "tensors equal bit by bit" in text and "transformer: output differs by at most" in text
+    assert "VAE: decoded video differs" in text
+    vae, ours = read_vae(out / "vae"), read_vae(family_of(name).vae)
+    assert vae.keys() == ours.keys() and all(torch.equal(vae[key], value) for key, value in ours.items())
+    copied = {file.name for file in (out / "t5-v1_1-xxl").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= copied
+    assert f"bash finetune_single_gpu.sh {out}/model_lora.yaml configs/sft" in text
+    own = load_config([str(family_of(name).model_yaml)], [], "sample", partial=True).model
+    for yaml in ("model.yaml", "model_lora.yaml"):
+        made = load_config([str(out / yaml)], [], "sample", partial=True, check_files=False).model
+        for key in ("scale_factor", "image_latent_scale", "noised_image_input"):
+            assert getattr(made, key) == getattr(own, key) or key == "image_latent_scale"
+        ours_network, made_network = own.network_config["params"], made.network_config["params"]
+        grows = {"latent_height", "latent_width"} if name.startswith("1.5") else set()  # 1.5: only how far it reaches
+        for key in ours_network.keys() - {"modules", "patch_size"} - grows:
+            assert made_network[key] == ours_network[key], key
+        assert ("lora_config" in made_network["modules"]) == (yaml == "model_lora.yaml")
+        for part in ("ch", "ch_mult", "num_res_blocks", "norm_num_groups"):
+            assert made.first_stage_config["params"][part] == own.first_stage_config["params"][part]
+
+
+def test_what_is_written_samples(exported: Exported, tmp_path: Path) -> None:
+    """The YAML builds the model, its paths load, and the result is the network that was exported."""
+    from cogvideox.sampling.run import load_for_sampling
+
+    out = back(exported("1.5_i2v"), tmp_path / "sat")
+    overrides = ["args.sampling_image_size=[32,48]", "args.sampling_num_frames=4", "args.bf16=false", "args.fp16=false"]
+    config = load_config([str(out / "model.yaml")], overrides, "sample", check_files=True)
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    assert config.model.image_latent_scale == 1.0
+    stored = states(out / "transformer")
+    for key, value in model.transformer.state_dict().items():
+        assert torch.equal(value.float(), stored[PREFIX + key].float()), key
+
+
+def test_published_models_need_their_paths_only(family_of: FamilyOf, tmp_path: Path) -> None:
+    """For a released model the YAML holds nothing but the include and three paths."""
+    from diffusers_import import model_yaml
+
+    wanted = {"args.load": "/x", "model.scale_factor": 0.7, "model.network_config.params.num_layers": 42}
+    for family in PUBLISHED[1:]:
+        assert model_yaml._differing(wanted, model_yaml.ROOT / family.yaml) == {"args": {"load": "/x"}}
+
+
+@pytest.mark.parametrize("flag", ["--fp16", "--bf16"])
+def test_chosen_type(flag: str, exported: Exported, tmp_path: Path) -> None:
+    out = back(exported("5b"), tmp_path / "sat", flag, "--verify")
+    dtype = torch.float16 if flag == "--fp16" else torch.bfloat16
+    assert {value.dtype for value in states(out / "transformer").values()} == {dtype}
+    assert {value.dtype for value in read_vae(out / "vae").values()} == {dtype}
+
+
+def test_manifest_holds_true_hashes(exported: Exported, tmp_path: Path) -> None:
+    out = back(exported("2b"), tmp_path / "sat")
+    manifest = json.loads((out / "conversion.json").read_text())
+    assert manifest["source"] == str(exported("2b"))
+    assert set(manifest["parts"]) == {"transformer", "vae", "text_encoder"}
+    for part in manifest["parts"].values():
+        for each in [*part["inputs"], *part["outputs"]]:
+            file = out / each["path"]  # an absolute path stays itself
+            assert file.stat().st_size == each["bytes"]
+            assert each["sha256"] in ("", sha256_of(file))
+    assert len(manifest["parts"]["transformer"]["inputs"]) > 1
+
+
+def test_interrupted_conversion_goes_on(exported: Exported, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A crash in the VAE keeps the transformer, and leaves no half file; then only the rest is done."""
+    out = tmp_path / "sat"
+
+    def crash(path: Path, *_: Any) -> Any:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, "stream_torch_file", crash)
+        with pytest.raises(KeyboardInterrupt):
+            back(exported("2b"), out)
+    assert sorted(file.name for file in out.iterdir()) == ["conversion.json", "transformer"]
+    transformer = out / "transformer" / "1" / STATES_FILE
+    written = transformer.stat().st_mtime_ns
+    capsys.readouterr()
+    back(exported("2b"), out)
+    assert "transformer: done before" in capsys.readouterr().out
+    assert transformer.stat().st_mtime_ns == written
+    assert (out / "vae" / "3d-vae.pt").is_file() and (out / "t5-v1_1-xxl" / "config.json").is_file()
+    transformer.write_bytes(transformer.read_bytes()[:-1] + b"x")  # damaged since
+    (out / "t5-v1_1-xxl" / "tokenizer.json").unlink()
+    back(exported("2b"), out)
+    text = capsys.readouterr().out
+    assert "transformer: done before" not in text and "vae: done before" in text
+    assert "text_encoder: done before" not in text
+    assert states(out / "transformer").keys() == states(out / "transformer").keys()
+
+
+def test_changed_input_is_converted_again(exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(exported("2b") / "vae", source)
+    back(source, tmp_path / "sat")
+    state = load_file(source / f"{STEM}.safetensors")
+    save_file({name: value + 1 for name, value in state.items()}, source / f"{STEM}.safetensors")
+    back(source, tmp_path / "sat")
+    assert "done before" not in capsys.readouterr().out
+    key = "decoder.conv_in.conv.bias"
+    assert torch.equal(read_vae(tmp_path / "sat" / "vae")[key], state[key] + 1)
+
+
+def test_folder_of_something_else(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="full exists and is not empty: choose another place"):
+        back(exported("2b"), tmp_path / "full")
+    back(exported("2b"), tmp_path / "sat", "--only", "vae")
+    with pytest.raises(CheckpointError, match=r"sat holds a conversion of .*\(as stored\): choose another place"):
+        back(exported("5b"), tmp_path / "sat", "--only", "vae")
+    with pytest.raises(CheckpointError, match=r"holds a conversion of .*\(as stored\)"):
+        back(exported("2b"), tmp_path / "sat", "--only", "vae", "--bf16")
+    back(exported("2b"), tmp_path / "sat", "--only", "transformer")  # another part of the same is welcome
+
+
+def test_no_space(exported: Exported, tmp_path: Path, monkeypatch: Any) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=65 * 2**20))
+    with pytest.raises(CheckpointError, match=r"not enough space for .*sat: 0.00 GiB needed, 0.06 GiB free"):
+        back(exported("2b"), tmp_path / "sat")
+    assert not list((tmp_path / "sat").glob("transformer*"))
+
+
+def damaged(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+def test_missing_shards(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("1.5"), tmp_path / "a")
+    shards = sorted((copy / "transformer").glob("*.safetensors"))
+    shards[1].unlink()
+    missing = f"lists 1 of {len(shards)} files that are not there, e.g. {shards[1].name}"
+    with pytest.raises(CheckpointError, match=missing):
+        back(copy, tmp_path / "out")
+    shutil.copy(shards[0], shards[1])
+    with pytest.raises(CheckpointError, match=r"index.json lists \d+ tensors that are in no file, e.g. \w+"):
+        back(copy, tmp_path / "out")
+    (copy / "transformer" / f"{STEM}.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"has shards \({shards[0].name}, ...\) but no index"):
+        back(copy, tmp_path / "out")
+    for shard in (copy / "transformer").glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(CheckpointError, match=r"transformer has no weights: expected diffusion_pytorch_model\."):
+        back(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_and_damaged_files(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    file = copy / "vae" / f"{STEM}.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"safetensors is truncated or damaged"):
+        back(copy, tmp_path / "out")
+    (copy / "vae" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"vae/config.json can't be read"):
+        back(copy, tmp_path / "out")
+    (copy / "vae" / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"vae/config.json holds a list, expected a mapping"):
+        back(copy, tmp_path / "out")
+    shutil.copy(exported("2b") / "vae" / "config.json", copy / "vae")
+    index = copy / "transformer" / f"{STEM}.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"index.json has no weight_map"):
+        back(copy, tmp_path / "out", "--only", "transformer")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a model folder, which becomes one file."""
+    state = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        file.unlink()
+    change(state)
+    save_file(state, folder / f"{STEM}.safetensors")
+
+
+def test_unknown_and_missing_tensors(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    rewrite(copy / "transformer", lambda state: state.update({"transformer_blocks.0.attn2.to_q.weight": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=r"'transformer_blocks.0.attn2.to_q.weight' is no tensor of a CogVideoX"):
+        back(copy, tmp_path / "out")
+    rewrite(copy / "transformer", lambda state: state.pop("transformer_blocks.0.attn2.to_q.weight"))
+    rewrite(copy / "transformer", lambda state: state.pop("transformer_blocks.1.attn1.to_k.weight"))
+    with pytest.raises(CheckpointError, match=r"holds transformer_blocks.1.attn1.to_q.weight but not .*to_k.weight"):
+        back(copy, tmp_path / "out")
+    rewrite(copy / "vae", lambda state: state.update({"encoder.extra": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=r"'encoder.extra' is no tensor of a CogVideoX VAE"):
+        back(copy, tmp_path / "out", "--only", "vae")
+
+
+def test_fixed_table_in_the_file_is_computed_all_the_same(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    rewrite(copy / "transformer", lambda state: state.update({"patch_embed.pos_embedding": torch.ones(1, 30, 64)}))
+    after, before = (
+        states(back(copy, tmp_path / "a2") / "transformer"),
+        states(back(exported("2b"), tmp_path / "b") / "transformer"),
+    )
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_mixed_types(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    name = "proj_out.bias"
+    rewrite(copy / "transformer", lambda state: state.update({name: state[name].half()}))
+    with pytest.raises(
+        CheckpointError, match=r"mixes types: \d+ of float32, 1 of float16 \(e.g. proj_out.bias\): choose"
+    ):
+        back(copy, tmp_path / "out")
+    back(copy, tmp_path / "out", "--bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("2b", {"num_layers": 3}, r"config.json says num_layers 3 \(weights: 2\); the weights are CogVideoX-2B layout"),
+        ("5b_i2v", {"use_learned_positional_embeddings": False}, r"use_learned_\w+ False \(weights: True\)"),
+        ("1.5_i2v", {"in_channels": 16}, r"in_channels 16 \(weights: 32\); the weights are CogVideoX1.5-5B-I2V"),
+        ("1.5_i2v", {"ofs_embed_dim": None}, r"ofs_embed_dim None \(weights: 32\)"),
+        ("1.5", {"patch_size_t": None}, r"in_channels 16 \(weights: 32\), out_channels 16"),
+        (
+            "5b",
+            {"_class_name": "FluxTransformer2DModel"},
+            "holds a FluxTransformer2DModel, a CogVideoXTransformer3DModel",
+        ),
+    ],
+)
+def test_config_of_another_model(
+    name: str, change: dict[str, Any], message: str, exported: Exported, tmp_path: Path
+) -> None:
+    copy = damaged(exported(name), tmp_path / "a")
+    file = copy / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        back(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pipeline_of_the_other_kind(exported: Exported, tmp_path: Path) -> None:
+    for name, kind in (("5b", "CogVideoXImageToVideoPipeline"), ("5b_i2v", "CogVideoXPipeline")):
+        copy = damaged(exported(name), tmp_path / name)
+        index = copy / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": kind}))
+        with pytest.raises(CheckpointError, match=rf"is a {kind}, but its transformer is CogVideoX-5B"):
+            back(copy, tmp_path / "out")
+    index.write_text(json.dumps({"_class_name": "WanPipeline"}))
+    with pytest.raises(CheckpointError, match=r"describes a WanPipeline; CogVideoX pipelines are CogVideoXPipeline"):
+        back(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: source"),
+        ("{hf} --fp16 --bf16", "not allowed with argument"),
+        ("{hf}/model_index.json", "is a file; a diffusers folder with model_index.json or config.json is expected"),
+        ("{hf}/scheduler", "is no diffusers folder: it has neither model_index.json nor the config.json"),
+        ("{hf}/vae --only transformer", "--only transformer: {hf}/vae has vae"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: str, message: str, exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    words = arguments.format(hf=exported("2b")).split()
+    assert run_cli(main, [*words, "--output_path", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message.format(hf=exported("2b")) in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_encoder_with_missing_shards(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    index = {"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model.safetensors"}}
+    (copy / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lists 1 of 2 files that are not there, e.g. model-00001-of-00002"):
+        back(copy, tmp_path / "out")
+
+
+class FakeHub:
+    """Stands for huggingface_hub.snapshot_download, which tests must not run."""
+
+    def __init__(self, folder: Path, reachable: bool = True, size: int = 0) -> None:
+        self.folder, self.reachable, self.size = folder, reachable, size
+        self.patterns: list[str] = []
+
+    def __call__(self, name: str, **settings: Any) -> Any:
+        if name != "me/model":
+            raise OSError("404 Not Found\nmore")
+        if settings.get("dry_run"):
+            if not self.reachable:
+                raise DryRunError("offline")
+            return [type("File", (), {"file_size": self.size, "will_download": True})()]
+        self.patterns = settings["allow_patterns"]
+        return str(self.folder)
+
+
+def test_from_the_hub(exported: Exported, tmp_path: Path, monkeypatch: Any) -> None:
+    for reachable in (True, False):  # what has been downloaded before is found without the hub
+        hub = FakeHub(exported("2b"), reachable)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+        back("me/model", tmp_path / f"out{reachable}", "--only", "vae")
+        assert {"vae/*", "scheduler/*", "*.json"} <= set(hub.patterns) and "transformer/*" not in hub.patterns
+        assert (tmp_path / f"out{reachable}" / "vae" / "3d-vae.pt").is_file()
+    with pytest.raises(CheckpointError, match=r"no folder you/none, and Hugging Face .* \(404 Not Found\)"):
+        back("you/none", tmp_path / "none")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", FakeHub(exported("2b"), size=10**18))
+    with pytest.raises(CheckpointError, match="not enough space for"):
+        back("me/model", tmp_path / "none", "--cache_dir", str(tmp_path))
+    assert not (tmp_path / "none").exists()
+
+
+def test_lora_beside_the_pipeline_is_mentioned(exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    (copy / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    back(copy, tmp_path / "out", "--only", "vae")
+    assert "the LoRA beside the pipeline is left out: tools/convert_lora.py" in capsys.readouterr().out
+
+
+def test_unknown_part(exported: Exported, tmp_path: Path) -> None:
+    copy = damaged(exported("2b"), tmp_path / "a")
+    for name in ("transformer", "vae", "text_encoder"):
+        shutil.rmtree(copy / name)
+    with pytest.raises(CheckpointError, match="has none of the folders transformer, vae, text_encoder"):
+        back(copy, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"--only vae: .* has no parts"):
+        back(copy, tmp_path / "out", "--only", "vae")
+
+
+def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
+    """140 MB of fp16 weights, the largest tensor 8 MB; freed memory goes back at once, so that what is held shows."""
+    here = Path(__file__)
+    rooms = (Path(cogvideox.__file__).parents[1], here.parents[2] / "tools", here.parents[1])
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "PYTHONPATH": os.pathsep.join(map(str, rooms))}
+    command = [sys.executable, str(here), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    there, back_again = (int(word) for word in done.stdout.split("peaks:")[1].split())
+    assert max(there, back_again) < 40 * 1024, done.stdout
+
+
+def _write_model(folder: Path, layers: int) -> None:
+    """A transformer of 2B's layout, 640 wide, in diffusers' form, without building it."""
+    sizes = {"num_attention_heads": 10, "num_layers": layers, "sample_height": 8, "sample_width": 8, "sample_frames": 9}
+    with torch.device("meta"):
+        names = CogVideoXTransformer3DModel(**sizes).state_dict()
+    entries = [Entry(name, tuple(value.shape), torch.float16) for name, value in names.items()]
+    folder.mkdir()
+    values = ((entry.name, torch.full(entry.shape, 0.5, dtype=torch.float16)) for entry in entries)
+    write_model(folder, STEM, entries, values, max_shard_bytes=50 * 10**6)
+    config = {"_class_name": "CogVideoXTransformer3DModel", **sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _anonymous_kib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def _growth(action: Callable[[], object]) -> int:
+    """By how many KiB anonymous memory grows at most meanwhile."""
+    before, peak, stop = _anonymous_kib(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.002):
+            peak = max(peak, _anonymous_kib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    action()
+    stop.set()
+    watcher.join()
+    return peak - before
+
+
+def _measure(folder: Path) -> None:
+    """Print both directions' growth. A small model goes first: imports are not what is measured."""
+    peaks = []
+    for name, layers in (("small", 1), ("large", 8)):
+        hf, sat, again = (folder / f"{name}-{kind}" for kind in ("hf", "sat", "again"))
+        _write_model(hf, layers)
+        words = ["--checkpoint", str(sat / "transformer"), "--base", str(sat / "model.yaml"), "--only", "transformer"]
+        there = _growth(lambda hf=hf, sat=sat: back(hf, sat))  # type: ignore[misc]
+        peaks = [there, _growth(lambda words=words, again=again: sat2hf([*words, "--output_path", str(again)]))]  # type: ignore[misc]
+    print("peaks:", *peaks)
+
+
+if __name__ == "__main__":
+    _measure(Path(sys.argv[1]))
