@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -399,17 +398,19 @@ def test_unknown_part(exported: Exported, tmp_path: Path) -> None:
 
 def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
     """140 MB of fp16 weights, the largest tensor 8 MB; freed memory goes back at once, so that what is held shows."""
-    here = Path(__file__)
-    rooms = (Path(cogvideox.__file__).parents[1], here.parents[2] / "tools", here.parents[1])
+    write_model_folder(tmp_path / "small-hf", 1)
+    write_model_folder(tmp_path / "large-hf", 8)
+    tests = Path(__file__).parents[1]
+    rooms = (Path(cogvideox.__file__).parents[1], tests.parent / "tools")
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "PYTHONPATH": os.pathsep.join(map(str, rooms))}
-    command = [sys.executable, str(here), str(tmp_path)]
+    command = [sys.executable, str(tests / "tools" / "memory_of_conversion.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     there, back_again = (int(word) for word in done.stdout.split("peaks:")[1].split())
     assert max(there, back_again) < 40 * 1024, done.stdout
 
 
-def _write_model(folder: Path, layers: int) -> None:
+def write_model_folder(folder: Path, layers: int) -> None:
     """A transformer of 2B's layout, 640 wide, in diffusers' form, without building it."""
     sizes = {"num_attention_heads": 10, "num_layers": layers, "sample_height": 8, "sample_width": 8, "sample_frames": 9}
     with torch.device("meta"):
@@ -420,41 +421,3 @@ def _write_model(folder: Path, layers: int) -> None:
     write_model(folder, STEM, entries, values, max_shard_bytes=50 * 10**6)
     config = {"_class_name": "CogVideoXTransformer3DModel", **sizes}
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def _anonymous_kib() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-def _growth(action: Callable[[], object]) -> int:
-    """By how many KiB anonymous memory grows at most meanwhile."""
-    before, peak, stop = _anonymous_kib(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(0.002):
-            peak = max(peak, _anonymous_kib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    action()
-    stop.set()
-    watcher.join()
-    return peak - before
-
-
-def _measure(folder: Path) -> None:
-    """Print both directions' growth. A small model goes first: imports are not what is measured."""
-    peaks = []
-    for name, layers in (("small", 1), ("large", 8)):
-        hf, sat, again = (folder / f"{name}-{kind}" for kind in ("hf", "sat", "again"))
-        _write_model(hf, layers)
-        words = ["--checkpoint", str(sat / "transformer"), "--base", str(sat / "model.yaml"), "--only", "transformer"]
-        there = _growth(lambda hf=hf, sat=sat: back(hf, sat))  # type: ignore[misc]
-        peaks = [there, _growth(lambda words=words, again=again: sat2hf([*words, "--output_path", str(again)]))]  # type: ignore[misc]
-    print("peaks:", *peaks)
-
-
-if __name__ == "__main__":
-    _measure(Path(sys.argv[1]))
