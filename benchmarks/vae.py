@@ -1,6 +1,6 @@
 """The VAE against diffusers' AutoencoderKLCogVideoX: the same weights, clip and dtype, taken in turns in one process.
 
-    python benchmarks/vae.py                                   # half the released width, 17 x 48 x 64, fp32: half a minute
+    python benchmarks/vae.py                                   # half the released width, 17 x 48 x 64, fp32: 30 s
     python benchmarks/vae.py --ch 128 --height 96 --width 144 --rounds 3 --floor         # real width, several minutes
     python benchmarks/vae.py --ch 128 --frames 49 --height 480 --width 720 --dtype bf16  # on a GPU
     python benchmarks/vae.py --tile 32 48                      # with tiles as well (tile_size)

@@ -22,12 +22,6 @@ class DecoderStage(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups, latent_channels) for before in inputs)
         self.upsample: Upsample | None = None
 
-    def forward(self, x: Tensor, state: CausalState, latent: Tensor) -> Tensor:
-        """b c_in t h w, b z f y x -> b c t' h' w'."""
-        for block in self.block:
-            x = block(x, state, latent)
-        return x if self.upsample is None else self.upsample(x, state)
-
 
 class Decoder(nn.Module):
     """The encoder's mirror: widest level first, every norm conditioned on the latent.
@@ -66,5 +60,9 @@ class Decoder(nn.Module):
         for block in self.mid.values():
             x = block(x, state, latent)
         for stage in reversed(self.up):
-            x = stage(x, state, latent)
+            for (
+                block
+            ) in stage.block:  # not by a call of the stage, which would hold its input while the last blocks run
+                x = block(x, state, latent)
+            x = x if stage.upsample is None else stage.upsample(x, state)
         return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))

@@ -22,12 +22,6 @@ class EncoderStage(nn.Module):
         self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups) for before in inputs)
         self.downsample: Downsample | None = None
 
-    def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        """b c_in t h w -> b c t' h' w'."""
-        for block in self.block:
-            x = block(x, state)
-        return x if self.downsample is None else self.downsample(x, state)
-
 
 class Encoder(nn.Module):
     """Residual blocks at every level; height and width are halved between levels, frames after the first ones.
@@ -65,6 +59,11 @@ class Encoder(nn.Module):
     def forward(self, video: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> moments b 2z f y x: means, then log-variances."""
         x = self.conv_in(video, state)
-        for stage in (*self.down, *self.mid.values()):
-            x = stage(x, state)
+        for stage in self.down:
+            assert isinstance(stage, EncoderStage), "levels are stages"
+            for block in stage.block:  # a call of the stage would hold its input while the last blocks run
+                x = block(x, state)
+            x = x if stage.downsample is None else stage.downsample(x, state)
+        for block in self.mid.values():
+            x = block(x, state)
         return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, None, state))
