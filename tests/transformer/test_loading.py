@@ -74,6 +74,15 @@ def test_stored_position_table_is_used(family: str) -> None:
     assert (model(*sample) - before).abs().max() > 0.1
 
 
+def test_learned_table_of_another_size_is_never_replaced() -> None:
+    """Also in a checkpoint without SAT's unused table, which is what tells that the stored one is learned."""
+    state = build_tiny(family="5b_i2v", num_frames=5).state_dict()
+    del state["transformer.position_embeddings.weight"]
+    for given in (state, build_tiny(family="5b_i2v", num_frames=5).state_dict()):
+        with pytest.raises(CheckpointError, match="learned position"):
+            load_module(build_tiny(family="5b_i2v"), given)
+
+
 def test_merged_names_are_those_of_a_plain_model() -> None:
     adapted = build_tiny(lora={"r": 4})
     adapted.mixins["lora"].merge_lora()

@@ -183,10 +183,11 @@ def _is_other_fixed_table(
 ) -> bool:
     """Whether the sin/cos table is stored for another clip size than the configured one.
 
-    It is a pure function of the configuration, so the model's own is right. The learned table of rotary models is not.
+    It is a pure function of the configuration, so the model's own is right. The learned table of rotary models is not,
+    also where the checkpoint lacks what only rotary models store.
     """
     relative = select_prefix(state, prefix)
-    if POSITION_TABLE not in pairs or has_learned_table(relative):
+    if POSITION_TABLE not in pairs or has_learned_table(relative) or has_learned_table(targets):
         return False
     ours, theirs = targets[POSITION_TABLE].shape, relative[POSITION_TABLE].shape
     return len(theirs) == 3 and ours[1] != theirs[1] and ours[2] == theirs[2]
