@@ -60,9 +60,8 @@ class Decoder(nn.Module):
         for block in self.mid.values():
             x = block(x, state, latent)
         for stage in reversed(self.up):
-            for (
-                block
-            ) in stage.block:  # not by a call of the stage, which would hold its input while the last blocks run
+            assert isinstance(stage, DecoderStage), "levels are stages"
+            for block in stage.block:  # a call of the stage would hold its input while the last blocks run
                 x = block(x, state, latent)
             x = x if stage.upsample is None else stage.upsample(x, state)
         return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))
