@@ -18,7 +18,10 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("DEBUG" if command.debug else "INFO")
     config = command.load()
     if command.check:
-        print("configuration is valid")
+        from cogvideox.sampling.jobs import read_previews
+
+        read_previews(config)
+        print("the configuration is valid")
         return
     setup_logging("DEBUG" if command.debug else config.train_args.log_level)
 

@@ -66,6 +66,10 @@ def test_what_differs_after_a_resume_is_said(train, family, tmp_path, caplog, mo
         summary = train("args.train_iters=2", f"args.resume={run['run_folder']}", f"args.train_data=[{fewer}]")
     assert "the clips are not those of the run that was saved" in caplog.text
     assert "nothing left to do: 2 of 2 iterations are done" in caplog.text and summary["checkpoint"] is None
+    assert f"training_config.yaml: args.train_data ['{family.clips}'] -> ['{fewer}']" in caplog.text
+    caplog.clear()
+    train("args.train_iters=2", f"args.resume={run['run_folder']}", f"args.train_data=[{fewer}]")
+    assert "other settings" not in caplog.text
 
 
 def test_missing_and_unfit_resumes_are_refused(train, family, tmp_path):

@@ -48,6 +48,11 @@ def test_check_stops_before_anything_is_built(settings, tmp_path, capfd):
     assert "configuration is valid" in capfd.readouterr().out and not list(tmp_path.iterdir())
 
 
+def test_check_reads_the_prompts_of_previews(fail):
+    message = fail("--check", "args.eval_prompts=['a red square@@start.png']")
+    assert "args.eval_prompts, line 1: 'prompt@@image' is for image-to-video models" in message
+
+
 def test_fp16_without_cuda(fail):
     message = fail("deepspeed.fp16.enabled=true")
     assert "fp16 training needs a CUDA device; on the CPU use bf16.enabled" in message

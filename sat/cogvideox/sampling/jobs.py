@@ -10,7 +10,7 @@ from pathlib import Path
 from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.errors import DataError
 from cogvideox.sampling.image_size import check_images, size_rule
-from cogvideox.sampling.prompts import Prompt, read_prompts
+from cogvideox.sampling.prompts import Prompt, parse_prompts, read_prompts
 
 VIDEO_NAME = "000000.mp4"
 PICTURE_NAME = "000000.png"
@@ -67,6 +67,18 @@ def check_jobs(config: Config) -> None:
     """What `--check` can say about the prompts: it does not wait for a terminal. Raises: DataError."""
     if config.sample_args.prompts or config.sample_args.input_type == "txt":
         read_jobs(config)
+
+
+def read_previews(config: Config) -> list[Prompt]:
+    """The prompts of `args.eval_prompts` of a training run; for an image-to-video model each is `prompt@@image`. Every
+    image is read once, so that none fails in the middle of a run. Raises: DataError."""
+    given, image_to_video = config.train_args.eval_prompts, config.model.noised_image_input
+    if not given:
+        return []
+    prompts = parse_prompts(given, "args.eval_prompts", image_to_video=image_to_video)
+    if image_to_video:
+        check_images(prompts)
+    return prompts
 
 
 def plan_jobs(

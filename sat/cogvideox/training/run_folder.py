@@ -56,6 +56,11 @@ def write_config(folder: Path, config: Config, iteration: int = 0) -> None:
     (folder / f"model_config{suffix}.json").write_text(model + "\n", encoding="utf-8")
 
 
+def newest_config(folder: Path) -> Path | None:
+    """The configuration that the run was last started with; None when the folder holds none."""
+    return max(folder.glob("training_config*.yaml"), key=lambda file: file.stat().st_mtime_ns, default=None)
+
+
 def find_resume(resume: str, save: str, experiment_name: str) -> Path:
     """The iteration folder that `args.resume` means.
 

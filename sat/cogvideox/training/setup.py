@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogvideox.config.compare import changed_settings
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
 from cogvideox.data.sources import Pairs, find_pairs
@@ -22,8 +23,8 @@ from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.model.trainable import TrainableReport, freeze
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
-from cogvideox.sampling.image_size import check_images
-from cogvideox.sampling.prompts import Prompt, parse_prompts
+from cogvideox.sampling.jobs import read_previews
+from cogvideox.sampling.prompts import Prompt
 from cogvideox.training.checkpoint import Progress, load_progress
 from cogvideox.training.engine import TrainEngine, read_dtype
 from cogvideox.training.lr_schedules import (
@@ -33,7 +34,7 @@ from cogvideox.training.lr_schedules import (
     describe_schedule,
 )
 from cogvideox.training.optimizers import read_optimizer
-from cogvideox.training.run_folder import check_save_folder, find_resume, make_run_folder, write_config
+from cogvideox.training.run_folder import check_save_folder, find_resume, make_run_folder, newest_config, write_config
 
 _log = get_logger(__name__)
 
@@ -85,6 +86,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     progress = Progress() if resumed is None else load_progress(resumed, engine, groups)
     if resumed is not None:
         _compare(progress, train_data, args)
+        _compare_settings(resumed.parent, config)
     _announce(config, engine, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
     return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra, previews)
@@ -124,18 +126,6 @@ def check_folders(config: Config, groups: ProcessGroups) -> None:
         find(args.valid_data)
     if pairs.num_videos < groups.world_size:
         raise DataError(_too_few(groups.world_size, pairs.num_videos))
-
-
-def read_previews(config: Config) -> list[Prompt]:
-    """The prompts of `args.eval_prompts`; for an image-to-video model each is `prompt@@image`, and every image is
-    read once, so that none fails in the middle of a run. Raises: DataError."""
-    if not config.train_args.eval_prompts:
-        return []
-    image_to_video = config.model.noised_image_input
-    prompts = parse_prompts(config.train_args.eval_prompts, "args.eval_prompts", image_to_video=image_to_video)
-    if image_to_video:
-        check_images(prompts)
-    return prompts
 
 
 def _load(model: VideoDiffusion, source: str | Path | None) -> None:
@@ -211,6 +201,14 @@ def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> N
         _log.warning("the clips are not those of the run that was saved: their order from here on is another")
     if progress.step >= args.train_iters:
         _log.warning("nothing left to do: %d of %d iterations are done", progress.step, args.train_iters)
+
+
+def _compare_settings(run: Path, config: Config) -> None:
+    saved = newest_config(run)
+    changed = {} if saved is None else changed_settings(saved.read_text(encoding="utf-8"), config.resolved_yaml)
+    texts = [f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key != "args.resume"]
+    if texts:
+        _log.warning("resumed with other settings than those of %s: %s", saved, ", ".join(texts))
 
 
 def _check_enough(train: VideoDataset, groups: ProcessGroups) -> None:
