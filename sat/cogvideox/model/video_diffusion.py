@@ -109,8 +109,7 @@ class VideoDiffusion(nn.Module):
         a size that the VAE or the transformer can't take.
         """
         randomness = (self.draw(batch) if randomness is None else randomness).to(self.device)
-        posterior_mean, posterior_std = self._posterior(batch.video)
-        latent = self.scale_factor * (posterior_mean + posterior_std * randomness.posterior_noise)
+        latent = self.encode_video(batch.video, randomness.posterior_noise)
         context = self.encode_text(batch.captions, randomness.keep_caption)
         image_latent = None
         if self.image is not None:
@@ -177,31 +176,27 @@ class VideoDiffusion(nn.Module):
         latent = self._encode_image(noised, frames, randomness.posterior_noise)
         return latent.masked_fill(~randomness.keep[:, None, None, None, None], 0.0)
 
-    @torch.no_grad()
     def _encode_image(self, pixels: Tensor, num_latent_frames: int, noise: Tensor | None) -> Tensor:
         """Pixels [b, 3, h, w], about [-1, 1]; see image_latent."""
         assert self.image is not None, "a text-to-video model takes no image"
-        mean, std = self._moments(pixels[:, None])
-        latent = self.image.latent_scale * (mean if noise is None else mean + std * noise)
+        latent = self.image.latent_scale * self._encode(pixels[:, None], noise)
         return place_first(latent, num_padded(num_latent_frames, self.patch_frames))
 
     def encode_video(self, video: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
         """uint8 video [b, t, 3, h, w] -> real latent fp32 [b, f, c, y, x], scaled; the posterior's mean without
         noise."""
-        mean, std = self._posterior(video)
-        return self.scale_factor * (mean if posterior_noise is None else mean + std * posterior_noise)
+        assert video.dtype == torch.uint8, f"clips stay uint8 until here, got {video.dtype}"
+        return self.scale_factor * self._encode(video, posterior_noise)
 
     @torch.no_grad()
-    def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 video [b, t, 3, h, w] -> mean and standard deviation, fp32 [b, f, c, y, x]."""
-        assert video.dtype == torch.uint8, f"clips stay uint8 until here, got {video.dtype}"
-        return self._moments(video)
-
-    def _moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """As _posterior, of uint8 or of floats in about [-1, 1]. The VAE fetches the clip piece by piece."""
-        parts = [self.vae.encode(piece) for piece in self._pieces(video)]
-        moments = torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
-        return moments[0].to(self.device), moments[1].to(self.device)
+    def _encode(self, video: Tensor, noise: Tensor | None) -> Tensor:
+        """Video [b, t, 3, h, w], uint8 or floats in about [-1, 1], to what the VAE makes of it, unscaled: a sample of
+        the posterior, or its mean without noise. The VAE fetches the clip piece by piece."""
+        posteriors = [self.vae.encode(piece) for piece in self._pieces(video)]
+        mean = torch.cat([each.mean for each in posteriors]).to(self.device)
+        if noise is None:
+            return mean
+        return mean + torch.cat([each.std for each in posteriors]).to(self.device) * noise
 
     def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split(self.samples_at_a_time or len(values))
