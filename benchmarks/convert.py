@@ -1,16 +1,18 @@
-"""Conversion of a 2B-size checkpoint to diffusers against copying its file: seconds and memory.
+"""Conversion of a full-size checkpoint, in both directions, against copying its file: seconds and memory.
 
-    python benchmarks/convert.py                   # 3.4 GB of random fp16 weights; needs 11 GB of disk below --folder
-    python benchmarks/convert.py --verify          # once more, with the comparison against diffusers (8 GB of memory)
-    python benchmarks/convert.py --layers 4        # a smaller one
+    python benchmarks/convert.py                      # 2B: 3.5 GB of random fp16 weights; needs 14 GB below --folder
+    python benchmarks/convert.py --model 5b           # 11 GB of bf16 weights; needs 45 GB
+    python benchmarks/convert.py --layers 6           # a smaller one
+    python benchmarks/convert.py --verify             # once more, with the comparison against diffusers
 
-Each is run in turn, `--rounds` times, with the file in the page cache; the medians count. Both write to the disk:
-the copy ends with fsync as the conversion does. The conversion also hashes what it reads and what it writes.
+Copy, conversion to diffusers and conversion back take turns, `--rounds` times, with their input in the page cache; the
+medians count. All three end with the bytes on the disk. Conversions also hash what they read and what they write.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +31,15 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "sat"))
 
-CONVERTER = ROOT / "tools" / "convert_weight_sat2hf.py"
-MODEL_YAML = ROOT / "configs" / "cogvideox_2b.yaml"
+SAT2HF = ROOT / "tools" / "convert_weight_sat2hf.py"
+HF2SAT = ROOT / "tools" / "convert_weight_hf2sat.py"
+MODELS = {
+    "2b": ("cogvideox_2b", torch.float16),
+    "5b": ("cogvideox_5b", torch.bfloat16),
+    "5b_i2v": ("cogvideox_5b_i2v", torch.bfloat16),
+    "1.5": ("cogvideox1.5_5b", torch.bfloat16),
+    "1.5_i2v": ("cogvideox1.5_5b_i2v", torch.bfloat16),
+}
 POLL_S = 0.02
 NOISE_SIZE = 2**24  # values drawn once; every tensor is a window into them, because drawing 1.7e9 takes a minute
 
@@ -43,43 +53,71 @@ class Cost:
     anonymous_gb: float = 0.0  # peak RssAnon: memory that is not a mapped file
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is converted: a model's YAML with fewer layers, perhaps."""
+
+    yaml: Path
+    dtype: torch.dtype
+    layers: int
+
+    @property
+    def override(self) -> str:
+        return f"model.network_config.params.num_layers={self.layers}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where to put the files; default: the temporary folder"
-    )
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--folder", type=Path, help="where to put the files; default: the temporary folder")
+    parser.add_argument("--model", choices=MODELS, default="2b")
+    parser.add_argument("--layers", type=int, help="default: as released")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--verify", action="store_true", help="also time --verify once")
+    parser.add_argument("--verify", action="store_true", help="also time --verify once, in both directions")
     options = parser.parse_args()
+    name, dtype = MODELS[options.model]
+    job = Job(ROOT / "configs" / f"{name}.yaml", dtype, options.layers or (30 if options.model == "2b" else 42))
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        measure(Path(scratch), options.layers, options.rounds, options.verify)
+        measure(Path(scratch), job, options.rounds, options.verify)
 
 
-def measure(folder: Path, layers: int, rounds: int, with_verify: bool) -> None:
+def measure(folder: Path, job: Job, rounds: int, with_verify: bool) -> None:
     """Build the checkpoint, run everything, print a table."""
-    source = build_checkpoint(folder / "transformer", layers)
+    source = build_checkpoint(folder / "transformer", job)
     size = source.stat().st_size / 1e9
+    kind = str(job.dtype).removeprefix("torch.")
     print(
-        f"checkpoint: {size:.2f} GB of random fp16 weights, {layers} layers; "
-        f"{os.cpu_count()} cores, torch {torch.__version__}"
+        f"{job.yaml.stem}: {size:.2f} GB of random {kind} weights, {job.layers} layers; {os.cpu_count()} cores, "
+        f"torch {torch.__version__}"
     )
-    copies, conversions = [], []
+    there = [str(SAT2HF), "--only", "transformer", "--base", str(job.yaml), job.override]
+    there += ["--checkpoint", str(folder / "transformer"), "--output_path", str(folder / "hf")]
+    back = [str(HF2SAT), str(folder / "hf"), "--output_path", str(folder / "sat")]
+    costs: dict[str, list[Cost]] = {"copy and fsync": [], "to diffusers": [], "to SAT": []}
     for _ in range(rounds):
-        copies.append(time_copy(source, folder / "copy.pt"))
-        conversions.append(time_conversion(folder / "transformer", folder / "out", layers))
-    copy, whole, start = median(copies), median(conversions), time_start()
-    work = Cost(whole.seconds - start.seconds, whole.cpu_seconds - start.cpu_seconds, whole.anonymous_gb)
-    print("                            seconds   CPU seconds   GB/s   anonymous GB")
-    for name, cost in (("copy and fsync", copy), ("convert, its work", work), ("convert, whole command", whole)):
-        rate = size / cost.seconds
-        print(f"{name:26} {cost.seconds:8.1f} {cost.cpu_seconds:13.1f} {rate:6.2f} {cost.anonymous_gb:14.2f}")
-    print(f"conversion / copy: {work.seconds / copy.seconds:.2f}")
+        shutil.rmtree(folder / "hf", ignore_errors=True)
+        costs["copy and fsync"].append(time_copy(source, folder / "copy.pt"))
+        costs["to diffusers"].append(run_command(there))
+        costs["to SAT"].append(run_command(back))
+        shutil.rmtree(folder / "sat")
+    print_table({name: median(found) for name, found in costs.items()}, size)
     if with_verify:
-        cost = time_conversion(folder / "transformer", folder / "out", layers, "--verify", quiet=False)
-        print(
-            f"{'convert and verify':26} {cost.seconds:8.1f} {cost.cpu_seconds:13.1f} {'':6} {cost.anonymous_gb:14.2f}"
-        )
+        shutil.rmtree(folder / "hf")
+        for name, command in (("to diffusers", there), ("to SAT", back)):
+            cost = run_command([*command, "--verify"], quiet=False)
+            print(f"{name} and verify: {cost.seconds:.1f} s, {cost.anonymous_gb:.2f} GB anonymous")
+
+
+def print_table(costs: dict[str, Cost], size: float) -> None:
+    """A command's work is what it takes beyond interpreter and imports."""
+    copy = costs["copy and fsync"]
+    print("                      seconds   its work   CPU of it   to copy   anonymous GB")
+    for name, cost in costs.items():
+        script = {"to diffusers": SAT2HF, "to SAT": HF2SAT}.get(name)
+        start = run_command([str(script), "--no_such_flag"], expected_status=2) if script else Cost(0, 0)
+        work, cpu = cost.seconds - start.seconds, cost.cpu_seconds - start.cpu_seconds
+        ratio = work / copy.seconds
+        print(f"{name:18} {cost.seconds:10.2f} {work:10.2f} {cpu:11.2f} {ratio:9.2f} {cost.anonymous_gb:14.2f}")
+    print(f"copying: {size / copy.seconds:.2f} GB/s")
 
 
 def median(costs: list[Cost]) -> Cost:
@@ -90,48 +128,52 @@ def median(costs: list[Cost]) -> Cost:
     return Cost(seconds, cpu, max(cost.anonymous_gb for cost in costs))
 
 
-def build_checkpoint(folder: Path, layers: int) -> Path:
-    """A published-style checkpoint (2B sizes, fp16) with weights of a trained model's magnitude; its file."""
+def build_checkpoint(folder: Path, job: Job) -> Path:
+    """A published-style checkpoint with weights of a trained model's magnitude; its file."""
     from cogvideox.config.load import load_config
     from cogvideox.config.targets import instantiate
+    from cogvideox.weights.safetensors_stream import Entry
     from cogvideox.weights.sat_folder import STATES_FILE
+    from cogvideox.weights.sat_stream import stream_states
 
-    override = f"model.network_config.params.num_layers={layers}"
-    node = load_config([str(MODEL_YAML)], [override], "sample", partial=True).model.network_config
+    node = load_config([str(job.yaml)], [job.override], "sample", partial=True).model.network_config
     with torch.device("meta"):
-        names = instantiate(node, dtype=torch.float16).state_dict()
-    noise = torch.randn(NOISE_SIZE, generator=torch.Generator().manual_seed(0)).half()
-    table = position_table(node)
-    file = folder / "1" / STATES_FILE
-    file.parent.mkdir(parents=True)
-    state = {f"model.diffusion_model.{name}": fill(name, meta, noise, table) for name, meta in names.items()}
-    torch.save({"module": state}, file)
+        names = instantiate(node, dtype=job.dtype).state_dict()
+    entries = [Entry(f"model.diffusion_model.{name}", tuple(meta.shape), job.dtype) for name, meta in names.items()]
+    (folder / "1").mkdir(parents=True)
+    stream_states(folder / "1", 1, entries, fill_all(entries, node), {})
     (folder / "latest").write_text("1")
-    return file
+    return folder / "1" / STATES_FILE
+
+
+def fill_all(entries: list, node: dict) -> Iterator[tuple[str, Tensor]]:
+    noise = torch.randn(NOISE_SIZE, generator=torch.Generator().manual_seed(0))
+    for number, entry in enumerate(entries):
+        if entry.name.endswith("pos_embedding") and "SinCos" in json.dumps(node):
+            yield entry.name, position_table(node)
+        else:
+            yield entry.name, fill(entry.name, entry.shape, noise.to(entry.dtype), number)
 
 
 def position_table(node: dict) -> Tensor:
     """The table that a 2B checkpoint stores."""
-    from cogvideox.transformer.positions import sincos_3d
+    from cogvideox.transformer.position_tables import sincos_3d
 
     params = node["params"]
     scale = params["modules"]["pos_embed_config"]["params"]
     grid = ((params["num_frames"] - 1) // 4 + 1, params["latent_height"] // 2, params["latent_width"] // 2)
     interpolation = (1.0, scale["height_interpolation"], scale["width_interpolation"])
     video = sincos_3d(params["hidden_size"], grid, interpolation).flatten(0, 2)
-    return torch.cat([torch.zeros(params["text_length"], video.shape[1]), video])[None].half()
+    return torch.cat([torch.zeros(params["text_length"], video.shape[1]), video])[None]
 
 
-def fill(name: str, meta: Tensor, noise: Tensor, table: Tensor) -> Tensor:
-    """Values for one tensor: matrices of 1/sqrt(inputs), norms around one, the position table as it is."""
-    if name.endswith("pos_embedding"):
-        assert table.shape == meta.shape, f"{name} is {meta.shape}"
-        return table
-    start = hash(name) % 1000  # differs between tensors; which numbers they are does not matter
-    repeats = -(-(meta.numel() + start) // len(noise))
-    values = noise.repeat(repeats)[start : start + meta.numel()].reshape(meta.shape)
-    if meta.ndim >= 2:
-        return values / meta[0].numel() ** 0.5
+def fill(name: str, shape: tuple[int, ...], noise: Tensor, start: int) -> Tensor:
+    """Values for one tensor: matrices of 1/sqrt(inputs), norms around one."""
+    count = torch.Size(shape).numel()
+    repeats = -(-(count + start) // len(noise))
+    values = noise.repeat(repeats)[start : start + count].reshape(shape)
+    if len(shape) >= 2:
+        return values / values[0].numel() ** 0.5
     return 0.1 * values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
@@ -145,32 +187,18 @@ def time_copy(source: Path, target: Path) -> Cost:
     return cost
 
 
-def time_start() -> Cost:
-    """The command until it knows that it has nothing to do: interpreter and imports."""
-    return run_command([sys.executable, str(CONVERTER), "--output_path", "none"], expected_status=2)
-
-
-def time_conversion(source: Path, target: Path, layers: int, *flags: str, quiet: bool = True) -> Cost:
-    command = [sys.executable, str(CONVERTER), "--only", "transformer"]
-    command += ["--base", str(MODEL_YAML), f"model.network_config.params.num_layers={layers}"]
-    cost = run_command([*command, "--checkpoint", str(source), "--output_path", str(target), *flags], quiet=quiet)
-    shutil.rmtree(target)
-    return cost
-
-
-def run_command(command: list[str], *, quiet: bool = True, expected_status: int = 0) -> Cost:
-    """Run it, watching its memory. Leaves the program when it ends with another status."""
+def run_command(words: list[str], *, quiet: bool = True, expected_status: int = 0) -> Cost:
+    """Run a Python script, watching its memory. Leaves the program when it ends with another status."""
     begin, children = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL if quiet else None, stderr=subprocess.DEVNULL if quiet else None
-    )
+    sink = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen([sys.executable, *words], stdout=sink, stderr=sink)
     peak = 0
     while process.poll() is None:
         peak = max(peak, anonymous_bytes(process.pid))
         time.sleep(POLL_S)
     seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode != expected_status:
-        sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
+        sys.exit(f"{' '.join(words)} ended with status {process.returncode}")
     cpu = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     return Cost(seconds, cpu, peak / 1e9)
 

@@ -14,8 +14,8 @@ import tiny
 import torch
 from cogvideox.config.targets import instantiate
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
+from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae, write_checkpoint
-from cogvideox.weights.torch_file import sha256_of
 from convert_weight_sat2hf import main
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 from huggingface_hub import RepoUrl
@@ -78,14 +78,18 @@ def test_published_checkpoint_to_pipeline(checkpoints: Checkpoints, tmp_path: Pa
     assert not [file for file in out.parent.iterdir() if file != out]
 
 
-def test_manifest_holds_true_hashes(checkpoints: Checkpoints, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--sha256",)])
+def test_manifest_holds_true_hashes(checkpoints: Checkpoints, tmp_path: Path, flags: tuple[str, ...]) -> None:
     family = checkpoints.family
-    out = convert(tmp_path / "out", "--checkpoint", family.transformer, "--base", family.model_yaml)
+    out = convert(tmp_path / "out", "--checkpoint", family.transformer, "--base", family.model_yaml, *flags)
     manifest = json.loads((out / "conversion.json").read_text())
     assert {Path(each["path"]).name for each in manifest["inputs"]} == {STATES_FILE, "3d-vae.pt"}
     for each in [*manifest["inputs"], *manifest["outputs"]]:
         file = out / each["path"]  # an absolute path stays itself
-        assert (sha256_of(file), file.stat().st_size) == (each["sha256"], each["bytes"])
+        assert file.stat().st_size == each["bytes"]
+        kinds = (FAST, SHA256) if flags else (FAST,)
+        assert each.keys() == {"path", "bytes", *kinds}
+        assert all(each[kind] == hash_of(file, kind) for kind in kinds)
 
 
 def test_transformer_alone(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -222,3 +222,11 @@ def test_fingerprint(tmp_path: Path) -> None:
     before = fingerprint(file)
     file.write_bytes(file.read_bytes() + b"x")
     assert fingerprint(file) != before
+
+
+def test_zero_shards(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("7")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"7 holds the ZeRO shards of a training run: run tools/consolidate_zero"):
+        read_checkpoint(tmp_path)

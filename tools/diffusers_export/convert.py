@@ -20,7 +20,8 @@ from cogvideox.weights.model_folder import find_weights
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
 from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.text_encoder_folder import copy_text_encoder, folder_bytes
-from cogvideox.weights.torch_file import load_file, sha256_of
+from cogvideox.weights.torch_file import load_file
+from conversion.file_records import FileRecord, describe_input, describe_written
 from torch import Tensor
 
 from diffusers_export.plan import Plan
@@ -45,9 +46,9 @@ def convert(plan: Plan) -> None:
     partial = begin_folder(output, _needed_bytes(plan, entries))
     try:
         with ThreadPoolExecutor(max_workers=1) as pool:
-            inputs = pool.submit(_describe_inputs, plan)  # hashing needs a core, writing hardly does
+            inputs = [pool.submit(describe_input, file, plan.options.sha256) for file in _input_files(plan)]
             written = _write_parts(plan, partial, entries)
-            _write_manifest(plan, partial, inputs.result(), written)
+            _write_manifest(plan, partial, [each.result() for each in inputs], written)
         commit_folder(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -131,11 +132,11 @@ def _typecast(folder: Path, dtype: torch.dtype) -> list[WrittenFile]:
     return written
 
 
-def _describe_inputs(plan: Plan) -> list[dict[str, Any]]:
+def _input_files(plan: Plan) -> list[Path]:
     files = list(plan.weights.files) if plan.weights is not None else []
     if plan.vae_file is not None:
         files += [file for file in _vae_files(plan.vae_file) if file not in files]
-    return [_describe(str(file.resolve()), file.stat().st_size, sha256_of(file)) for file in files]
+    return files
 
 
 def _vae_files(place: Path) -> list[Path]:
@@ -144,15 +145,9 @@ def _vae_files(place: Path) -> list[Path]:
     return [place / VAE_FILE if (place / VAE_FILE).is_file() else find_states_file(place)]
 
 
-def _describe(path: str, num_bytes: int, sha256: str) -> dict[str, Any]:
-    return {"path": path, "bytes": num_bytes, "sha256": sha256}
-
-
-def _write_manifest(
-    plan: Plan, target: Path, inputs: list[dict[str, Any]], written: dict[str, list[WrittenFile]]
-) -> None:
+def _write_manifest(plan: Plan, target: Path, inputs: list[FileRecord], written: dict[str, list[WrittenFile]]) -> None:
     outputs = [
-        _describe(str(Path(folder) / file.name), file.num_bytes, file.sha256)
+        describe_written(target / folder / file.name, str(Path(folder) / file.name), file, plan.options.sha256)
         for folder, files in written.items()
         for file in files
     ]

@@ -56,6 +56,7 @@ class Options:
     merge_lora: bool
     fold_image_scale: bool
     max_shard_bytes: int
+    sha256: bool
     typecast_text_encoder: bool
     push_to_hub: bool
     verify: bool
@@ -96,6 +97,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         merge_lora=found.merge_lora,
         fold_image_scale=found.fold_image_scale,
         max_shard_bytes=parse_size(found.max_shard_size),
+        sha256=found.sha256,
         typecast_text_encoder=found.typecast_text_encoder,
         push_to_hub=found.push_to_hub,
         verify=found.verify,
@@ -207,6 +209,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max_shard_size", default="10GB", metavar="SIZE", help="largest weight file, e.g. 5GB or 500MB (10GB)"
     )
+    group.add_argument("--sha256", action="store_true", help="SHA-256 of all weight files in conversion.json as well")
     group.add_argument("--typecast_text_encoder", action="store_true", help="store T5 in the chosen type as well")
     group.add_argument(
         "--verify",

@@ -13,11 +13,12 @@ from typing import Any
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import begin_folder, check_writable, commit_folder, write_text_atomically
+from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, begin_iteration, commit_iteration
 from cogvideox.weights.sat_stream import stream_states, stream_torch_file
 from cogvideox.weights.text_encoder_folder import copy_files
-from cogvideox.weights.torch_file import sha256_of
+from conversion.file_records import describe_input, describe_written
 
 from diffusers_import.model_yaml import TEXT_ENCODER, TRANSFORMER
 from diffusers_import.plan import Plan, TransformerPart, VaePart
@@ -35,7 +36,6 @@ class Part:
     inputs: tuple[Path, ...]
     num_bytes: int
     write: Callable[[], list[WrittenFile]]
-    hashed: bool = True  # T5 is copied as it is: sizes say enough
 
 
 def convert(plan: Plan) -> None:
@@ -47,7 +47,7 @@ def convert(plan: Plan) -> None:
     output = plan.options.output
     manifest = _begin(plan)
     parts = _parts(plan)
-    done = {part.name for part in parts if _is_done(part, manifest, output)}
+    done = {part.name for part in parts if _is_done(part, manifest, output, plan.options.sha256)}
     check_writable(output, sum(part.num_bytes for part in parts if part.name not in done))
     output.mkdir(parents=True, exist_ok=True)
     for part in parts:
@@ -56,11 +56,12 @@ def convert(plan: Plan) -> None:
             continue
         begin = time.perf_counter()
         with ThreadPoolExecutor(max_workers=_HASHERS) as pool:
-            inputs = [pool.submit(_describe, file, part.hashed) for file in part.inputs]
+            with_sha256 = plan.options.sha256
+            inputs = [pool.submit(describe_input, file, with_sha256) for file in part.inputs]
             written = part.write()
             manifest["parts"][part.name] = {
                 "inputs": [each.result() for each in inputs],
-                "outputs": [{"path": w.name, "bytes": w.num_bytes, "sha256": w.sha256} for w in written],
+                "outputs": [describe_written(output / file.name, file.name, file, with_sha256) for file in written],
             }
         _save(output, manifest)
         print(f"  {part.name}: {time.perf_counter() - begin:.1f} s")
@@ -106,30 +107,20 @@ def _parts(plan: Plan) -> list[Part]:
     if plan.text_encoder is not None:
         files = tuple(plan.text_encoder[0] + plan.text_encoder[1])
         size = sum(file.stat().st_size for file in files)
-        found.append(Part("text_encoder", files, size, lambda: _copy_text_encoder(output, files, size), hashed=False))
+        found.append(Part("text_encoder", files, size, lambda: _copy_text_encoder(output, files, size)))
     return found
 
 
-def _is_done(part: Part, manifest: dict[str, Any], output: Path) -> bool:
+def _is_done(part: Part, manifest: dict[str, Any], output: Path, with_sha256: bool) -> bool:
     """Whether the manifest has this part, made of the same inputs, and its files are as they were written."""
     record = manifest["parts"].get(part.name)
-    if record is None or record["inputs"] != [_describe(file, part.hashed) for file in part.inputs]:
+    if record is None or record["inputs"] != [describe_input(file, with_sha256) for file in part.inputs]:
         return False
-    for each in record["outputs"]:
-        file = output / each["path"]
-        if not file.is_file() or file.stat().st_size != each["bytes"]:
-            return False
-        if each["sha256"] and sha256_of(file) != each["sha256"]:
-            return False
-    return True
-
-
-def _describe(file: Path, hashed: bool) -> dict[str, Any]:
-    return {
-        "path": str(file.resolve()),
-        "bytes": file.stat().st_size,
-        "sha256": sha256_of(file) if hashed else "",
-    }
+    places = {each["path"]: output / each["path"] for each in record["outputs"]}
+    return all(
+        places[each["path"]].is_file() and hash_of(places[each["path"]], FAST) == each[FAST]
+        for each in record["outputs"]
+    )
 
 
 def _write_transformer(output: Path, part: TransformerPart, size: int) -> list[WrittenFile]:
@@ -155,7 +146,8 @@ def _write_vae(output: Path, part: VaePart) -> list[WrittenFile]:
 def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int) -> list[WrittenFile]:
     def write(folder: Path) -> list[WrittenFile]:
         copy_files(files, folder)
-        return [WrittenFile(f"{TEXT_ENCODER}/{file.name}", file.stat().st_size, "") for file in files]
+        copies = [folder / file.name for file in files]
+        return [WrittenFile(f"{TEXT_ENCODER}/{c.name}", c.stat().st_size, hash_of(c, FAST)) for c in copies]
 
     return _in_new_folder(output / TEXT_ENCODER, size, write)
 
@@ -172,7 +164,7 @@ def _in_new_folder(final: Path, num_bytes: int, write: Callable[[Path], list[Wri
 
 
 def _below(folder: str, file: WrittenFile) -> WrittenFile:
-    return WrittenFile(f"{folder}/{file.name}", file.num_bytes, file.sha256)
+    return WrittenFile(f"{folder}/{file.name}", file.num_bytes, file.xxh3_128)
 
 
 def _save(output: Path, manifest: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ class Options:
     output: Path
     parts: tuple[str, ...] | None  # None: what the source has
     dtype: torch.dtype | None  # None keeps the stored one
+    sha256: bool
     verify: bool
 
 
@@ -47,6 +48,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         output=found.output_path,
         parts=tuple(dict.fromkeys(found.only)) if found.only else None,
         dtype=found.dtype,
+        sha256=found.sha256,
         verify=found.verify,
     )
 
@@ -58,6 +60,7 @@ def _parser() -> Parser:
     parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="where downloads go; default: as Hugging Face's")
     add_output(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts instead of all that the source has")
+    parser.add_argument("--sha256", action="store_true", help="SHA-256 of all weight files in conversion.json as well")
     parser.add_argument(
         "--verify",
         action="store_true",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.background_hash import BackgroundHash
+from cogvideox.weights.hashes import FAST, new_hash
 
 MAX_SHARD_BYTES = 10 * 10**9  # what diffusers' own save_pretrained uses
 _ALIGNMENT = 8  # bytes; readers map the data as numbers of up to this size
@@ -53,7 +53,7 @@ class WrittenFile:
 
     name: str
     num_bytes: int
-    sha256: str
+    xxh3_128: str  # in hexadecimal
 
 
 def write_model(
@@ -105,7 +105,8 @@ def write_file(
     """
     head = _header_bytes(entries, header or {"format": "pt"})
     try:
-        with path.open("wb", buffering=0) as file, BackgroundHash() as digest:
+        digest = new_hash(FAST)
+        with path.open("wb", buffering=0) as file:
             file.write(head)
             digest.update(head)
             for entry in entries:

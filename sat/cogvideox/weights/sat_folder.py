@@ -111,6 +111,8 @@ def _states_in(folder: Path) -> list[Path]:
 
 def _single_states_file(folder: Path) -> Path:
     files = _states_in(folder)
+    if not files and any(folder.glob("*zero_pp_rank_*")):
+        raise CheckpointError(f"{folder} holds the ZeRO shards of a training run: run tools/consolidate_zero.py on it")
     if not files:
         names = ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{folder} has no {STATES_FILE} (it holds: {names})")

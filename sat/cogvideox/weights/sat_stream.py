@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.background_hash import FollowingHash
+from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
 from cogvideox.weights.sat_folder import STATES_FILE, states_content
 
@@ -48,33 +48,33 @@ def stream_states(
 
 
 def stream_torch_file(
-    path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]
+    path: Path,
+    content: object,
+    entries: Sequence[Entry],
+    tensors: Iterable[tuple[str, Tensor]],
 ) -> WrittenFile:
     """Write `content`, in which an `Entry` stands for each tensor. Arguments and errors as `stream_states`."""
     try:
-        sha256 = _write(path, content, entries, tensors)
+        _write(path, content, entries, tensors)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"writing {path} failed: {str(error).splitlines()[0]}; nothing was kept") from error
-    return WrittenFile(path.name, path.stat().st_size, sha256)
+    return WrittenFile(path.name, path.stat().st_size, hash_of(path, FAST))
 
 
-def _write(path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _write(path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     pickled = io.BytesIO()
     _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
     archive = torch._C.PyTorchFileWriter(str(path))
     archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
     for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
         archive.write_record(name, text.encode(), len(text))
-    with FollowingHash(path) as digest:
-        for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
-            assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-            own = cast_to(name, value, entry.dtype).contiguous()
-            if own.untyped_storage().nbytes() != entry.num_bytes:
-                own = own.clone()  # a view: its buffer holds more
-            archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
-            digest.follow()
-        archive.write_end_of_file()
-        return digest.hexdigest()
+    for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
+        assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+        own = cast_to(name, value, entry.dtype).contiguous()
+        if own.untyped_storage().nbytes() != entry.num_bytes:
+            own = own.clone()  # a view: its buffer holds more
+        archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
+    archive.write_end_of_file()
 
 
 @dataclass(frozen=True)

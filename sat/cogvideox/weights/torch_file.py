@@ -6,7 +6,6 @@ Tensors stay memory-mapped: they occupy page cache, not anonymous memory, until 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import re
 import struct
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.hashes import SHA256, hash_of
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -39,7 +39,6 @@ _DAMAGE = (
     struct.error,
 )
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
-_HASH_BLOCK = 2**20  # bytes per read: large enough that hashing, not reading, is the limit
 
 
 class _NumberType:
@@ -159,10 +158,5 @@ def _broken_message(path: Path, error: Exception) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks; about 1 s per GB."""
-    digest = hashlib.sha256()
-    block = bytearray(_HASH_BLOCK)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(memoryview(block)[:count])
-    return digest.hexdigest()
+    """SHA-256 of a file, in hexadecimal; about 0.6 s per GB."""
+    return hash_of(path, SHA256)
