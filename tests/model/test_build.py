@@ -13,7 +13,9 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.model.build import build_model, has_lora, image_condition, with_lora
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.loading import load_transformer
+from cogvideox.parallel.groups import start_process_groups
 from model.parts import model_config
+from processes import run_processes
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,24 @@ def test_weights_depend_on_the_seed_only(family: tiny.TinyFamily) -> None:
     two, other = build(config, seed=5).state_dict(), build(config, seed=6).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one if "matrix_A" in name)
+
+
+def build_without_vae_on_one(family: tiny.TinyFamily) -> str:
+    groups = start_process_groups("cpu", collective_seconds=60)
+    config = model_config(family)
+    if not groups.is_first:
+        config.first_stage_config["params"]["ckpt_path"] = "/nowhere/vae.pt"
+    try:
+        groups.attempt(lambda: build(config))
+    except CheckpointError as error:
+        return str(error)
+    return "built"
+
+
+def test_a_part_that_one_process_lacks_ends_all_at_once(family: tiny.TinyFamily) -> None:
+    """None waits for the other in the groups that SAT makes for the transformer."""
+    answers = run_processes(build_without_vae_on_one, 2, family)
+    assert answers[0] == answers[1] and "no checkpoint at /nowhere/vae.pt" in answers[0]
 
 
 @pytest.mark.parametrize("kind", ["2b", "5b_i2v", "1.5_i2v"])

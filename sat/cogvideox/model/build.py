@@ -40,12 +40,14 @@ def build_model(
     """
     device = torch.device(device)
     check_precision(device, dtype)
-    with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
-        frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
+    # The transformer comes first. SAT makes process groups for it, which takes all processes at once; the other parts
+    # read files, which may fail on one machine only: it would not take part, and the others would wait for it.
     node = _network_node(config, checkpoint_activations)
     transformer = (
         _build_empty(node, seed, dtype, device) if weights_follow else _build_random(node, seed, dtype, device)
     )
+    with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
+        frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
     image = image_condition(config)
     _check_fit(transformer, frozen, with_image=image is not None)
     model = VideoDiffusion(

@@ -44,6 +44,7 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     """
     args = config.sample_args
     jobs = _plan(config, groups)
+    groups.attempt(lambda: read_lora(args.load or ""))  # on every machine, before all of them build together
     started = time.monotonic()
     error: UserError | None = None
     written: list[Path] = []
