@@ -65,7 +65,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     dtype = read_dtype(config.deepspeed, groups.device)
     optimizer = read_optimizer(config.deepspeed)
     schedule = make_schedule(args)
-    check_save_folder(args.save)
+    groups.attempt(lambda: check_save_folder(args.save))
     resumed = groups.attempt(lambda: _resume_folder(args))
     groups.attempt(lambda: check_folders(config, groups))
     previews = groups.attempt(lambda: read_previews(config))
@@ -86,7 +86,6 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     progress = Progress() if resumed is None else load_progress(resumed, engine, groups)
     if resumed is not None:
         _compare(progress, train_data, args)
-        _compare_settings(resumed.parent, config)
     _announce(config, engine, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
     return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra, previews)
@@ -239,6 +238,8 @@ def _announce(
 def _run_folder(config: Config, resumed: Path | None, progress: Progress) -> Path:
     args = config.train_args
     folder = resumed.parent if resumed is not None else make_run_folder(args.save, args.experiment_name)
+    if resumed is not None:
+        _compare_settings(folder, config)
     write_config(folder, config, progress.step)
     _log.info("run folder %s", folder)
     return folder
