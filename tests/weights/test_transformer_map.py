@@ -76,6 +76,18 @@ def test_round_trip_is_bit_equal(family: str) -> None:
         assert torch.equal(back[name], tensor), name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_are_known_beforehand(family: str) -> None:
+    theirs = build_theirs(family)
+    patch = (FAMILIES[family].get("patch_size_t", 1), 2, 2)
+    ours = dict(convert_state(theirs, to_sat(theirs, patch)))
+    for state, steps in ((theirs, to_sat(theirs, patch)), (ours, to_diffusers(ours, patch))):
+        for step in steps:
+            sources = [state[name] for name in step.sources]
+            made = [value.shape for value in step.run(sources)]
+            assert step.shapes([value.shape for value in sources]) == made, step.targets
+
+
 def test_every_rule_is_used() -> None:
     used = {find_rule(RULES, name, "diffusers")[0] for family in FAMILIES for name in build_theirs(family)}
     assert used == set(RULES)
@@ -167,6 +179,9 @@ def test_missing_sibling() -> None:
         ),
     ],
 )
-def test_rows_that_do_not_divide(steps: object, state: dict[str, Tensor], message: str) -> None:
+def test_rows_that_do_not_divide(steps: Any, state: dict[str, Tensor], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        dict(convert_state(state, steps(state)))  # type: ignore[operator]
+        dict(convert_state(state, steps(state)))
+    with pytest.raises(CheckpointError, match=message):
+        for step in steps(state):
+            step.shapes([state[name].shape for name in step.sources])

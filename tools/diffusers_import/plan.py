@@ -144,8 +144,7 @@ def _plan_transformer(options: Options, source: Source, settings: PipelineSettin
 def _planned(model: ModelFolder, steps: list[transformer_map.Step]) -> Iterator[tuple[str, Size]]:
     """Names and shapes of what the steps will give; nothing is computed."""
     for step in steps:
-        pieces = [torch.empty_like(model.tensors[name], device="meta") for name in step.sources]
-        yield from ((name, value.shape) for name, value in zip(step.targets, step.run(pieces), strict=True))
+        yield from zip(step.targets, step.shapes([model.tensors[name].shape for name in step.sources]), strict=True)
 
 
 def _check_config(config: dict[str, Any], facts: TransformerFacts, where: str) -> None:

@@ -233,9 +233,9 @@ def transformer_entries(
     """What `write_transformer` will write; nothing is computed. `shapes` has plain relative SAT names."""
     entries = []
     for step in transformer_map.to_diffusers(shapes, facts.patch_size):
-        whole = [torch.empty(shapes[name][0], dtype=shapes[name][1], device="meta") for name in step.sources]
-        for name, value in zip(step.targets, step.run(whole), strict=True):
-            entries.append(Entry(name, tuple(value.shape), dtype or value.dtype))
+        kind = dtype or shapes[step.sources[0]][1]
+        targets = step.shapes([shapes[name][0] for name in step.sources])
+        entries += [Entry(name, tuple(shape), kind) for name, shape in zip(step.targets, targets, strict=True)]
     return entries
 
 

@@ -8,6 +8,7 @@ archive of `data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import sys
 from collections import OrderedDict
@@ -97,10 +98,11 @@ class _SkeletonPickler(pickle.Pickler):
         """Entries become calls that rebuild a tensor from its storage."""
         if not isinstance(value, Entry):
             return NotImplemented
-        like = torch.empty(value.shape, dtype=value.dtype, device="meta")
-        storage = _Storage(self._keys[value.name], value.dtype, like.numel())
+        storage = _Storage(self._keys[value.name], value.dtype, math.prod(value.shape))
+        # As torch counts them, where an empty axis has the stride of one element.
+        strides = tuple(math.prod(max(size, 1) for size in value.shape[axis + 1 :]) for axis in range(len(value.shape)))
         hooks: OrderedDict[str, Any] = OrderedDict()
-        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(like.shape), like.stride(), False, hooks)
+        return torch._utils._rebuild_tensor_v2, (storage, 0, value.shape, strides, False, hooks)
 
     def persistent_id(self, value: Any) -> Any:
         """How torch names a storage inside its pickles."""

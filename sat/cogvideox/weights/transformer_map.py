@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, has_learned_table
@@ -86,11 +86,15 @@ PATCH_WEIGHTS = ("mixins.patch_embed.proj.weight", "patch_embed.proj.weight")
 
 @dataclass(frozen=True)
 class Step:
-    """Part of a conversion: `run` takes the tensors of `sources` and returns those of `targets`, in order."""
+    """Part of a conversion: `run` takes the tensors of `sources` and returns those of `targets`, in order.
+
+    `shapes` does the same with shapes, without computing.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     run: Callable[[Sequence[Tensor]], list[Tensor]]
+    shapes: Callable[[Sequence[Size]], list[Size]]
 
 
 def to_diffusers(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -> list[Step]:
@@ -119,7 +123,8 @@ def to_sat(names: Iterable[str], patch_size: tuple[int, int, int] = (1, 2, 2)) -
         absent = [source for source in sources if source not in present]
         if absent:
             raise CheckpointError(f"the diffusers transformer holds {name} but not {absent[0]}; {target} needs both")
-        steps.setdefault(target, Step(sources, (target,), partial(_join, rule, target, patch_size)))
+        run, shapes = partial(_join, rule, target, patch_size), partial(_join_shapes, rule, target, patch_size)
+        steps.setdefault(target, Step(sources, (target,), run, shapes))
     return list(steps.values())
 
 
@@ -151,19 +156,25 @@ def fit_patch_weight(weight: Tensor, patch_size: tuple[int, int, int]) -> Tensor
     Raises:
         CheckpointError: the weight does not divide into such patches.
     """
+    return weight.reshape(_patch_shape(weight.shape, patch_size))
+
+
+def _patch_shape(shape: Size, patch_size: tuple[int, int, int]) -> Size:
     frames, height, width = patch_size
     volume = frames * height * width
-    if weight.ndim not in (2, 4) or weight[0].numel() % volume:
+    if len(shape) not in (2, 4) or shape[1:].numel() % volume:
         raise CheckpointError(
-            f"the patch projection has shape {tuple(weight.shape)}, which is not made of patches {patch_size}"
+            f"the patch projection has shape {tuple(shape)}, which is not made of patches {patch_size}"
         )
-    return weight.reshape(len(weight), -1, height, width) if frames == 1 else weight.flatten(1)
+    columns = shape[1:].numel()
+    return Size((shape[0], columns // volume, height, width) if frames == 1 else (shape[0], columns))
 
 
 def _sat_step(name: str, patch_size: tuple[int, int, int]) -> Step:
     rule, fields = find_rule(RULES, name, "SAT")
     targets = tuple(template.format(**fields) for template in rule.diffusers)
-    return Step((name,), targets, partial(_split, rule, name, patch_size))
+    run, shapes = partial(_split, rule, name, patch_size), partial(_split_shapes, rule, name, patch_size)
+    return Step((name,), targets, run, shapes)
 
 
 def _split(rule: Rule, name: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -172,10 +183,20 @@ def _split(rule: Rule, name: str, patch_size: tuple[int, int, int], tensors: Seq
         return [fit_patch_weight(whole, patch_size)]
     if rule.chunks == _WHOLE:
         return [whole]
-    if len(whole) % rule.num_chunks:
-        raise CheckpointError(f"{name} has {len(whole)} rows, which are not {rule.num_chunks} equal parts")
+    _check_rows(name, whole.shape, rule.num_chunks)
     pieces = whole.chunk(rule.num_chunks)
     return [torch.cat([pieces[index] for index in chosen]) for chosen in rule.chunks]
+
+
+def _split_shapes(rule: Rule, name: str, patch_size: tuple[int, int, int], shapes: Sequence[Size]) -> list[Size]:
+    (whole,) = shapes
+    if name in PATCH_WEIGHTS:
+        return [_patch_shape(whole, patch_size)]
+    if rule.chunks == _WHOLE:
+        return [whole]
+    _check_rows(name, whole, rule.num_chunks)
+    rows = whole[0] // rule.num_chunks
+    return [Size((rows * len(chosen), *whole[1:])) for chosen in rule.chunks]
 
 
 def _join(rule: Rule, target: str, patch_size: tuple[int, int, int], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -185,10 +206,24 @@ def _join(rule: Rule, target: str, patch_size: tuple[int, int, int], tensors: Se
         return list(tensors)
     pieces: dict[int, Tensor] = {}
     for chosen, tensor in zip(rule.chunks, tensors, strict=True):
-        if len(tensor) % len(chosen):
-            raise CheckpointError(f"a part of {target} has {len(tensor)} rows, which are not {len(chosen)} equal parts")
+        _check_rows(f"a part of {target}", tensor.shape, len(chosen))
         pieces.update(zip(chosen, tensor.chunk(len(chosen)), strict=True))
     return [torch.cat([pieces[index] for index in sorted(pieces)])]
+
+
+def _join_shapes(rule: Rule, target: str, patch_size: tuple[int, int, int], shapes: Sequence[Size]) -> list[Size]:
+    if target in PATCH_WEIGHTS:
+        return [_patch_shape(shapes[0], patch_size)]
+    if rule.chunks == _WHOLE:
+        return list(shapes)
+    for chosen, shape in zip(rule.chunks, shapes, strict=True):
+        _check_rows(f"a part of {target}", shape, len(chosen))
+    return [Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))]
+
+
+def _check_rows(name: str, shape: Size, parts: int) -> None:
+    if shape[0] % parts:
+        raise CheckpointError(f"{name} has {shape[0]} rows, which are not {parts} equal parts")
 
 
 def _pattern(template: str) -> re.Pattern[str]:
