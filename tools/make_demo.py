@@ -48,7 +48,9 @@ def vae() -> None:
     """The VAE."""
     from demo_recipe import train_vae
 
-    train_vae.train(DEMO / "vae")
+    first = WORLD.parent / "vae"
+    train_vae.train(first)
+    train_vae.train(DEMO / "vae", train_vae.MORE, start=first / "3d-vae.pt", peak=train_vae.MORE_PEAK)
 
 
 def encode() -> None:

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from demo_recipe.captions import MOTION_PHRASES, caption, plain_caption, random_spec
-from demo_recipe.clips import NUM_HELD_OUT, NUM_TRAIN, new_shape_specs
+from demo_recipe.clips import NUM_HELD_OUT, NUM_KNOWN, NUM_NEW, fine_tuning_specs
 from demo_recipe.measure import agreement, read
 from demo_recipe.render import HEIGHT, MOTIONS, NEW_SHAPE, NUM_FRAMES, SHAPES, WIDTH, ClipSpec, render
 
@@ -46,20 +46,25 @@ def test_the_base_world_never_shows_the_new_shape():
     assert NEW_SHAPE not in {random_spec(rng).shape for _ in range(300)}
 
 
-@pytest.mark.parametrize(("name", "count"), [("train", NUM_TRAIN), ("held_out", NUM_HELD_OUT)])
+@pytest.mark.parametrize(("name", "count"), [("train", NUM_NEW + NUM_KNOWN), ("held_out", NUM_HELD_OUT)])
 def test_stored_clips_are_the_rendered_ones(name, count):
-    specs = dict(zip(("train", "held_out"), new_shape_specs(), strict=True))[name]
+    specs = dict(zip(("train", "held_out"), fine_tuning_specs(), strict=True))[name]
     files = sorted((DEMO / "clips" / name).glob("*.mp4"))
     assert len(files) == len(specs) == count
     for file, spec in zip(files, specs, strict=True):
         assert file.with_suffix(".txt").read_text(encoding="utf-8").strip() == plain_caption(spec)
     with av.open(str(files[0])) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    error = (frames.astype(np.float64) - render(specs[0])) ** 2
-    assert 10 * np.log10(255**2 / error.mean()) > 32
+    rendered = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in render(specs[0])]
+    # Halved chroma, which the format asks for, costs more at saturated edges than the codec: both sides have it.
+    expected = np.stack([frame.reformat(format="yuv420p").to_ndarray(format="rgb24") for frame in rendered])
+    error = (frames.astype(np.float64) - expected) ** 2
+    assert 10 * np.log10(255**2 / error.mean()) > 45
 
 
 def test_training_and_held_out_clips_differ():
-    train, held_out = new_shape_specs()
-    shown = {(spec.color, spec.motion, spec.background) for spec in train}
+    train, held_out = fine_tuning_specs()
+    new = [spec for spec in train if spec.shape == NEW_SHAPE]
+    assert len(new) == NUM_NEW
+    shown = {(spec.color, spec.motion, spec.background) for spec in new}
     assert not shown & {(spec.color, spec.motion, spec.background) for spec in held_out}

@@ -1,4 +1,7 @@
-"""The fine-tuning clips: the new shape, as same-named mp4 and txt pairs, and a few held-out ones."""
+"""The fine-tuning clips, as same-named mp4 and txt pairs: the new shape, known shapes beside it, and held-out ones.
+
+The known ones keep the base's knowledge: without them the fine-tune learns that everything looks like the new shape.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .captions import plain_caption
+from .captions import plain_caption, random_spec
 from .render import BACKGROUNDS, COLORS, FPS, MOTIONS, NEW_SHAPE, ClipSpec, render
 
 SEED = 31
-NUM_TRAIN, NUM_HELD_OUT = 32, 8
+NUM_NEW, NUM_KNOWN, NUM_HELD_OUT = 32, 16, 8
 
 
-def new_shape_specs() -> tuple[list[ClipSpec], list[ClipSpec]]:
-    """Training and held-out clips of the new shape; every colour, motion and background is among the first."""
+def fine_tuning_specs() -> tuple[list[ClipSpec], list[ClipSpec]]:
+    """Training clips (new shape, then known ones) and held-out clips of the new shape.
+
+    Every colour, motion and background is among the training clips.
+    """
     rng = random.Random(SEED)
-    total = NUM_TRAIN + NUM_HELD_OUT
+    total = NUM_NEW + NUM_HELD_OUT
     combinations: set[tuple[str, ...]] = set()
     while len(combinations) < total:  # until no combination comes twice, so that the held-out ones are new
         columns = []
@@ -29,12 +35,13 @@ def new_shape_specs() -> tuple[list[ClipSpec], list[ClipSpec]]:
         rows = list(zip(*columns, strict=True))
         combinations = set(rows)
     specs = [ClipSpec(NEW_SHAPE, *row, rng.getrandbits(48)) for row in rows]
-    return specs[:NUM_TRAIN], specs[NUM_TRAIN:]
+    known = [random_spec(rng) for _ in range(NUM_KNOWN)]
+    return [*specs[:NUM_NEW], *known], specs[NUM_NEW:]
 
 
 def write_clips(folder: Path) -> None:
     """folder/train and folder/held_out: 000.mp4 with 000.txt, and so on."""
-    for name, specs in zip(("train", "held_out"), new_shape_specs(), strict=True):
+    for name, specs in zip(("train", "held_out"), fine_tuning_specs(), strict=True):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index, spec in enumerate(specs):
             write_mp4(folder / name / f"{index:03d}.mp4", render(spec))

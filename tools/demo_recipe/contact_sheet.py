@@ -24,5 +24,4 @@ def contact_sheet(
             image = Image.fromarray(clip[frame]).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(image, (left + place * (width * zoom + 2), top + 14))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A palette keeps the file small; colours move by less than can be seen.
-    sheet.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+    sheet.save(path, optimize=True)

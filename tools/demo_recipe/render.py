@@ -21,7 +21,7 @@ COLORS = {
     "white": (240, 240, 235),
 }
 BACKGROUNDS = {"gray": (100, 100, 104), "navy": (24, 30, 72), "brown": (96, 62, 40), "teal": (18, 78, 78)}
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "triangle", "cross", "ring")
 MOTIONS = ("right", "left", "up", "down", "grow", "shrink")
 NEW_SHAPE = "zorp"  # a five-pointed star with a dark round core; only the fine-tuning clips show it
 
@@ -51,8 +51,10 @@ def render(spec: ClipSpec) -> np.ndarray:
 
 def paint(canvas: np.ndarray, shape: str, center: np.ndarray, radius: float, color: np.ndarray) -> np.ndarray:
     """One frame: `shape` over `canvas` (float [h, w, 3]); center is (x, y) in pixels."""
-    if shape == "circle":
+    if shape in ("circle", "ring"):
         cover = _cover_disc(center, radius)
+        if shape == "ring":
+            cover = cover * (1.0 - _cover_disc(center, 0.55 * radius))
     else:
         cover = _cover_polygon(corners(shape) * radius + center)
     frame = canvas + cover[..., None] * (color - canvas)
@@ -64,8 +66,11 @@ def paint(canvas: np.ndarray, shape: str, center: np.ndarray, radius: float, col
 
 def corners(shape: str) -> np.ndarray:
     """Outline of a polygon shape for radius 1, float [p, 2] in (x, y), y downwards."""
-    if shape == "square":
-        return np.array([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]], np.float32)
+    if shape == "cross":
+        out, arm = 1.0, 0.36
+        quarter = np.array([[out, -arm], [out, arm], [arm, arm]], np.float32)
+        turns = [np.array([[c, -s], [s, c]], np.float32) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        return np.concatenate([quarter @ turn.T for turn in turns])
     if shape == "triangle":
         return np.array([[0.0, -1.15], [1.15, 0.95], [-1.15, 0.95]], np.float32)
     assert shape == NEW_SHAPE, f"unknown shape {shape!r}"
@@ -75,7 +80,8 @@ def corners(shape: str) -> np.ndarray:
 
 
 def render_variety(seed: int) -> np.ndarray:
-    """A clip for the VAE only: several irregular shapes in any colours on any background, uint8 [t, h, w, 3]."""
+    """A clip for the VAE only: several irregular shapes in any colours, half of
+    them with a round core, on any background, uint8 [t, h, w, 3]."""
     rng = np.random.default_rng(seed)
     base = rng.uniform(0, 255, 3).astype(np.float32) * rng.uniform(0.2, 1.0)
     canvas = _background(base, rng, strength=rng.uniform(0.5, 3.0))
@@ -84,36 +90,36 @@ def render_variety(seed: int) -> np.ndarray:
         count = int(rng.integers(3, 11))
         angles = np.sort(rng.uniform(0, 2 * np.pi, count))
         reach = rng.uniform(0.4, 1.0, count)
-        outline = np.stack([np.cos(angles), np.sin(angles)], -1) * reach[:, None] * rng.uniform(4, 22)
+        size = rng.uniform(5, 26)
+        outline = np.stack([np.cos(angles), np.sin(angles)], -1) * reach[:, None] * size
         start, velocity = rng.uniform((0, 0), (WIDTH, HEIGHT)), rng.normal(0, 2.0, 2)
         color, spin = rng.uniform(0, 255, 3).astype(np.float32), rng.normal(0, 0.06)
+        core_color, core_size = rng.uniform(0, 255, 3).astype(np.float32), size * rng.uniform(-0.4, 0.4)
         for index in range(NUM_FRAMES):
             turn = spin * index
             rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-            cover = _cover_polygon((outline @ rotation.T + start + velocity * index).astype(np.float32))
+            center = start + velocity * index
+            cover = _cover_polygon((outline @ rotation.T + center).astype(np.float32))
             frames[index] += cover[..., None] * (color - frames[index])
+            if core_size > 0:
+                core = _cover_disc(center, core_size)
+                frames[index] += core[..., None] * (core_color - frames[index])
     return _to_bytes(frames)
 
 
 def _path(spec: ClipSpec, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centres [t, 2] in (x, y) and radii [t]."""
-    big = spec.shape == NEW_SHAPE
-    radius = rng.uniform(15, 18) if big else rng.uniform(10, 13)
-    margin = radius + 3
-    progress = np.linspace(0, 1, NUM_FRAMES)
-    x = np.full(NUM_FRAMES, WIDTH / 2 + rng.uniform(-12, 12))
-    y = np.full(NUM_FRAMES, HEIGHT / 2 + rng.uniform(-8, 8))
+    """Centres [t, 2] in (x, y) and radii [t]. Shapes fill much of the frame and move at 2 pixels a frame or less."""
+    radius = rng.uniform(18, 21) if spec.shape == NEW_SHAPE else rng.uniform(15, 19)
+    middle = np.array([WIDTH / 2, HEIGHT / 2]) + rng.uniform(-1, 1, 2) * (9, 3)
+    x, y = np.full(NUM_FRAMES, middle[0]), np.full(NUM_FRAMES, middle[1])
     radii = np.full(NUM_FRAMES, radius)
-    begin, end = rng.uniform(0, 8, 2) if spec.motion in ("left", "right") else rng.uniform(0, 4, 2)
+    progress = np.linspace(-0.5, 0.5, NUM_FRAMES)
     if spec.motion in ("left", "right"):
-        x = margin + begin + progress * (WIDTH - 2 * margin - begin - end)
-        x = WIDTH - x if spec.motion == "left" else x
+        x = x + progress * rng.uniform(28, 34) * (1 if spec.motion == "right" else -1)
     elif spec.motion in ("up", "down"):
-        y = margin + begin + progress * (HEIGHT - 2 * margin - begin - end)
-        y = HEIGHT - y if spec.motion == "up" else y
+        y = y + progress * rng.uniform(18, 22) * (1 if spec.motion == "down" else -1)
     else:
-        radii = radius * (0.5 + 1.0 * progress) + rng.uniform(-1, 1)
-        radii = radii[::-1] if spec.motion == "shrink" else radii
+        radii = radius * (0.95 + 0.8 * progress * (1 if spec.motion == "grow" else -1))
     return np.stack([x, y], -1).astype(np.float32), radii.astype(np.float32)
 
 

@@ -33,7 +33,7 @@ PREFIX = "model.diffusion_model."
 class Recipe:
     """How long and how fast."""
 
-    steps: int = 2500
+    steps: int
     batch: int = 20
     muon_lr: float = 0.02
     adam_lr: float = 1e-3
@@ -44,8 +44,9 @@ class Recipe:
     high_noise: bool = False  # timesteps with density rising linearly towards pure noise, where layout is decided
 
 
-BASE = Recipe()
-FINISH = Recipe(steps=1450, peak=0.6, high_noise=True)
+# What is where is learnt first, from much noise; then edges, from all levels alike.
+BASE = Recipe(steps=2200, high_noise=True)
+FINISH = Recipe(steps=1200, peak=0.6)
 
 
 class TextAndVideo(nn.Module):

@@ -40,6 +40,9 @@ PHASES = (
     Phase(2300, ((0.7, 9, 2, 48, 48), (0.3, NUM_FRAMES, 1, 48, 48))),
     Phase(500, ((1.0, NUM_FRAMES, 1, HEIGHT, WIDTH),)),
 )
+# A second run from where the first ended, with its own learning-rate curve.
+MORE = (Phase(2000, ((0.6, 9, 2, 48, 48), (0.4, NUM_FRAMES, 1, HEIGHT, WIDTH))),)
+MORE_PEAK = 0.6
 
 
 def vae_clips(world: int, variety: int) -> Tensor:
@@ -72,10 +75,23 @@ def build() -> VideoAutoencoder:
     return vae
 
 
-def train(folder: Path, phases: tuple[Phase, ...] = PHASES, world: int = 2400, variety: int = 800) -> None:
-    """Train; writes folder/3d-vae.pt about every two minutes and at the end."""
+def train(
+    folder: Path,
+    phases: tuple[Phase, ...] = PHASES,
+    world: int = 2000,
+    variety: int = 1200,
+    start: Path | None = None,
+    peak: float = 1.0,
+) -> None:
+    """Train, from the weights in `start` if given; writes folder/3d-vae.pt about every two minutes and at the end.
+
+    `peak` scales the learning rates.
+    """
     clips = vae_clips(world, variety)
     vae = build()
+    if start is not None:
+        stored = torch.load(start, weights_only=True)["state_dict"]
+        vae.load_state_dict({name: value.float() for name, value in stored.items()})
     optimizer = _optimizer(vae)
     average = Average(vae, 0.998)
     total = sum(phase.steps for phase in phases)
@@ -86,7 +102,7 @@ def train(folder: Path, phases: tuple[Phase, ...] = PHASES, world: int = 2400, v
         loss, error = _loss(vae, to_float(_pick(clips, phase)))
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step(learning_rate(step / total))
+        optimizer.step(peak * learning_rate(step / total))
         average.update(step)
         recent.append(error)
         if step % 50 == 49:
