@@ -271,6 +271,22 @@ def test_fixed_table_in_the_file_is_computed_all_the_same(exported: Exported, tm
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_pickled_weights(exported: Exported, tmp_path: Path) -> None:
+    """As diffusers wrote them before safetensors; a file with anything but tensors is refused."""
+    copy = damaged(exported("2b") / "vae", tmp_path / "a")
+    state = load_file(copy / f"{STEM}.safetensors")
+    (copy / f"{STEM}.safetensors").unlink()
+    torch.save(state, copy / f"{STEM}.bin")
+    after, before = (
+        read_vae(back(copy, tmp_path / "sat") / "vae"),
+        read_vae(back(exported("2b"), tmp_path / "b") / "vae"),
+    )
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    torch.save({"state": state}, copy / f"{STEM}.bin")
+    with pytest.raises(CheckpointError, match=r"bin holds something else than named tensors"):
+        back(copy, tmp_path / "out")
+
+
 def test_mixed_types(exported: Exported, tmp_path: Path) -> None:
     copy = damaged(exported("2b"), tmp_path / "a")
     name = "proj_out.bias"
