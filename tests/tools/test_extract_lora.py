@@ -115,6 +115,24 @@ def test_base_that_is_given(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert not matrices["transformer.layers.1.attention.query_key_value.matrix_B.0"].any()
 
 
+def test_base_that_the_run_was_started_from(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """A full fine-tune names no base, because it needs none; its YAML says args.load."""
+    run = fine_tuned(checkpoints, tmp_path / "run", {ATTENTION[1]: torch.ones(64, 64)}, named_base=False)
+    tiny.write_yaml(run / "training_config.yaml", {"args": {"load": str(checkpoints.family.transformer)}})
+    out = extract(run, tmp_path / "out", "--rank", 1)
+    assert read_checkpoint(out).extra["base"]["sha256"] == fingerprint(checkpoints.family.transformer)
+
+
+def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    module = dict(read_checkpoint(checkpoints.family.transformer).module)
+    write_checkpoint(tmp_path / "base", 1, module, {})
+    origin = {"path": str(tmp_path / "base"), "sha256": fingerprint(tmp_path / "base")}
+    write_checkpoint(tmp_path / "run", 1, {name: value + 0.1 for name, value in module.items()}, {"base": origin})
+    write_checkpoint(tmp_path / "base", 1, {name: 2 * value for name, value in module.items()}, {}, overwrite=True)
+    with pytest.raises(CheckpointError, match="but that file has changed since"):
+        extract(tmp_path / "run", tmp_path / "out", "--rank", 1)
+
+
 def test_sizes_that_no_fact_names(checkpoints: Checkpoints, tmp_path: Path) -> None:
     module = dict(read_checkpoint(checkpoints.family.transformer).module)
     name = next(name for name in module if name.endswith("layers.1.mlp.dense_4h_to_h.weight"))

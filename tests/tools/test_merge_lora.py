@@ -201,6 +201,19 @@ def test_mistakes(checkpoints: Checkpoints, tmp_path: Path) -> None:
         merge(out, "--adapter", checkpoints.run)
 
 
+def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """The recorded file is another model by now: nothing is merged into it unless it is given."""
+    module = dict(read_checkpoint(checkpoints.family.transformer).module)
+    write_checkpoint(tmp_path / "base", 1, module, {})
+    origin = {"path": str(tmp_path / "base"), "sha256": fingerprint(tmp_path / "base")}
+    run = read_checkpoint(checkpoints.run)
+    write_checkpoint(tmp_path / "run", 1, run.module, {"lora": run.extra["lora"], "base": origin})
+    write_checkpoint(tmp_path / "base", 1, {name: 2 * value for name, value in module.items()}, {}, overwrite=True)
+    with pytest.raises(CheckpointError, match="but that file has changed since"):
+        merge(tmp_path / "m", "--adapter", tmp_path / "run")
+    merge(tmp_path / "m", "--adapter", tmp_path / "run", "--base", tmp_path / "base")
+
+
 def test_a_broken_base_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     module = dict(read_checkpoint(checkpoints.family.transformer).module)
     name = next(iter(module))

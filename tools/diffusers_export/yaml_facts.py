@@ -48,6 +48,12 @@ class YamlFacts:
         return None if alpha is None else float(alpha)
 
     @property
+    def load_path(self) -> Path | None:
+        """What the run was started from."""
+        path = self.config.args.load if self.config is not None else None
+        return _find(path) if path else None
+
+    @property
     def vae_path(self) -> Path | None:
         path = self.vae.get("ckpt_path")
         return _find(path) if path else None

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
-from cogvideox.weights.base import TransformerWeights, read_transformer
+from cogvideox.weights.base import TransformerWeights, find_base, read_transformer
 from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.lora_map import PAIR, TARGETS, AdapterName
 from cogvideox.weights.safetensors_stream import Entry
@@ -27,6 +27,7 @@ from torch import Size, Tensor
 
 from lora_tools.base_model import BaseModel, describe, open_base
 from lora_tools.convert import ITERATION
+from lora_tools.source import run_yaml
 
 FAST_OVERSAMPLING, FAST_ITERATIONS = 32, 4  # at most 1 % above the smallest possible error, also for a flat spectrum
 # What the rest of a transformer is, by the start of a name's part behind the layer; the first that fits counts.
@@ -112,10 +113,14 @@ def _measured(base: BaseModel) -> dict[str, Size]:
 
 
 def _recorded(checkpoint: SatCheckpoint) -> Path:
+    """What the checkpoint names as its base, else args.load of its run."""
     path = (checkpoint.extra.get("base") or {}).get("path")
-    if not path or not Path(path).exists():
+    if path and Path(path).exists():
+        return find_base(checkpoint)
+    yaml = run_yaml(checkpoint.path)
+    if path or yaml is None or yaml.load_path is None or not yaml.load_path.exists():
         raise CheckpointError(f"{checkpoint.path} records no base that is still there: give --base")
-    return Path(path)
+    return yaml.load_path
 
 
 def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: Path, *, fast: bool = False) -> Report:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import Adapter
 from cogvideox.weights.lora_map import MergedWeights
@@ -57,13 +58,15 @@ def _open(path: Path, alpha: float | None) -> Adapter:
 def find_base(adapters: Sequence[Weighted], given: Path | None) -> BaseModel:
     """The model that was given, else the one that the first adapter with a recorded path was trained on.
 
-    Raises: CheckpointError when there is none, or an adapter belongs to another.
+    Raises: CheckpointError when there is none, it has changed since, or an adapter belongs to another.
     """
-    recorded = (each.adapter.base.get("path") for each in adapters)
-    path = given or next((Path(path) for path in recorded if path and Path(path).exists()), None)
-    if path is None:
-        raise CheckpointError("which model? no adapter records one that is still there: give --base")
-    base = open_base(path)
+    if given is None:
+        recorded = (each.adapter for each in adapters if each.adapter.base.get("path"))
+        found = next((adapter for adapter in recorded if Path(adapter.base["path"]).exists()), None)
+        if found is None:
+            raise CheckpointError("which model? no adapter records one that is still there: give --base")
+        given = recorded_base(found.base, found.path)
+    base = open_base(given)
     for each in adapters:
         check_fit(each.adapter, base)
     return base

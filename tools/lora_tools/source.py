@@ -21,11 +21,18 @@ def open_adapter(path: Path, iteration: str | None = None, alpha: float | None =
     adapter = read_adapter(path, iteration, alpha)
     if adapter.is_alpha_known or adapter.layout != "SAT":
         return adapter
-    folders = (adapter.path.parent, adapter.path.parent.parent)
+    yaml = run_yaml(adapter.path)
+    if yaml is None or yaml.lora_alpha is None:
+        return adapter
+    lora = LoraFacts(adapter.lora.rank, yaml.lora_alpha)
+    return replace(adapter, lora=lora, alpha_from=f"from the run's {_RUN_CONFIG}", is_alpha_known=True)
+
+
+def run_yaml(weights: Path) -> YamlFacts | None:
+    """The configuration beside a weight file of a run, None for a file that is in no run folder.
+
+    Raises: ConfigError for a broken one.
+    """
+    folders = (weights.parent, weights.parent.parent)
     file = next((folder / _RUN_CONFIG for folder in folders if (folder / _RUN_CONFIG).is_file()), None)
-    if file is None:
-        return adapter
-    stated = YamlFacts(load_config([str(file)], [], "train", allow_unknown=True, partial=True)).lora_alpha
-    if stated is None:
-        return adapter
-    return replace(adapter, lora=LoraFacts(adapter.lora.rank, stated), alpha_from=f"from {file}", is_alpha_known=True)
+    return None if file is None else YamlFacts(load_config([str(file)], [], "train", allow_unknown=True, partial=True))

@@ -79,20 +79,28 @@ def find_base(checkpoint: SatCheckpoint) -> Path:
         raise CheckpointError(
             f"{checkpoint.path} holds only a part of a transformer and names no base: give the base model"
         )
+    return recorded_base(base, checkpoint.path)
+
+
+def recorded_base(base: Mapping[str, Any], source: Path) -> Path:
+    """The weight file that a checkpoint's entry "base" means, which has a path. source: the checkpoint's file.
+
+    Raises: CheckpointError when the file is gone or has another hash.
+    """
     recorded = Path(str(base["path"])).expanduser()
     # A run folder that was moved as a whole still finds a base that is stored relative to it.
-    places = [recorded] if recorded.is_absolute() else [recorded, checkpoint.path.parent / recorded]
+    places = [recorded] if recorded.is_absolute() else [recorded, source.parent / recorded]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise CheckpointError(
-            f"{checkpoint.path} holds only what was trained, and its base {recorded} is not there: "
+            f"{source} holds only what was trained, and its base {recorded} is not there: "
             "put the base back, or save with args.save_full=true"
         )
     file = find_states_file(found)
     actual = fingerprint(file)
     if base.get("sha256") not in (None, actual):
         raise CheckpointError(
-            f"{checkpoint.path} was trained on {recorded}, but that file has changed since "
+            f"{source} was trained on {recorded}, but that file has changed since "
             f"(sha256 {actual[:12]} instead of {str(base['sha256'])[:12]}): put the original back"
         )
     return file
