@@ -173,6 +173,30 @@ def test_changed_input_is_converted_again(exported: Exported, tmp_path: Path, ca
     assert torch.equal(read_vae(tmp_path / "sat" / "vae")[key], state[key] + 1)
 
 
+def test_changed_config_is_converted_again(exported: Exported, tmp_path: Path) -> None:
+    """2B's position table follows from the size in config.json, which no weight file says."""
+    source = tmp_path / "source"
+    shutil.copytree(exported("2b") / "transformer", source)
+    back(source, tmp_path / "sat")
+    name = PREFIX + "mixins.pos_embed.pos_embedding"
+    tokens = states(tmp_path / "sat" / "transformer")[name].shape[1]
+    config = json.loads((source / "config.json").read_text())
+    width = config["sample_width"]
+    (source / "config.json").write_text(json.dumps({**config, "sample_width": 2 * width}))
+    back(source, tmp_path / "sat")
+    text = config["max_text_seq_length"]
+    assert states(tmp_path / "sat" / "transformer")[name].shape[1] == text + 2 * (tokens - text)
+
+
+def test_part_by_part(exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    """The YAML of a later run names what an earlier one wrote; --sha256 on and off converts nothing twice."""
+    out = back(exported("2b"), tmp_path / "sat", "--sha256")
+    whole = (out / "model.yaml").read_text()
+    back(exported("2b"), out, "--only", "transformer")
+    assert "transformer: done before" in capsys.readouterr().out
+    assert (out / "model.yaml").read_text() == whole
+
+
 def test_folder_of_something_else(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

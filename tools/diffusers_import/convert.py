@@ -13,7 +13,7 @@ from typing import Any
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import begin_folder, check_writable, commit_folder, write_text_atomically
-from cogvideox.weights.hashes import FAST, hash_of
+from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, begin_iteration, commit_iteration
 from cogvideox.weights.sat_stream import stream_states, stream_torch_file
@@ -98,7 +98,7 @@ def _parts(plan: Plan) -> list[Part]:
     if plan.transformer is not None:
         transformer = plan.transformer
         size = sum(entry.num_bytes for entry in transformer.entries)
-        files = transformer.model.files
+        files = (transformer.model.path / "config.json", *transformer.model.files)  # tables depend on the config
         found.append(Part("transformer", files, size, lambda: _write_transformer(output, transformer, size)))
     if plan.vae is not None:
         vae = plan.vae
@@ -114,7 +114,10 @@ def _parts(plan: Plan) -> list[Part]:
 def _is_done(part: Part, manifest: dict[str, Any], output: Path, with_sha256: bool) -> bool:
     """Whether the manifest has this part, made of the same inputs, and its files are as they were written."""
     record = manifest["parts"].get(part.name)
-    if record is None or record["inputs"] != [describe_input(file, with_sha256) for file in part.inputs]:
+    if record is None or (with_sha256 and any(SHA256 not in each for each in record["inputs"])):
+        return False
+    before = [{key: value for key, value in each.items() if key != SHA256} for each in record["inputs"]]
+    if before != [describe_input(file, with_sha256=False) for file in part.inputs]:
         return False
     places = {each["path"]: output / each["path"] for each in record["outputs"]}
     return all(

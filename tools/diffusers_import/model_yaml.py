@@ -10,7 +10,6 @@ from cogvideox.config.load import load_config
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
 from cogvideox.weights.families import Family, TransformerFacts
 
-from diffusers_import.options import PARTS
 from diffusers_import.plan import Plan
 from diffusers_import.settings import family_of
 
@@ -38,13 +37,14 @@ def write_yamls(plan: Plan) -> list[str]:
 
 
 def _paths(plan: Plan) -> dict[str, Any]:
-    folder, done = plan.options.output.resolve(), set(plan.source.parts)
+    """Of the parts that are there by now, also from an earlier run with another --only."""
+    folder = plan.options.output.resolve()
     places = {
-        "transformer": {"args.load": TRANSFORMER},
-        "vae": {"model.first_stage_config.params.ckpt_path": VAE},
-        "text_encoder": {"model.conditioner_config.params.encoder.params.model_dir": TEXT_ENCODER},
+        "args.load": TRANSFORMER,
+        "model.first_stage_config.params.ckpt_path": VAE,
+        "model.conditioner_config.params.encoder.params.model_dir": TEXT_ENCODER,
     }
-    return {key: str(folder / name) for part in PARTS if part in done for key, name in places[part].items()}
+    return {key: str(folder / name) for key, name in places.items() if (folder / name).exists()}
 
 
 def _network(facts: TransformerFacts, settings: PipelineSettings, family: Family) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _rest(plan: Plan) -> dict[str, Any]:
     }
     if settings.image_latent_scale is not None:
         found["model.image_latent_scale"] = settings.image_latent_scale
-    if plan.vae is not None:
-        config = plan.vae.model.config
+    if plan.vae_config:
+        config = plan.vae_config
         widths = config["block_out_channels"]
         sizes = {
             "z_channels": config["latent_channels"],

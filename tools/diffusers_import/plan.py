@@ -66,6 +66,7 @@ class Plan:
     settings: PipelineSettings
     transformer: TransformerPart | None
     vae: VaePart | None
+    vae_config: dict[str, Any]  # of the source's VAE, asked for or not; {} without one
     text_encoder: tuple[list[Path], list[Path]] | None  # files of encoder and tokenizer
 
     def describe(self) -> list[str]:
@@ -107,6 +108,7 @@ def make_plan(options: Options) -> Plan:
         settings=settings,
         transformer=transformer,
         vae=_plan_vae(options, source) if "vae" in parts else None,
+        vae_config=vae_config,
         text_encoder=text_encoder_files(source.folder("text_encoder")) if "text_encoder" in parts else None,
     )
 
