@@ -11,6 +11,7 @@ import pytest
 import torch
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import sat_folder
+from cogvideox.weights.atomic import begin_folder
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, read_vae, write_checkpoint
 from safetensors.torch import save_file
 
@@ -80,6 +81,16 @@ def test_existing_iteration_is_not_replaced_unless_told(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, {"w": torch.zeros(1)}, {}, overwrite=True)
     assert list(read_checkpoint(tmp_path).module) == ["w"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "latest"]
+
+
+@pytest.mark.parametrize("place", [".", "mounted"])
+def test_folders_that_cannot_be_renamed(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before hours of work: both were errors of the last rename."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+    with pytest.raises(CheckpointError, match="can't be replaced as a whole: name a new folder in it"):
+        begin_folder(Path(place), 0)
+    assert not list(tmp_path.parent.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -34,12 +34,15 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
 def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Path:
     """Make the temporary twin of `final`, beside it on the same disk; `commit_folder` moves it into place.
 
-    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), or there is no
-        space or permission.
+    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), can't be renamed,
+        or there is no space or permission.
     """
     is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
     if is_taken and not overwrite:
         raise CheckpointError(f"{final} exists and is not empty: choose another place, or remove it first")
+    if final.resolve() == Path.cwd() or final.is_mount():
+        what = "the folder that this runs in" if final.resolve() == Path.cwd() else "a mount point"
+        raise CheckpointError(f"{final} is {what}, which can't be replaced as a whole: name a new folder in it")
     check_writable(final.parent, needed_bytes)
     partial = final.parent / f".{final.name}.partial"
     try:
