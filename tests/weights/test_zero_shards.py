@@ -19,7 +19,7 @@ from processes import run_processes
 from weights.zero_saves import CASES, FROZEN, STEPS, Module, save_all
 
 RANKS = 2
-PREFIX = {"stage1": "bf16_", "stage2": "", "stage3": "bf16_"}
+PREFIX = {"stage1": "bf16_", "stage1_fp32_grads": "bf16_", "stage2": "", "stage3": "bf16_"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_bit_equal_to_the_live_weights(case: str, saves: Path) -> None:
         assert any(not torch.equal(found[name].bfloat16().float(), found[name]) for name in trained), "not the masters"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "stage1_fp32_grads"])  # it refuses that one
 def test_equal_to_deepspeeds_own_converter(case: str, saves: Path) -> None:
     found = read_zero(saves / case)
     for name, value in get_fp32_state_dict_from_zero_checkpoint(str(saves / case)).items():

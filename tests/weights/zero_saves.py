@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 CASES = {
+    # Another optimizer of DeepSpeed's, whose shards don't say their stage.
+    "stage1_fp32_grads": (1, {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}),
     "stage1": (1, {"bf16": {"enabled": True}}),
     "stage2": (2, {}),
     "stage3": (3, {"bf16": {"enabled": True}}),

@@ -104,7 +104,7 @@ def read_zero(path: str | Path, tag: str | None = None) -> ZeroCheckpoint:
         names = ", ".join(sorted(file.name for file in folder.iterdir())[:4]) or "nothing"
         raise CheckpointError(f"{folder} holds no ZeRO shards (zero_pp_rank_*_optim_states.pt); it holds: {names}")
     shards = [_load(file, "optimizer_state_dict") for file in files]
-    stage = _agreed(files, [int(shard.get("zero_stage", 0)) for shard in shards], "ZeRO stage")
+    stage = _agreed(files, [_stage(shard) for shard in shards], "ZeRO stage")
     if not 1 <= stage <= 3:
         raise CheckpointError(f"{files[0]} is of ZeRO stage {stage}; valid are 1, 2 and 3")
     num_ranks = _agreed(files, [_partition_count(shard) for shard in shards], "number of ranks")
@@ -241,6 +241,11 @@ def _load(file: Path, entry: str) -> dict[str, Any]:
     if not isinstance(content, Mapping) or not isinstance(content.get(entry), Mapping):
         raise CheckpointError(f"{file} holds no {entry!r}: it was not saved by DeepSpeed")
     return dict(content if entry == "module" else content[entry])
+
+
+def _stage(shard: Mapping[str, Any]) -> int:
+    """As stated. The bf16 optimizer that DeepSpeed takes for fp32 gradients at stage 1 doesn't say; 0 if neither."""
+    return int(shard.get("zero_stage", 1 if "single_partition_of_fp32_groups" in shard else 0))
 
 
 def _partition_count(shard: Mapping[str, Any]) -> int:
