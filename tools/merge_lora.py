@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"base: {base.facts.summary}, from {base.path}")
     for each in adapters:
         print(f"+ {each.strength:g} x {each.adapter.path}: {each.adapter.summary}")
+        if each.adapter.has_model and each.adapter.path != base.path:
+            print("note: that file's own model is left out; if training changed it too, merge without --base")
     merge(base, adapters, options.output_path, options.dtype)
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
 

@@ -214,6 +214,23 @@ def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None
     merge(tmp_path / "m", "--adapter", tmp_path / "run", "--base", tmp_path / "base")
 
 
+def test_model_in_the_same_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """A run that trained base weights beside its LoRA saves both, and both are in the result."""
+    old, suffix = read_checkpoint(checkpoints.old_lora).module, "layers.1.mlp.dense_h_to_4h.weight"
+    trained = {name: value + 1 if name.endswith(suffix) else value for name, value in old.items()}
+    write_checkpoint(tmp_path / "run", 1, trained, {"lora": {"r": RANK, "alpha": ALPHA}})
+    found = read_checkpoint(merge(tmp_path / "m", "--adapter", tmp_path / "run")).module
+    expected = read_checkpoint(merge(tmp_path / "pure", "--adapter", checkpoints.run)).module
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value + 1 if name.endswith(suffix) else value), name
+    assert "note" not in capsys.readouterr().out
+    merge(tmp_path / "other", "--adapter", tmp_path / "run", "--base", checkpoints.family.transformer)
+    assert "note: that file's own model is left out" in capsys.readouterr().out
+    convert_lora.main([str(tmp_path / "run"), "--to", "diffusers", "--output_path", str(tmp_path / "hf")])
+    assert "note: the model in the same file is left out" in capsys.readouterr().out
+
+
 def test_a_broken_base_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     module = dict(read_checkpoint(checkpoints.family.transformer).module)
     name = next(iter(module))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ def describe(facts: TransformerFacts) -> dict[str, Any]:
     }
 
 
-def open_base(path: Path, iteration: str | None = None) -> BaseModel:
+def open_base(path: Path, *, drop_adapters: bool = False) -> BaseModel:
     """Open a SAT checkpoint that holds, or is completed from its own base to, a whole transformer.
 
-    Raises: CheckpointError when it isn't one, or has adapters itself.
+    Raises: CheckpointError when it isn't one, or has adapters itself (unless `drop_adapters`).
     """
-    weights = read_transformer(read_checkpoint(path, iteration))
+    weights = read_transformer(read_checkpoint(path))
+    if drop_adapters:
+        weights = replace(weights, adapters={}, lora=None)
     if weights.lora is not None:
         raise CheckpointError(
             f"{weights.files[0]} holds LoRA adapters itself: give the plain model that they were trained on"

@@ -65,6 +65,11 @@ def _notes(adapter: Adapter, num_filled: int) -> list[str]:
     notes = []
     if not adapter.is_alpha_known:
         notes.append(f"alpha {adapter.lora.alpha:g} is {adapter.alpha_from}; give --alpha if it was trained otherwise")
+    if adapter.has_model:
+        notes.append(
+            "the model in the same file is left out; if training changed it too, this LoRA alone is not what was "
+            "trained: tools/merge_lora.py gives both in one"
+        )
     if num_filled:
         notes.append(f"{num_filled} matrices that the file doesn't have are zeros: those layers stay as in the base")
     return notes

@@ -56,20 +56,24 @@ def _open(path: Path, alpha: float | None) -> Adapter:
 
 
 def find_base(adapters: Sequence[Weighted], given: Path | None) -> BaseModel:
-    """The model that was given, else the one that the first adapter with a recorded path was trained on.
+    """The model that was given, else that of the first adapter: in its file, or recorded there by path.
 
     Raises: CheckpointError when there is none, it has changed since, or an adapter belongs to another.
     """
-    if given is None:
-        recorded = (each.adapter for each in adapters if each.adapter.base.get("path"))
-        found = next((adapter for adapter in recorded if Path(adapter.base["path"]).exists()), None)
-        if found is None:
-            raise CheckpointError("which model? no adapter records one that is still there: give --base")
-        given = recorded_base(found.base, found.path)
-    base = open_base(given)
+    base = open_base(given) if given is not None else _own_base([each.adapter for each in adapters])
     for each in adapters:
         check_fit(each.adapter, base)
     return base
+
+
+def _own_base(adapters: Sequence[Adapter]) -> BaseModel:
+    for adapter in adapters:
+        if adapter.has_model:
+            return open_base(adapter.path, drop_adapters=True)
+        path = adapter.base.get("path")
+        if path and Path(path).exists():
+            return open_base(recorded_base(adapter.base, adapter.path))
+    raise CheckpointError("which model? no adapter records one that is still there: give --base")
 
 
 def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> None:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.base import SAT_ALPHA, LoraFacts, lora_facts
+from cogvideox.weights.base import SAT_ALPHA, LoraFacts, is_complete, lora_facts
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import select_prefix
 from cogvideox.weights.lora_map import (
@@ -35,6 +35,7 @@ from cogvideox.weights.lora_map import (
     layout_name,
     parse_names,
     parse_sat,
+    plain_name,
 )
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
 from cogvideox.weights.sat_folder import find_states_file, read_checkpoint
@@ -57,6 +58,7 @@ class Adapter:
     alpha_from: str  # for the user: where alpha comes from
     is_alpha_known: bool  # stated or given, not the convention of the program that wrote the file
     base: Mapping[str, Any]  # what the file says of the model it was trained on: path, sha256, model; {} if nothing
+    has_model: bool = False  # the file holds a whole transformer as well, whose weights may have been trained too
 
     @property
     def num_layers(self) -> int:
@@ -119,6 +121,7 @@ def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: fl
         alpha_from=reason if stated is None else "stated in the file" if known is not None else "as given",
         is_alpha_known=stated is not None,
         base=base,
+        has_model=is_complete({plain_name(name) for name in relative if not is_adapter(name)}),
     )
 
 
