@@ -1,6 +1,6 @@
 """The LoRA of a SAT checkpoint as diffusers' pytorch_lora_weights.safetensors.
 
-    python tools/export_sat_lora_weight.py --sat_pt_path ckpts/lora-06-01-12-00/1000/mp_rank_00_model_states.pt
+    python tools/export_sat_lora_weight.py --sat_pt_path ckpts/lora-06-01-12-00/1000/mp_rank_00_model_states.pt \\
         --lora_save_directory my_lora
 
 The same as `tools/convert_lora.py ... --to diffusers`, under its old name and flags.

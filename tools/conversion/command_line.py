@@ -14,10 +14,9 @@ from cogvideox.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """argparse that raises our error instead of leaving the process, and keeps the description's lines."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+    def __init__(self, description: str, epilog: str | None = None) -> None:
+        kind = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=kind, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def error(self, message: str) -> NoReturn:
@@ -25,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def add_output(parser: argparse.ArgumentParser, default: str = "as stored") -> None:
+def add_output(parser: argparse._ActionsContainer, default: str = "as stored") -> None:
     """--output_path, and the types to store."""
     parser.add_argument("--output_path", type=Path, required=True, metavar="DIR", help="new or empty folder")
     group = parser.add_mutually_exclusive_group()

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from cogvideox.errors import ConfigError
+from conversion.command_line import Parser, add_output
 
 Part = Literal["pipeline", "transformer", "vae", "lora"]
 _DESCRIPTION = """\
@@ -23,18 +24,15 @@ training_config.yaml, which is found by itself; for published checkpoints give -
 _EPILOG = """\
 examples:
   a run of this framework (a LoRA run gives its base pipeline plus pytorch_lora_weights.safetensors):
-    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path my_pipeline
-    --verify
+    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path my_pipeline --verify
   the same with the LoRA merged into the weights:
-    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path merged
-    --merge_lora
+    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path merged --merge_lora
   only the LoRA file:
-    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path my_lora --only
-    lora
+    python tools/convert_weight_sat2hf.py --checkpoint ckpts/lora-06-01-12-00 --output_path my_lora --only lora
   published weights:
-    python tools/convert_weight_sat2hf.py --base configs/cogvideox_2b.yaml --checkpoint
-        CogVideoX-2b-sat/transformer \\ --vae CogVideoX-2b-sat/vae/3d-vae.pt --text_encoder t5-v1_1-xxl
-        --output_path CogVideoX-2b --fp16
+    python tools/convert_weight_sat2hf.py --base configs/cogvideox_2b.yaml --output_path CogVideoX-2b --fp16 \\
+        --checkpoint CogVideoX-2b-sat/transformer --vae CogVideoX-2b-sat/vae/3d-vae.pt \\
+        --text_encoder CogVideoX-2b-sat/t5-v1_1-xxl
 """
 
 
@@ -123,21 +121,8 @@ def parse_size(text: str) -> int:
     return size
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises our error instead of leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="convert_weight_sat2hf.py",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser(_DESCRIPTION, _EPILOG)
     _add_inputs(parser.add_argument_group("input"))
     _add_outputs(parser.add_argument_group("output"))
     _add_claims(
@@ -145,7 +130,6 @@ def _parser() -> argparse.ArgumentParser:
             "old flags", "Derived when left out; one that contradicts the checkpoint is an error."
         )
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
@@ -185,17 +169,8 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_outputs(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--output_path", type=Path, required=True, metavar="DIR", help="new or empty folder")
+    add_output(group)
     group.add_argument("--only", choices=("transformer", "vae", "lora"), help="this part instead of a whole pipeline")
-    dtypes = group.add_mutually_exclusive_group()
-    for flag, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        dtypes.add_argument(
-            f"--{flag}",
-            dest="dtype",
-            action="store_const",
-            const=dtype,
-            help=f"store {dtype}".replace("torch.", ""),
-        )
     group.add_argument(
         "--merge_lora",
         action="store_true",

@@ -34,8 +34,8 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
 def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Path:
     """Make the temporary twin of `final`, beside it on the same disk; `commit_folder` moves it into place.
 
-    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), can't be renamed,
-        or there is no space or permission.
+    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), can't be
+        renamed, or there is no space or permission.
     """
     is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
     if is_taken and not overwrite:
