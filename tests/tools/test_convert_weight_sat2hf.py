@@ -410,8 +410,14 @@ class FakeHub:
             raise OSError("401 Unauthorized\nmore")
         return RepoUrl(f"https://huggingface.co/me/{name}")
 
-    def upload_folder(self, *, folder_path: Path, repo_id: str) -> None:
+    def upload_folder(self, *, folder_path: Path, repo_id: str, ignore_patterns: list[str]) -> None:
+        assert ignore_patterns == ["conversion.json"]
         self.uploads.append((folder_path.name, repo_id))
+
+    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str) -> None:
+        assert path_in_repo == "conversion.json"
+        inputs = json.loads(path_or_fileobj)["inputs"]
+        assert inputs and all(each["path"] == STATES_FILE for each in inputs), "folders of this machine"
 
 
 def test_upload(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

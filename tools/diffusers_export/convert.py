@@ -173,6 +173,7 @@ def _timed(what: str) -> Iterator[None]:
 def push_to_hub(folder: Path) -> str:
     """Upload to a repository of the user's own, named as the folder; return its address.
 
+    The manifest goes without the folders of this machine.
     Raises: CheckpointError when the upload is refused (no token, no network).
     """
     from huggingface_hub import HfApi
@@ -181,7 +182,12 @@ def push_to_hub(folder: Path) -> str:
     try:
         api = HfApi()
         address = api.create_repo(folder.resolve().name, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=address.repo_id)
+        api.upload_folder(folder_path=folder, repo_id=address.repo_id, ignore_patterns=[MANIFEST])
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for record in manifest["inputs"]:
+            record["path"] = Path(record["path"]).name
+        content = json.dumps(manifest, indent=2).encode()
+        api.upload_file(path_or_fileobj=content, path_in_repo=MANIFEST, repo_id=address.repo_id)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is complete, but the upload failed: {str(error).splitlines()[0]} (try `hf auth login`)"
