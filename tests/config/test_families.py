@@ -286,3 +286,9 @@ def test_the_resolved_file_of_every_family_loads_again(tmp_path: Path) -> None:
         file.write_text(config.resolved_yaml)
         again = load_config([str(file)], [], "train")
         assert again.model == config.model and again.data == config.data
+
+
+@pytest.mark.parametrize("value", ["0", "0.0"])
+def test_ofs_is_no_size_and_may_be_zero(value: str) -> None:
+    config = load_config([str(ROOT / f"configs/{NEWER_I2V}.yaml")], [f"{NETWORK}.ofs={value}"], "sample", partial=True)
+    assert config.model.network_config["params"]["ofs"] == 0.0

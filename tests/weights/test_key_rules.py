@@ -226,6 +226,15 @@ def test_published_families_are_recognised(name: str) -> None:
     assert facts.summary.startswith(name + " (")
 
 
+def test_a_rotary_checkpoint_without_its_signs_is_not_called_sincos() -> None:
+    shapes = published_shapes("CogVideoX-5B-I2V")
+    del shapes["transformer.position_embeddings.weight"]
+    expected = (
+        "CogVideoX of another layout (hidden size 3072, 42 layers, sin/cos or learned positions, 32 input channels)"
+    )
+    assert read_facts(shapes).summary == expected
+
+
 class Shapes(nn.Module):
     """Only names and shapes matter here: a real model of published size would take gigabytes."""
 

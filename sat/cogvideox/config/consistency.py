@@ -52,7 +52,7 @@ def check_consistency(config: Config, findings: Findings) -> None:
 
 
 def _positive(params: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:
-    """The parameters without sizes below 1, which are reported."""
+    """The parameters without sizes below 1, which are reported. Sizes are whole numbers; floats (ofs) may be 0."""
     kept = {}
     for name, value in params.items():
         numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if type(n) is int]

@@ -93,7 +93,8 @@ class TransformerFacts:
         """E.g. `CogVideoX-2B (hidden size 1920, 30 layers, sin/cos positions, 16 input channels)`."""
         kin = f"{self.kin.name} layout of another size" if self.kin else "CogVideoX of another layout"
         name = self.family.name if self.family else kin
-        positions = "rotary" if self.rotary else "sin/cos"
+        # A table without a sign of rotations is 2B's, or a learned one whose file lacks the signs.
+        positions = "rotary" if self.rotary else "sin/cos" if self.kin else "sin/cos or learned"
         positions += " and learned" if self.learned_table else ""
         frames = f", patches of {self.patch_size[0]} frames" if self.patch_size[0] > 1 else ""
         ofs = f", ofs_embed_dim {self.ofs_embed_dim}" if self.ofs_embed_dim is not None else ""
