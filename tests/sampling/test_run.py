@@ -271,3 +271,21 @@ def test_each_prompt_is_encoded_once_before_anything_is_sampled(family: tiny.Tin
     model.transformer.register_forward_hook(lambda *_: calls.append("step"))
     sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs[:3]), (FORMAT, jobs[3:])])
     assert calls == ["text", "text", "step", "step"]
+
+
+def test_the_text_encoder_is_on_the_device_while_it_encodes_and_only_then(
+    family: tiny.TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a second call. The device is written as cpu:0, to tell it from the CPU that it is sent to."""
+    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    encoder, jobs = model.conditioner.encoder, plan_jobs([Prompt(PROMPTS[0])], 1, 0, tmp_path)
+    moved, calls = encoder.move, []
+    monkeypatch.setattr(type(model), "device", torch.device("cpu:0"))
+    monkeypatch.setattr(encoder, "move", lambda *to: (calls.append(to), moved(*to)))
+    encoder.register_forward_hook(lambda *_: calls.append("text"))
+    model.transformer.register_forward_hook(lambda *_: calls.append("step"))
+    for _ in range(2):
+        sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs)])
+    once = [(torch.device("cpu:0"), torch.float32), "text", ("cpu", torch.float32), "step"]
+    assert calls == [*once, *once]

@@ -10,6 +10,7 @@ from cogvideox.config.findings import Findings
 from cogvideox.config.limits import frame_count_problem, size_problem
 
 ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
+SINCOS = "cogvideox.transformer.positions.SinCosPositionMixin"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,22 @@ def load_config(
     return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
 
 
+def read_trained_model(file: Path) -> ModelConfig:
+    """The section `model` of the configuration that a training run left in its folder. Nothing is logged.
+
+    Raises:
+        ConfigError: this version doesn't understand it.
+    """
+    report = Report(allow_unknown=True)
+    root = read_tree([str(file)], [], report)
+    report.raise_if_any()
+    published = translate(root, report)
+    settle_shared_keys(root, "train", report, published=published)
+    model = read_model(root.child("model"), report)
+    report.raise_if_any()
+    return model
+
+
 def read_tree(base: Sequence[str], overrides: Sequence[str], report: Report) -> Node:
     """All files and overrides merged, with includes and interpolations resolved; problems go to the report."""
     root = Node({}, Origin("", None, ""))

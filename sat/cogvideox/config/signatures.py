@@ -8,6 +8,7 @@ import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cogvideox.config.report import suggestion
 from cogvideox.config.value_types import mentions
@@ -28,6 +29,7 @@ class Parameter:
     annotation: ast.expr | None
     required: bool
     supplied: bool
+    default: ast.expr | None = None
 
     @property
     def takes_nodes(self) -> bool:
@@ -45,6 +47,12 @@ class Signature:
     @property
     def yaml_keys(self) -> list[str]:
         return [parameter.name for parameter in self.parameters.values() if not parameter.supplied]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The values of parameters that are left unwritten, where the source says them as plain values."""
+        given = {p.name: p.default for p in self.parameters.values() if p.default is not None}
+        return {name: ast.literal_eval(default) for name, default in given.items() if _is_plain(default)}
 
 
 @cache
@@ -135,15 +143,20 @@ def _is_installed(file: Path) -> bool:
     return "site-packages" in file.parts or Path(sysconfig.get_path("stdlib")) in file.parents
 
 
+def _is_plain(value: ast.expr) -> bool:
+    plain = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.UnaryOp, ast.USub, ast.Load)
+    return all(isinstance(node, plain) for node in ast.walk(value))
+
+
 def _from_arguments(target: str, arguments: ast.arguments, *, skip_first: bool) -> Signature:
     positional = [*arguments.posonlyargs, *arguments.args]
-    without_default = len(positional) - len(arguments.defaults)
+    defaults = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults]
     parameters = [
-        Parameter(argument.arg, argument.annotation, required=index < without_default, supplied=False)
-        for index, argument in enumerate(positional)
+        Parameter(argument.arg, argument.annotation, required=default is None, supplied=False, default=default)
+        for argument, default in zip(positional, defaults, strict=True)
     ][1 if skip_first else 0 :]
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        parameters.append(Parameter(argument.arg, argument.annotation, required=False, supplied=default is None))
+        parameters.append(Parameter(argument.arg, argument.annotation, False, default is None, default))
     return Signature(target, {p.name: p for p in parameters}, open=arguments.kwarg is not None)
 
 
@@ -153,7 +166,7 @@ def _is_dataclass(definition: ast.ClassDef) -> bool:
 
 def _dataclass_fields(definition: ast.ClassDef) -> list[Parameter]:
     return [
-        Parameter(node.target.id, node.annotation, required=node.value is None, supplied=False)
+        Parameter(node.target.id, node.annotation, required=node.value is None, supplied=False, default=node.value)
         for node in definition.body
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)

@@ -29,6 +29,7 @@ from cogvideox.model.loading import load_transformer, read_lora
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
+from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
 
 def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.device) -> VideoDiffusion:
     """Build the model and load `args.load`; a checkpoint with adapters brings its own rank and alpha when the
-    configuration has no lora_config.
+    configuration has no lora_config. Settings other than those of the checkpoint's training run are warned of.
 
     Raises: ConfigError, CheckpointError.
     """
     assert args.load is not None, "the configuration was checked"
+    warn_of_changes(config, args.load)
     lora = read_lora(args.load)
     if lora is not None and not has_lora(config):
         _log.info("%s holds LoRA adapters: rank %d, alpha %g", args.load, lora.rank, lora.alpha)
@@ -111,15 +113,14 @@ def sample_batches(
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
-    All prompts are encoded first, and the text encoder is left on the CPU: as T5-XXL it would take 9 GB of the device
-    from the transformer and the VAE.
+    All prompts are encoded first, and the text encoder is left on the CPU until the next call: as T5-XXL it would take
+    9 GB of the device from the transformer and the VAE.
     Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
     be read or written.
     """
     for form, _ in batches:
         check_format(model, form)
     contexts = encode_prompts(model, batches)
-    model.conditioner.move("cpu", next(model.transformer.parameters()).dtype)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
             context = torch.stack([contexts[job.prompt] for job in jobs]).to(model.device)
@@ -130,9 +131,14 @@ def sample_batches(
 
 
 def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Prompt -> context [l, e] on the CPU, each different prompt encoded once, one at a time."""
+    """Prompt -> context [l, e] on the CPU, each different prompt encoded once, one at a time. The text encoder comes to
+    the model's device for it and leaves for the CPU."""
     prompts = dict.fromkeys(job.prompt for _, jobs in batches for job in jobs)
-    return {prompt: model.encode_text([prompt])[0].cpu() for prompt in prompts}
+    dtype = next(model.transformer.parameters()).dtype
+    model.conditioner.move(model.device, dtype)
+    contexts = {prompt: model.encode_text([prompt])[0].cpu() for prompt in prompts}
+    model.conditioner.move("cpu", dtype)
+    return contexts
 
 
 @torch.no_grad()
@@ -151,7 +157,7 @@ def sample_latents(
     """
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
     if context is None:
-        context = model.encode_text([job.prompt for job in jobs])
+        context = model.encode_text([job.prompt for job in jobs]).to(model.device)
     return sampler.sample(
         _denoiser(model, jobs, form),
         _noise(jobs, shape, "start").to(model.device),

@@ -1,0 +1,48 @@
+"""Whether sampling computes as training did: weights don't say scale factors, the noise schedule or positions."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cogvideox.config.compare import changed_computation
+from cogvideox.config.load import read_trained_model
+from cogvideox.config.schema import ModelConfig
+from cogvideox.errors import ConfigError
+from cogvideox.log import get_logger
+from cogvideox.weights.sat_folder import find_states_file
+
+_log = get_logger(__name__)
+_NAME = re.compile(r"training_config(?:-resumed-at-(\d+))?\.yaml")
+
+
+def warn_of_changes(config: ModelConfig, load: str | Path) -> None:
+    """Say once which settings differ from those in the run folder that the weights lie in; nothing without one.
+
+    Raises: CheckpointError when there are no weights.
+    """
+    file = trained_config(find_states_file(load))
+    if file is None or os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        changed = changed_computation(read_trained_model(file), config)
+    except ConfigError as error:
+        _log.warning("not compared with the settings of training, %s can't be read: %s", file, error)
+        return
+    texts = [f"{key} trained with {before}, sampling with {now}" for key, (before, now) in changed.items()]
+    if texts:
+        _log.warning("these weights were trained with other settings (%s): %s", file, "; ".join(texts))
+
+
+def trained_config(states_file: Path) -> Path | None:
+    """The configuration in force when a run wrote this checkpoint; None for weights outside of a run folder.
+
+    A run that was resumed at iteration n left another one, for the checkpoints behind n.
+    """
+    folder = states_file.resolve().parent
+    files = folder.parent.glob("training_config*.yaml")
+    starts = {int(match[1] or 0): file for file in files if (match := _NAME.fullmatch(file.name))}
+    saved_at = re.fullmatch(r"(\d+)(-.*)?", folder.name)
+    in_force = [start for start in starts if saved_at is None or start == 0 or start < int(saved_at[1])]
+    return starts[max(in_force)] if in_force else None
