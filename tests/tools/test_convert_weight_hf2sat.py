@@ -197,6 +197,19 @@ def test_part_by_part(exported: Exported, tmp_path: Path, capsys: Any) -> None:
     assert (out / "model.yaml").read_text() == whole
 
 
+def test_edited_yaml_is_kept(exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    """Also a second time, under a name of its own."""
+    out = back(exported("2b"), tmp_path / "sat", "--only", "transformer")
+    written = (out / "model.yaml").read_text()
+    for number in (1, 2):
+        (out / "model.yaml").write_text(f"# mine {number}\n{written}")
+        back(exported("2b"), out, "--only", "transformer")
+        assert f"model.yaml was there with other content: kept as model.yaml.{number}" in capsys.readouterr().out
+        assert (out / f"model.yaml.{number}").read_text().startswith(f"# mine {number}\n")
+        assert (out / "model.yaml").read_text() == written
+    assert not (out / "model_lora.yaml.1").exists()
+
+
 def test_folder_of_something_else(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

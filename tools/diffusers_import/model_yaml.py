@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,17 @@ def write_yamls(plan: Plan) -> list[str]:
         file = ROOT / base
         text = f"# {plan.options.source}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
         tree = {"include": str(file), **_differing(wanted, file)}
-        (plan.options.output / name).write_text(text + yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        _write(plan.options.output / name, text + yaml.safe_dump(tree, sort_keys=False))
     return _commands(plan, family)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file; one with other content, perhaps edited by hand, is kept under another name, and said so."""
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        kept = next(name for n in count(1) if not (name := file.with_name(f"{file.name}.{n}")).exists())
+        file.rename(kept)
+        print(f"  {file.name} was there with other content: kept as {kept.name}")
+    file.write_text(text, encoding="utf-8")
 
 
 def _paths(plan: Plan) -> dict[str, Any]:
