@@ -111,9 +111,7 @@ def test_other_rank_is_refused(family: tiny.TinyFamily, trained: tuple[VideoDiff
 
 
 def test_adapters_need_a_model_that_has_some(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path]) -> None:
-    with pytest.raises(
-        CheckpointError, match="LoRA adapters of rank 4, but the model has none: add lora_config"
-    ):
+    with pytest.raises(CheckpointError, match="LoRA adapters of rank 4, but the model has none: add lora_config"):
         load_transformer(build(family), trained[1])
 
 
