@@ -1,4 +1,4 @@
-"""The streamed file holds torch.save's records, byte for byte, and takes the memory of one tensor."""
+"""The streamed file is torch.save's, byte for byte, and takes the memory of one tensor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def entries(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> lis
     return [Entry(name, tuple(value.shape), dtype or value.dtype) for name, value in tensors.items()]
 
 
-def test_same_records_as_torch_save(tmp_path: Path) -> None:
+def test_same_bytes_as_torch_save(tmp_path: Path) -> None:
     tensors = state()
     (tmp_path / "whole" / "partial").mkdir(parents=True)
     (tmp_path / "streamed" / "partial").mkdir(parents=True)
@@ -45,27 +45,14 @@ def test_same_records_as_torch_save(tmp_path: Path) -> None:
     written = stream_states(tmp_path / "streamed" / "partial", 5, entries(tensors), iter(tensors.items()), EXTRA)
     whole, streamed = (tmp_path / kind / "partial" / STATES_FILE for kind in ("whole", "streamed"))
     with zipfile.ZipFile(whole) as first, zipfile.ZipFile(streamed) as second:
-        assert second.testzip() is None  # every CRC-32
-        names = {name for name in first.namelist() if not name.endswith("serialization_id")}
-        assert names == set(second.namelist())
+        assert second.testzip() is None
+        names = [name for name in first.namelist() if not name.endswith("serialization_id")]
+        assert names == [name for name in second.namelist() if not name.endswith("serialization_id")]
         for name in names:
+            assert first.getinfo(name).header_offset == second.getinfo(name).header_offset
             assert first.read(name) == second.read(name), name
-            assert second.getinfo(name).compress_type == zipfile.ZIP_STORED
     assert written.xxh3_128 == hash_of(streamed, FAST)
-    assert written.num_bytes == streamed.stat().st_size
-
-
-@pytest.mark.parametrize("mmap", [True, False])
-def test_torch_reads_it(tmp_path: Path, mmap: bool) -> None:
-    tensors = state()
-    stream_states(tmp_path, 5, entries(tensors), iter(tensors.items()), EXTRA)
-    found = torch.load(tmp_path / STATES_FILE, weights_only=True, mmap=mmap)["module"]
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in tensors.items())
-    reader = torch._C.PyTorchFileReader(str(tmp_path / STATES_FILE))
-    offsets = [reader.get_record_offset(name) for name in reader.get_all_records() if name.startswith("data/")]
-    assert len(offsets) == len(tensors)
-    assert all(offset % 64 == 0 for offset in offsets)
+    assert written.num_bytes == streamed.stat().st_size == whole.stat().st_size
 
 
 def test_reads_back_and_casts(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def write_file(
             for entry in entries:
                 name, value = next(tensors)
                 assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-                data = raw_bytes(cast_to(name, value, entry.dtype))
+                data = _raw_bytes(cast_to(name, value, entry.dtype))
                 _write_all(file.fileno(), data)
                 digest.update(data)
             return WrittenFile(path.name, file.tell(), digest.hexdigest())
@@ -166,7 +166,7 @@ def is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def raw_bytes(value: Tensor) -> memoryview:
+def _raw_bytes(value: Tensor) -> memoryview:
     """The tensor's memory; a memory-mapped tensor is not copied. The view keeps the tensor alive."""
     return value.contiguous().flatten().view(torch.uint8).numpy().data
 

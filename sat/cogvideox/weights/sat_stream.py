@@ -1,8 +1,8 @@
 """Writing SAT's weight file tensor by tensor, so that a conversion or a merge never holds more than one in memory.
 
 torch.save needs every tensor before it writes the first byte. Here the pickle of names, shapes and dtypes is written
-first, and each tensor's bytes follow as the caller gives them. The records are those of torch.save, byte for byte:
-`data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
+first, and each tensor's bytes follow as the caller gives them. The file is byte for byte that of torch.save: a zip
+archive of `data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.hashes import FAST, hash_of
-from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to, raw_bytes
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
 from cogvideox.weights.sat_folder import STATES_FILE, states_content
-from cogvideox.weights.torch_archive import TorchArchive
 
 _PICKLE_PROTOCOL = 2  # torch.save's; old readers know no other
 
@@ -57,7 +57,7 @@ def stream_torch_file(
     """Write `content`, in which an `Entry` stands for each tensor. Arguments and errors as `stream_states`."""
     try:
         _write(path, content, entries, tensors)
-    except OSError as error:
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f"writing {path} failed: {str(error).splitlines()[0]}; nothing was kept") from error
     return WrittenFile(path.name, path.stat().st_size, hash_of(path, FAST))
 
@@ -65,11 +65,17 @@ def stream_torch_file(
 def _write(path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     pickled = io.BytesIO()
     _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
-    with TorchArchive(path) as archive:
-        archive.write("data.pkl", pickled.getvalue())
-        for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
-            assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-            archive.write(f"data/{index}", raw_bytes(cast_to(name, value, entry.dtype)))
+    archive = torch._C.PyTorchFileWriter(str(path))
+    archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
+    for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
+        archive.write_record(name, text.encode(), len(text))
+    for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
+        assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+        own = cast_to(name, value, entry.dtype).contiguous()
+        if own.untyped_storage().nbytes() != entry.num_bytes:
+            own = own.clone()  # a view: its buffer holds more
+        archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
+    archive.write_end_of_file()
 
 
 @dataclass(frozen=True)
