@@ -9,7 +9,6 @@ training; what was frozen is as stored. Neither the ranks nor DeepSpeed are need
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically  # noqa: E402
+from cogvideox.weights.atomic import new_folder, write_text_atomically  # noqa: E402
 from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
 from cogvideox.weights.sat_folder import LATEST_FILE  # noqa: E402
 from cogvideox.weights.sat_stream import stream_states  # noqa: E402
@@ -55,18 +54,13 @@ def consolidate(shards: ZeroCheckpoint, output: Path, dtype: torch.dtype | None)
         Entry(name, tuple(shape), dtype if dtype is not None and stored.is_floating_point else stored)
         for name, (shape, stored) in shards.shapes.items()
     ]
-    partial = begin_folder(output, sum(entry.num_bytes for entry in entries))
-    try:
+    with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
         iteration = partial / str(shards.iteration)
         iteration.mkdir()
         tensors = ((entry.name, shards[entry.name]) for entry in entries)
         stream_states(iteration, shards.iteration, entries, tensors, shards.extra)
         write_text_atomically(partial / LATEST_FILE, iteration.name)
         write_manifest(partial, shards.files, {"zero_stage": shards.stage, "ranks": shards.num_ranks})
-        commit_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
-from cogvideox.weights.atomic import begin_folder, commit_folder
+from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.lora_file import write_lora
 from cogvideox.weights.model_folder import find_weights
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
@@ -22,11 +21,11 @@ from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.text_encoder_folder import copy_text_encoder, folder_bytes
 from cogvideox.weights.torch_file import load_file
 from conversion.file_records import FileRecord, describe_input, describe_written
+from conversion.manifest import MANIFEST
 from torch import Tensor
 
 from diffusers_export.plan import Plan
 
-MANIFEST = "conversion.json"
 _TYPE_NAMES = {
     None: "as stored",
     torch.float16: "float16",
@@ -43,16 +42,10 @@ def convert(plan: Plan) -> None:
     """
     entries = _transformer_entries(plan)
     output = plan.options.output
-    partial = begin_folder(output, _needed_bytes(plan, entries))
-    try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            inputs = [pool.submit(describe_input, file, plan.options.sha256) for file in _input_files(plan)]
-            written = _write_parts(plan, partial, entries)
-            _write_manifest(plan, partial, [each.result() for each in inputs], written)
-        commit_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(output, _needed_bytes(plan, entries)) as partial, ThreadPoolExecutor(max_workers=1) as pool:
+        inputs = [pool.submit(describe_input, file, plan.options.sha256) for file in _input_files(plan)]
+        written = _write_parts(plan, partial, entries)
+        _write_manifest(plan, partial, [each.result() for each in inputs], written)
 
 
 def _transformer_entries(plan: Plan) -> list[Entry]:

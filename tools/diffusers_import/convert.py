@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.atomic import begin_folder, check_writable, commit_folder, write_text_atomically
+from cogvideox.weights.atomic import check_writable, new_folder, write_text_atomically
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.safetensors_stream import WrittenFile
-from cogvideox.weights.sat_folder import VAE_FILE, begin_iteration, commit_iteration
+from cogvideox.weights.sat_folder import VAE_FILE, new_iteration
 from cogvideox.weights.sat_stream import stream_states, stream_torch_file
 from cogvideox.weights.text_encoder_folder import copy_files
 from conversion.file_records import describe_input, describe_written
+from conversion.manifest import MANIFEST
 
 from diffusers_import.model_yaml import TEXT_ENCODER, TRANSFORMER
 from diffusers_import.plan import Plan, TransformerPart, VaePart
 
-MANIFEST = "conversion.json"
 ITERATION = 1
 _HASHERS = 2  # inputs hashed at a time, beside the writing
 
@@ -127,13 +126,8 @@ def _is_done(part: Part, manifest: dict[str, Any], output: Path, with_sha256: bo
 
 
 def _write_transformer(output: Path, part: TransformerPart, size: int) -> list[WrittenFile]:
-    partial, final = begin_iteration(output / TRANSFORMER, ITERATION, size, overwrite=True)
-    try:
+    with new_iteration(output / TRANSFORMER, ITERATION, size, overwrite=True) as (partial, _):
         written = stream_states(partial, ITERATION, part.entries, part.tensors(), {})
-        commit_iteration(partial, final, ITERATION)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return [_below(f"{TRANSFORMER}/{ITERATION}", written)]
 
 
@@ -156,13 +150,8 @@ def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int) -> list
 
 
 def _in_new_folder(final: Path, num_bytes: int, write: Callable[[Path], list[WrittenFile]]) -> list[WrittenFile]:
-    partial = begin_folder(final, num_bytes, overwrite=True)
-    try:
+    with new_folder(final, num_bytes, overwrite=True) as partial:
         written = write(partial)
-        commit_folder(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return written
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from cogvideox.errors import ConfigError
-from cogvideox.weights.atomic import begin_folder, commit_folder
+from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import DIFFUSERS_STEM, Adapter, complete, write_lora
 from cogvideox.weights.lora_map import LayoutName
@@ -40,8 +39,7 @@ def convert(
     matrices = complete(adapter.matrices) if layout == "sat" else adapter.matrices
     notes = _notes(adapter, len(matrices) - len(adapter.matrices))
     origin = base.reference() if base is not None else dict(adapter.base)
-    partial = begin_folder(output, tensor_bytes(matrices))
-    try:
+    with new_folder(output, tensor_bytes(matrices)) as partial:
         if layout == "sat":
             stored = {
                 TRANSFORMER_PREFIX + name: cast_to(name, value, dtype or value.dtype)
@@ -54,10 +52,6 @@ def convert(
             write_lora(partial, matrices, adapter.lora, layout, stem=stem, dtype=dtype, base=origin)
         facts = {"layout": layout, "lora": {"r": adapter.lora.rank, "alpha": adapter.lora.alpha}}
         write_manifest(partial, [adapter.path], facts)
-        commit_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return notes
 
 

@@ -7,7 +7,6 @@ with randomness" (0909.4061), algorithm 4.4.
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.atomic import new_folder, write_text_atomically
 from cogvideox.weights.base import TransformerWeights, find_base, read_transformer
 from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.lora_map import PAIR, TARGETS, AdapterName
@@ -140,8 +139,7 @@ def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: P
     shapes = {"A": (rank, width), "B": (width, rank)}
     entries = [Entry(TRANSFORMER_PREFIX + name.sat, shapes[name.kind], torch.float32) for name in names]
     report = Report()
-    partial = begin_folder(output, sum(entry.num_bytes for entry in entries))
-    try:
+    with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
         (partial / str(ITERATION)).mkdir()
         extra = {"lora": {"r": rank, "alpha": float(rank)}, "base": base.reference()}
         tensors = _adapters(finetuned, base, rank, fast, report)
@@ -153,10 +151,6 @@ def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: P
         errors = {name: change.error for name, change in report.targets.items()}
         facts = {"lora": extra["lora"], "relative_error": errors, "share_outside": report.outside}
         write_manifest(partial, [*finetuned.files, base.path], facts)
-        commit_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return report
 
 

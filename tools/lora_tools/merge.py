@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.atomic import new_folder, write_text_atomically
 from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import Adapter
@@ -89,8 +88,7 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
         )
         for name, value in base.weights.plain.items()
     ]
-    partial = begin_folder(output, sum(entry.num_bytes for entry in entries))
-    try:
+    with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
         (partial / str(ITERATION)).mkdir()
         tensors = ((TRANSFORMER_PREFIX + name, merged[name]) for name in merged)
         stream_states(partial / str(ITERATION), ITERATION, entries, tensors, {})
@@ -105,7 +103,3 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
             for each in adapters
         ]
         write_manifest(partial, [*base.weights.files, *(each.adapter.path for each in adapters)], {"merged": parts})
-        commit_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cogvideox.errors import CheckpointError
@@ -29,6 +31,21 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
             f"not enough space for {folder}: {needed_bytes / 2**30:.2f} GiB needed, "
             f"{free / 2**30:.2f} GiB free on its disk"
         )
+
+
+@contextmanager
+def new_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `final` when the block succeeds, and is removed when it doesn't.
+
+    Raises: CheckpointError as `begin_folder`.
+    """
+    partial = begin_folder(final, needed_bytes, overwrite=overwrite)
+    try:
+        yield partial
+        commit_folder(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Path:

@@ -13,8 +13,8 @@ Published checkpoints and old training runs don't have it. Files that hold the t
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.atomic import begin_folder, commit_folder, write_text_atomically
+from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, write_text_atomically
 from cogvideox.weights.safetensors_stream import is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
 
@@ -190,13 +190,11 @@ def write_checkpoint(
 
     Raises: CheckpointError for a non-finite tensor, an existing folder, a place without space or permission.
     """
-    partial, final = begin_iteration(folder, iteration, tensor_bytes(module), variant=variant, overwrite=overwrite)
-    try:
+    with new_iteration(folder, iteration, tensor_bytes(module), variant=variant, overwrite=overwrite) as (
+        partial,
+        final,
+    ):
         write_states(partial, iteration, module, extra)
-        commit_iteration(partial, final, iteration, name_latest=not variant)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return final
 
 
@@ -205,15 +203,30 @@ def tensor_bytes(module: Mapping[str, Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in module.values())
 
 
-def begin_iteration(
+@contextmanager
+def new_iteration(
     folder: str | Path, iteration: int, needed_bytes: int, *, variant: str = "", overwrite: bool = False
+) -> Iterator[tuple[Path, Path]]:
+    """(temporary, final) iteration folder; when the block succeeds it gets its name, and then `latest` its number.
+
+    Arguments and errors as `write_checkpoint`.
+    """
+    final = Path(folder).expanduser() / (f"{iteration}-{variant}" if variant else str(iteration))
+    with new_folder(final, needed_bytes, overwrite=overwrite) as partial:
+        yield partial, final
+    if not variant:
+        write_text_atomically(final.parent / LATEST_FILE, str(iteration))
+
+
+def begin_iteration(
+    folder: str | Path, iteration: int, needed_bytes: int, *, overwrite: bool = False
 ) -> tuple[Path, Path]:
-    """First step of a save, for callers that put more than weights into the folder: (temporary, final folder).
+    """First step of a save by several processes: (temporary, final folder).
 
     One process calls this; all may then write into the temporary folder; one calls `commit_iteration`.
     Raises: CheckpointError when the final folder exists (unless `overwrite`), or without space or permission.
     """
-    final = Path(folder).expanduser() / (f"{iteration}-{variant}" if variant else str(iteration))
+    final = Path(folder).expanduser() / str(iteration)
     return begin_folder(final, needed_bytes, overwrite=overwrite), final
 
 
@@ -237,11 +250,10 @@ def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str
     return {"module": dict(module), "cogvideox": header}
 
 
-def commit_iteration(partial: Path, final: Path, iteration: int, *, name_latest: bool = True) -> None:
-    """Last step of a save: sync, rename, and only then point `latest` to it."""
+def commit_iteration(partial: Path, final: Path, iteration: int) -> None:
+    """Last step of a save by several processes: sync, rename, and only then point `latest` to it."""
     commit_folder(partial, final)
-    if name_latest:
-        write_text_atomically(final.parent / LATEST_FILE, str(iteration))
+    write_text_atomically(final.parent / LATEST_FILE, str(iteration))
 
 
 def check_finite(module: Mapping[str, Tensor]) -> None:
