@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ class TinyFamily:
     @property
     def model_yaml(self) -> Path:
         return self.folder / "model.yaml"
+
+
+FamilyOf = Callable[[str], TinyFamily]  # the fixture of tests/conftest.py
 
 
 def write_family(

@@ -1,7 +1,8 @@
 """Put the shards of a DeepSpeed ZeRO checkpoint (stages 1, 2, 3) together into one SAT checkpoint, on any machine.
 
 What was trained comes from the fp32 masters in zero_pp_rank_*_optim_states.pt, so nothing is lost to the 16 bits of
-training; what was frozen is as stored. Neither the ranks nor DeepSpeed are needed, and memory stays small.
+training; what was frozen is as stored. Neither the ranks nor DeepSpeed are needed, and memory stays small. The run's
+training_config.yaml, if it has one, comes along, so that the other tools know what they have before them.
 
     python tools/consolidate_zero.py ckpts/old-run --output_path consolidated            # what `latest` names
     python tools/consolidate_zero.py ckpts/old-run/2000 --output_path consolidated --bf16
@@ -9,6 +10,7 @@ training; what was frozen is as stored. Neither the ranks nor DeepSpeed are need
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
+from cogvideox.sampling.trained_settings import trained_config  # noqa: E402
 from cogvideox.weights.atomic import new_folder, write_text_atomically  # noqa: E402
 from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
 from cogvideox.weights.sat_folder import LATEST_FILE  # noqa: E402
@@ -60,6 +63,9 @@ def consolidate(shards: ZeroCheckpoint, output: Path, dtype: torch.dtype | None)
         tensors = ((entry.name, shards[entry.name]) for entry in entries)
         stream_states(iteration, shards.iteration, entries, tensors, shards.extra)
         write_text_atomically(partial / LATEST_FILE, iteration.name)
+        config = trained_config(shards.files[0])
+        if config is not None:
+            shutil.copyfile(config, partial / "training_config.yaml")
         write_manifest(partial, shards.files, {"zero_stage": shards.stage, "ranks": shards.num_ranks})
 
 

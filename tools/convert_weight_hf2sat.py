@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
+from conversion.verification import naming_result  # noqa: E402
 from diffusers_import.convert import convert  # noqa: E402
 from diffusers_import.model_yaml import write_yamls  # noqa: E402
 from diffusers_import.options import parse_options  # noqa: E402
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if plan.options.verify:
         from diffusers_import.verify import verify  # diffusers and the model cost seconds to import
 
-        verify(plan)
+        naming_result(plan.options.output, lambda: verify(plan))
     for line in commands:
         print(line)
 

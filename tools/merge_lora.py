@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.command_line import Parser, add_output, positive  # noqa: E402
+from lora_tools.base_model import note_other_file  # noqa: E402
 from lora_tools.merge import find_base, merge, read_weighted  # noqa: E402
 
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"+ {each.strength:g} x {each.adapter.path}: {each.adapter.summary}")
         if each.adapter.has_model and each.adapter.path != base.path:
             print("note: that file's own model is left out; if training changed it too, merge without --base")
+        for note in note_other_file(each.adapter, base) if options.base is not None else ():
+            print(f"note: {note}")
     merge(base, adapters, options.output_path, options.dtype)
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
 

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from convert_weight_hf2sat import main as hf2sat
 from equivalence.pipelines import TOLERANCE, compare, export, frames_ours, frames_theirs, load_ours
-
-FamilyOf = Callable[[str], tiny.TinyFamily]
-
-
-@pytest.fixture(scope="module")
-def family_of(tmp_path_factory: pytest.TempPathFactory) -> FamilyOf:
-    made: dict[str, tiny.TinyFamily] = {}
-
-    def get(name: str) -> tiny.TinyFamily:
-        if name not in made:
-            made[name] = tiny.write_family(tmp_path_factory.mktemp(name), num_clips=0, family=name)
-        return made[name]
-
-    return get
+from tiny import FamilyOf
 
 
 @pytest.mark.parametrize("name", ["5b", "5b_i2v", "1.5"])

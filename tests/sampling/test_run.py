@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,19 @@ def test_each_prompt_is_encoded_once_before_anything_is_sampled(family: tiny.Tin
     model.transformer.register_forward_hook(lambda *_: calls.append("step"))
     sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs[:3]), (FORMAT, jobs[3:])])
     assert calls == ["text", "text", "step", "step"]
+
+
+def test_the_text_encoder_is_given_up_where_nothing_follows(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    """As T5-XXL it would take 9 GB of the machine's memory on every process, for as long as sampling takes."""
+    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
+    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
+    encoder = weakref.ref(model.conditioner.encoder)
+    seen: list[bool] = []
+    model.transformer.register_forward_hook(lambda *_: seen.append(encoder() is None))
+    jobs = plan_jobs([Prompt(PROMPTS[0])], 1, 0, tmp_path)
+    sampler = build_sampler(config.model.sampler_config)
+    sample_batches(model, sampler, [(FORMAT, jobs)], keep_text_encoder=False)
+    assert seen == [True]
 
 
 def test_the_text_encoder_is_on_the_device_while_it_encodes_and_only_then(

@@ -11,7 +11,6 @@ import tiny
 from tiny_checkpoints import Checkpoints, write_checkpoints
 
 FAMILIES = ("2b", "5b", "5b_i2v", "1.5", "1.5_i2v")
-FamilyOf = Callable[[str], tiny.TinyFamily]
 
 
 @pytest.fixture(scope="session")
@@ -20,20 +19,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 
 @pytest.fixture(scope="session")
-def family_of(tmp_path_factory: pytest.TempPathFactory) -> FamilyOf:
-    """A tiny family by name, made when it is first asked for."""
-    made: dict[str, tiny.TinyFamily] = {}
-
-    def get(name: str) -> tiny.TinyFamily:
-        if name not in made:
-            made[name] = tiny.write_family(tmp_path_factory.mktemp(name), num_clips=0, family=name)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def exported(family_of: FamilyOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def exported(family_of: tiny.FamilyOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The diffusers pipeline of a tiny family, its transformer in several shards."""
     from convert_weight_sat2hf import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,14 @@ def test_what_a_file_records_of_its_base(checkpoints: Checkpoints, tmp_path: Pat
     assert manifest["inputs"][0]["path"] == str(read_checkpoint(checkpoints.run).path)
     assert manifest["lora"] == {"r": RANK, "alpha": ALPHA}
     assert {value.dtype for value in read_adapter(out).matrices.values()} == {torch.bfloat16}
+
+
+def test_base_in_another_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """Not an error: a converted copy of a model has another hash. Without a word it could be another fine-tune."""
+    module = read_checkpoint(checkpoints.family.transformer).module
+    write_checkpoint(tmp_path / "copy", 1, {name: value.half() for name, value in module.items()}, {})
+    convert(checkpoints.run, "sat", tmp_path / "a", "--base", tmp_path / "copy")
+    assert re.search(r"note: .* was trained on a file with SHA-256 \w{12}\.\.\., .*copy.* has", capsys.readouterr().out)
 
 
 def test_base_of_another_family(checkpoints: Checkpoints, tmp_path: Path) -> None:

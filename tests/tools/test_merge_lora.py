@@ -201,7 +201,7 @@ def test_mistakes(checkpoints: Checkpoints, tmp_path: Path) -> None:
         merge(out, "--adapter", checkpoints.run)
 
 
-def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
     """The recorded file is another model by now: nothing is merged into it unless it is given."""
     module = dict(read_checkpoint(checkpoints.family.transformer).module)
     write_checkpoint(tmp_path / "base", 1, module, {})
@@ -211,7 +211,11 @@ def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None
     write_checkpoint(tmp_path / "base", 1, {name: 2 * value for name, value in module.items()}, {}, overwrite=True)
     with pytest.raises(CheckpointError, match="but that file has changed since"):
         merge(tmp_path / "m", "--adapter", tmp_path / "run")
+    capsys.readouterr()
     merge(tmp_path / "m", "--adapter", tmp_path / "run", "--base", tmp_path / "base")
+    assert "note:" in (said := capsys.readouterr().out) and f"SHA-256 {origin['sha256'][:12]}" in said
+    merge(tmp_path / "same", "--adapter", checkpoints.run, "--base", checkpoints.family.transformer)
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_model_in_the_same_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:

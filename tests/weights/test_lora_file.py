@@ -110,6 +110,20 @@ def test_alpha_of_a_header(tmp_path: Path, header: dict[str, Any] | None, alpha:
     assert adapter.layout == "peft"
 
 
+def test_alpha_that_is_said_twice(tmp_path: Path) -> None:
+    """In the header and beside the modules: equal, or nobody knows which one was trained with."""
+    folder = tmp_path / "both"
+    (file,) = write_lora(tmp_path, matrices(), LORA, "comfyui", stem="plain")
+    state = load_file(tmp_path / file.name)
+    folder.mkdir()
+    for alpha in (ALPHA, ALPHA + 1):
+        save_file(state, folder / "a.safetensors", {"lora_adapter_metadata": json.dumps({"lora_alpha": alpha})})
+        if alpha == ALPHA:
+            assert read_adapter(folder).lora.alpha == ALPHA
+    with pytest.raises(CheckpointError, match=r"its settings say alpha \d+, its \.alpha tensors \d+: one of them"):
+        read_adapter(folder)
+
+
 def test_alpha_of_the_caller(tmp_path: Path) -> None:
     silent = peft_file(tmp_path / "silent.safetensors")
     stated = peft_file(tmp_path / "stated.safetensors", {"lora_alpha": 6})

@@ -204,3 +204,12 @@ def test_files_without_their_entries(copy: Callable[[str], Path]) -> None:
     torch.save({"weights": {}}, optimizer_file(folder, 0))
     with pytest.raises(CheckpointError, match=r"holds no 'optimizer_state_dict': it was not saved by DeepSpeed"):
         read_zero(folder)
+
+
+def test_the_runs_settings_come_along(saves: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(saves / "stage2", tmp_path / "run"))
+    main([str(run), "--output_path", str(tmp_path / "without")])
+    assert not (tmp_path / "without" / "training_config.yaml").exists()
+    (run / "training_config.yaml").write_text("model: {}\n")
+    main([str(run), "--output_path", str(tmp_path / "with")])
+    assert (tmp_path / "with" / "training_config.yaml").read_text() == "model: {}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ class BaseModel:
         """The weight file."""
         return self.weights.files[0]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weight file; some seconds for a large one."""
+        return sha256_of(self.path)
+
     def reference(self) -> dict[str, Any]:
         """What an adapter's file says of it; a run folder's loader finds it again by path and hash."""
         return {
             "path": str(self.path.resolve()),
-            "sha256": sha256_of(self.path),
+            "sha256": self.sha256,
             "model": describe(self.facts),
         }
 
@@ -81,6 +87,17 @@ def check_fit(adapter: Adapter, base: BaseModel) -> None:
             f"{adapter.path} was trained on {trained_on.get('name', 'another model')}, but {base.path} is "
             f"{facts.summary}: use a LoRA of that model"
         )
+
+
+def note_other_file(adapter: Adapter, base: BaseModel) -> list[str]:
+    """What to say when `base` was given and is another file than the one that the adapter was trained on."""
+    recorded = adapter.base.get("sha256")
+    if recorded is None or adapter.path == base.path or recorded == base.sha256:
+        return []
+    return [
+        f"{adapter.path} was trained on a file with SHA-256 {str(recorded)[:12]}..., {base.path} has "
+        f"{base.sha256[:12]}...: the same model in another file is as good, other weights are not"
+    ]
 
 
 def _recorded_model(adapter: Adapter) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from cogvideox.weights.safetensors_stream import cast_to
 from cogvideox.weights.sat_folder import tensor_bytes, write_checkpoint
 from conversion.manifest import write_manifest
 
-from lora_tools.base_model import BaseModel, check_fit
+from lora_tools.base_model import BaseModel, check_fit, note_other_file
 
 LayoutChoice = Literal["sat"] | LayoutName
 LAYOUT_CHOICES: tuple[str, ...] = ("sat", *get_args(LayoutName))
@@ -38,6 +38,7 @@ def convert(
         )
     matrices = complete(adapter.matrices) if layout == "sat" else adapter.matrices
     notes = _notes(adapter, len(matrices) - len(adapter.matrices))
+    notes += note_other_file(adapter, base) if base is not None else []
     origin = base.reference() if base is not None else dict(adapter.base)
     with new_folder(output, tensor_bytes(matrices)) as partial:
         if layout == "sat":

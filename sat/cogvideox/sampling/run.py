@@ -53,7 +53,7 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
         model = load_for_sampling(config.model, args, groups.device)
         sampler = build_sampler(config.model.sampler_config)
         batches = make_batches(groups.share(jobs), args, model.patch_frames)
-        written = sample_batches(model, sampler, batches, show_progress=groups.is_first)
+        written = sample_batches(model, sampler, batches, show_progress=groups.is_first, keep_text_encoder=False)
     except UserError as caught:
         error = caught
     groups.agree(error)
@@ -109,18 +109,23 @@ def build_sampler(node: ComponentNode, num_steps: int | None = None) -> Sampler:
 
 
 def sample_batches(
-    model: VideoDiffusion, sampler: Sampler, batches: Sequence[Batch], *, show_progress: bool = False
+    model: VideoDiffusion,
+    sampler: Sampler,
+    batches: Sequence[Batch],
+    *,
+    show_progress: bool = False,
+    keep_text_encoder: bool = True,
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
-    All prompts are encoded first, and the text encoder is left on the CPU until the next call: as T5-XXL it would take
-    9 GB of the device from the transformer and the VAE.
+    All prompts are encoded first, and the text encoder is left on the CPU until the next call, or given up if there is
+    none: as T5-XXL it would take 9 GB of the device from the transformer and the VAE.
     Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
     be read or written.
     """
     for form, _ in batches:
         check_format(model, form)
-    contexts = encode_prompts(model, batches)
+    contexts = encode_prompts(model, batches, keep_encoder=keep_text_encoder)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
             context = torch.stack([contexts[job.prompt] for job in jobs]).to(model.device)
@@ -130,14 +135,17 @@ def sample_batches(
     return [job.folder for _, jobs in batches for job in jobs]
 
 
-def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch]) -> dict[str, Tensor]:
+def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch], *, keep_encoder: bool = True) -> dict[str, Tensor]:
     """Prompt -> context [l, e] on the CPU, each different prompt encoded once, one at a time. The text encoder comes to
-    the model's device for it and leaves for the CPU."""
+    the model's device for it and leaves for the CPU, or for good."""
     prompts = dict.fromkeys(job.prompt for _, jobs in batches for job in jobs)
     dtype = next(model.transformer.parameters()).dtype
     model.conditioner.move(model.device, dtype)
     contexts = {prompt: model.encode_text([prompt])[0].cpu() for prompt in prompts}
-    model.conditioner.move("cpu", dtype)
+    if keep_encoder:
+        model.conditioner.move("cpu", dtype)
+    else:
+        model.conditioner.free()
     return contexts
 
 

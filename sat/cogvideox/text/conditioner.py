@@ -61,6 +61,10 @@ class Conditioner(nn.Module):
         """Tokens of each caption before cutting; those above max_length lose their end."""
         return self.encoder.count_tokens(captions)
 
+    def free(self) -> None:
+        """Give the encoder's memory back, where everything is encoded: only `null_context` works from here on."""
+        self.encoder = None  # type: ignore[assignment]
+
     def move(self, device: torch.device | str, dtype: torch.dtype) -> Conditioner:
         """Move and cast the encoder."""
         self.encoder.move(device, dtype)

@@ -84,7 +84,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
         schedule = _scaled(schedule, config.model.lr_scale)
     engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
     progress = Progress() if resumed is None else load_progress(resumed, engine, groups)
-    if resumed is not None:
+    if resumed is not None and groups.is_first:
         _compare(progress, train_data, args)
     _announce(config, engine, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, resumed, progress))

@@ -141,8 +141,14 @@ def _read_peft(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     if len(alphas) > 1:
         raise CheckpointError(f"{file}: its modules have alphas {sorted(alphas)}; SAT's LoRA has one for all")
     alpha = _stated_alpha(file, header, _common_rank(matrices, file))
+    beside = next(iter(alphas), None)
+    if alpha is not None and beside is not None and not _is_close(alpha, beside):
+        raise CheckpointError(
+            f"{file}: its settings say alpha {alpha:g}, its .alpha tensors {beside:g}: one of them is wrong, "
+            "and nothing says which: remove it"
+        )
     base = _read_json(header.get(BASE_HEADER, "{}"), file)
-    return matrices, next(iter(alphas), None) if alpha is None else alpha, base
+    return matrices, beside if alpha is None else alpha, base
 
 
 def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | None:
