@@ -24,10 +24,9 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from cogvideox.sampling.trained_settings import trained_config  # noqa: E402
-from cogvideox.weights.atomic import new_folder, write_text_atomically  # noqa: E402
+from cogvideox.weights.atomic import new_folder  # noqa: E402
 from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
-from cogvideox.weights.sat_folder import LATEST_FILE  # noqa: E402
-from cogvideox.weights.sat_stream import stream_states  # noqa: E402
+from cogvideox.weights.sat_stream import write_sat_folder  # noqa: E402
 from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402
 from conversion.command_line import Parser, add_output  # noqa: E402
 from conversion.manifest import write_manifest  # noqa: E402
@@ -58,11 +57,8 @@ def consolidate(shards: ZeroCheckpoint, output: Path, dtype: torch.dtype | None)
         for name, (shape, stored) in shards.shapes.items()
     ]
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
-        iteration = partial / str(shards.iteration)
-        iteration.mkdir()
         tensors = ((entry.name, shards[entry.name]) for entry in entries)
-        stream_states(iteration, shards.iteration, entries, tensors, shards.extra)
-        write_text_atomically(partial / LATEST_FILE, iteration.name)
+        write_sat_folder(partial, shards.iteration, entries, tensors, shards.extra)
         config = trained_config(shards.files[0])
         if config is not None:
             shutil.copyfile(config, partial / "training_config.yaml")

@@ -13,10 +13,11 @@ import cogvideox
 import pytest
 import torch
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_folder import STATES_FILE, begin_iteration, commit_iteration, read_checkpoint, write_states
-from cogvideox.weights.sat_stream import stream_states
+from cogvideox.weights.sat_stream import stream_states, write_sat_folder
 from torch import Tensor
 
 EXTRA = {"base": {"path": "/somewhere", "sha256": "0" * 64}, "lora": None}
@@ -66,6 +67,16 @@ def test_reads_back_and_casts(tmp_path: Path) -> None:
     assert found.module.keys() == tensors.keys()
     for name, value in tensors.items():
         assert torch.equal(found.module[name], value.bfloat16())
+
+
+def test_a_folder_with_latest(tmp_path: Path) -> None:
+    tensors = state()
+    with new_folder(tmp_path / "ckpt", 1000) as partial:
+        write_sat_folder(partial, 7, entries(tensors), iter(tensors.items()), EXTRA)
+    assert (tmp_path / "ckpt" / "latest").read_text() == "7"
+    found = read_checkpoint(tmp_path / "ckpt")
+    assert (found.path, found.iteration) == (tmp_path / "ckpt" / "7" / STATES_FILE, 7)
+    assert found.module.keys() == tensors.keys()
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,29 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import write_text_atomically
 from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
-from cogvideox.weights.sat_folder import STATES_FILE, states_content
+from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, states_content
 
 _PICKLE_PROTOCOL = 2  # torch.save's; old readers know no other
+
+
+def write_sat_folder(
+    partial: Path,
+    iteration: int,
+    entries: Sequence[Entry],
+    tensors: Iterable[tuple[str, Tensor]],
+    extra: Mapping[str, Any],
+) -> None:
+    """Fill a temporary folder (`atomic.new_folder`) with one iteration, and `latest` that names it.
+
+    Arguments and errors as `stream_states`.
+    """
+    folder = partial / str(iteration)
+    folder.mkdir()
+    stream_states(folder, iteration, entries, tensors, extra)
+    write_text_atomically(partial / LATEST_FILE, folder.name)
 
 
 def stream_states(
