@@ -117,6 +117,21 @@ def test_vae_alone(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> Non
     )
 
 
+def test_vae_alone_by_old_flags(tmp_path: Path) -> None:
+    """Without YAML and checkpoint they say what no tensor does; 32 norm groups, as released."""
+    paths = tiny.TinyFamily(tmp_path)
+    node = tiny.model_section(paths)["first_stage_config"]
+    node["params"] |= {"ch": 32, "ch_mult": [1, 1, 1, 1], "norm_num_groups": 32}
+    del node["params"]["ckpt_path"]
+    torch.save({"state_dict": instantiate(node).state_dict()}, tmp_path / "vae.pt")
+    flags = ("--vae_ckpt_path", tmp_path / "vae.pt", "--scaling_factor", "0.7")
+    for version, inverts in (("1.0", False), ("1.5", True)):
+        config = AutoencoderKLCogVideoX.from_pretrained(
+            convert(tmp_path / version, *flags, "--version", version)
+        ).config
+        assert (config.scaling_factor, config.invert_scale_latents) == (0.7, inverts)
+
+
 def test_whole_engine_checkpoint_brings_its_own_vae(checkpoints: Checkpoints, tmp_path: Path) -> None:
     family = checkpoints.family
     nowhere = "model.first_stage_config.params.ckpt_path=/nowhere/3d-vae.pt"
@@ -367,6 +382,7 @@ def test_value_beyond_fp16(checkpoints: Checkpoints, tmp_path: Path) -> None:
         ("--checkpoint {transformer} --base {yaml} --text_encoder {vae_folder}", "is not a T5 text encoder"),
         ("--vae {vae} --base {yaml} model.first_stage_config.params.norm_num_groups=3", "norm groups"),
         ("--vae {transformer} --base {yaml}", "holds no VAE"),
+        ("--vae {vae}", "no tensor of a VAE says which scale its latents have: give --base"),
         ("--checkpoint {vae} --base {yaml}", "is not a CogVideoX transformer in SAT layout"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from cogvideox.errors import ConfigError
 from cogvideox.weights.families import read_facts
 from diffusers_export.options import parse_options
-from diffusers_export.yaml_facts import YamlFacts, read_settings
+from diffusers_export.yaml_facts import YamlFacts, check_claims, read_settings
 from torch import Size
 from weights.test_key_rules import PUBLISHED, published_shapes
 
@@ -38,3 +38,28 @@ def test_others_do(name: str, change: dict[str, tuple[int, ...]]) -> None:
     shapes = published_shapes(name) | {key: Size(shape) for key, shape in change.items()}
     with pytest.raises(ConfigError, match="which sizes it was trained at, no tensor says: give its YAML with --base"):
         read_settings(NOTHING, read_facts(shapes), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "scale", "inverts"),
+    [
+        ("--scaling_factor 0.7", 0.7, False),
+        ("--scaling_factor 1.15258426 --version 1.0 --snr_shift_scale 3.0", 1.15258426, False),
+        ("--scaling_factor 0.7 --version 1.0 --snr_shift_scale 2.0 --i2v", 0.7, False),
+        ("--scaling_factor 0.7 --version 1.5", 0.7, True),
+        ("--scaling_factor 0.5 --version 1.5", 0.5, True),
+        ("--version 1.5", 0.7, True),
+    ],
+)
+def test_vae_alone_takes_the_old_flags(flags: str, scale: float, inverts: bool) -> None:
+    options = parse_options(["--vae_ckpt_path", "vae", "--output_path", "out", *flags.split()])
+    settings = read_settings(NOTHING, None, options)
+    check_claims(options, None, settings)
+    assert (settings.scale_factor, settings.invert_scale_latents) == (scale, inverts)
+
+
+@pytest.mark.parametrize("flags", ["", "--version 1.0"])
+def test_vae_alone_of_nobody_knows_which_model(flags: str) -> None:
+    options = parse_options(["--vae", "vae", "--output_path", "out", *flags.split()])
+    with pytest.raises(ConfigError, match="no tensor of a VAE says which scale .* give --base .*or --scaling_factor"):
+        read_settings(NOTHING, None, options)

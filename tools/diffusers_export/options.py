@@ -38,7 +38,8 @@ examples:
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for. Fields under `claims` are old flags that state facts; they are only compared."""
+    """What was asked for. Fields under `claims` are old flags that state facts: compared, and
+    believed for a VAE without YAML only."""
 
     checkpoint: Path | None
     iteration: str | None
@@ -125,11 +126,10 @@ def _parser() -> Parser:
     parser = Parser(_DESCRIPTION, _EPILOG)
     _add_inputs(parser.add_argument_group("input"))
     _add_outputs(parser.add_argument_group("output"))
-    _add_claims(
-        parser.add_argument_group(
-            "old flags", "Derived when left out; one that contradicts the checkpoint is an error."
-        )
+    told = (
+        "Derived when left out; one that contradicts the checkpoint is an error. A VAE alone, without YAML, needs them."
     )
+    _add_claims(parser.add_argument_group("old flags", told))
     return parser
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.diffusers_folder import PipelineSettings, inverts_scale, published_settings
-from cogvideox.weights.families import TransformerFacts
+from cogvideox.weights.families import FAMILIES, Family, TransformerFacts
 
 from diffusers_export.options import Options
 
@@ -96,19 +96,41 @@ def _find(path: str) -> Path:
 def read_settings(yaml: YamlFacts, facts: TransformerFacts | None, options: Options) -> PipelineSettings:
     """The settings from the YAML; without one, those of the published model that the checkpoint is.
 
-    Raises: ConfigError when there is no YAML and the checkpoint is no published model, or diffusers can't
-        express what the YAML says.
+    Raises: ConfigError when there is no YAML and the checkpoint is no published model, or is a VAE alone and no old
+        flag says which, or when diffusers can't express what the YAML says.
     """
     if yaml.config is not None and yaml.network:
         return _from_yaml(yaml, facts)
     if facts is None:
-        return PipelineSettings()
+        return published_settings(_claimed_family(options))
     if facts.family is None or not _has_published_table(facts):
         raise ConfigError(
             f"{options.checkpoint} holds {facts.summary}; which sizes it was trained at, no tensor says: "
             "give its YAML with --base"
         )
     return published_settings(facts.family)
+
+
+def _claimed_family(options: Options) -> Family:
+    """The published model that a VAE without YAML belongs to, by the old flags; no tensor of a VAE says.
+
+    Raises: ConfigError when they leave the scale open: that of 1.0 is 2B's or 5B's.
+    """
+    newer = options.version == "1.5"
+    scale = options.scaling_factor
+    if scale is None and not newer:
+        raise ConfigError(
+            "no tensor of a VAE says which scale its latents have: give --base with the model's YAML, or "
+            "--scaling_factor (2B: 1.15258426, all others: 0.7) and --version"
+        )
+    kin = [family for family in FAMILIES if (family.frames_per_patch > 1) == newer and not family.image_input]
+    nearest = min(kin, key=lambda family: abs(family.scale_factor - (scale or family.scale_factor)))
+    shift = options.snr_shift_scale
+    return replace(
+        nearest,
+        scale_factor=nearest.scale_factor if scale is None else scale,
+        shift_scale=nearest.shift_scale if shift is None else shift,
+    )
 
 
 def _from_yaml(yaml: YamlFacts, facts: TransformerFacts | None) -> PipelineSettings:
