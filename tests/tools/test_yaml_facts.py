@@ -61,5 +61,5 @@ def test_vae_alone_takes_the_old_flags(flags: str, scale: float, inverts: bool) 
 @pytest.mark.parametrize("flags", ["", "--version 1.0"])
 def test_vae_alone_of_nobody_knows_which_model(flags: str) -> None:
     options = parse_options(["--vae", "vae", "--output_path", "out", *flags.split()])
-    with pytest.raises(ConfigError, match="no tensor of a VAE says which scale .* give --base .*or --scaling_factor"):
+    with pytest.raises(ConfigError, match=r"no tensor of a VAE says which scale .* give --base .*or --scaling_factor"):
         read_settings(NOTHING, None, options)
