@@ -12,10 +12,14 @@ from typing import Any
 
 import convert_lora
 import export_sat_lora_weight
+import merge_lora
 import pytest
 import tiny
 import torch
+from cogvideox.config.load import load_config
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
+from cogvideox.parallel.groups import ProcessGroups
+from cogvideox.sampling.run import run_sampling
 from cogvideox.weights.lora_file import BASE_HEADER, read_adapter
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, write_checkpoint
 from cogvideox.weights.torch_file import sha256_of
@@ -123,10 +127,50 @@ def test_base_of_another_family(checkpoints: Checkpoints, tmp_path: Path) -> Non
     there = convert(checkpoints.run, "comfyui", tmp_path / "b", "--base", checkpoints.family.transformer)
     with pytest.raises(CheckpointError, match=r"was trained on .*sin/cos positions.* is .*rotary"):
         convert(there, "sat", tmp_path / "c", "--base", other)
-    half = {key: value for key, value in read_checkpoint(checkpoints.run).module.items() if "layers.0" in key}
-    write_checkpoint(tmp_path / "half", 1, half, {})
-    with pytest.raises(CheckpointError, match=r"adapts 1 layers of width 64, but .* 2 layers.*: it belongs to another"):
-        convert(tmp_path / "half", "sat", tmp_path / "d", "--base", checkpoints.family.transformer)
+    name = "model.diffusion_model.transformer.layers.2.attention.dense.matrix_{}.0"
+    more = {name.format("A"): torch.ones(RANK, 64), name.format("B"): torch.ones(64, RANK)}
+    write_checkpoint(tmp_path / "deeper", 1, {**read_checkpoint(checkpoints.run).module, **more}, {})
+    with pytest.raises(CheckpointError, match=r"adapts 3 layers of width 64, but .* 2 layers.*: it belongs to another"):
+        convert(tmp_path / "deeper", "sat", tmp_path / "d", "--base", checkpoints.family.transformer)
+
+
+def first_layer(checkpoints: Checkpoints, folder: Path) -> Path:
+    """The LoRA on layer 0 alone, as the original SAT code saves it with a layer range."""
+    run = read_checkpoint(checkpoints.run)
+    half = {key: value for key, value in run.module.items() if "layers.0" in key}
+    write_checkpoint(folder, 1, half, {"lora": run.extra["lora"]})
+    return folder
+
+
+def test_lora_on_the_first_layers(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """SAT gets zeros for the rest, and samples with them; others get what is there."""
+    half = first_layer(checkpoints, tmp_path / "half")
+    for layout in LAYOUTS:
+        assert len(read_adapter(convert(half, layout, tmp_path / layout)).matrices) == 8
+    assert "zeros" not in capsys.readouterr().out
+    sat = convert(half, "sat", tmp_path / "sat", "--base", checkpoints.family.transformer)
+    assert "note: 8 matrices that the file doesn't have are zeros: those layers stay" in capsys.readouterr().out
+    there, stored = read_checkpoint(half).module, read_checkpoint(sat).module
+    assert stored.keys() == read_checkpoint(checkpoints.run).module.keys()
+    for name, value in stored.items():
+        assert torch.equal(value, there[name]) if name in there else not value.any()
+    merged = tmp_path / "merged"
+    merge_lora.main(
+        ["--adapter", str(half), "--base", str(checkpoints.family.transformer), "--output_path", str(merged)]
+    )
+    tiny_run = {"prompts": ["a red square moves left"], "sampling_image_size": [tiny.HEIGHT, tiny.WIDTH]}
+    latents = []
+    for load in (sat, merged):
+        given = {**tiny_run, "load": load, "output_dir": load / "out", "sampling_num_frames": 3, "num_steps": 2}
+        overrides = [f"args.{key}={value}" for key, value in given.items()]
+        overrides += ["args.device=cpu", "args.only_save_latents=true"]
+        run_sampling(
+            load_config([str(checkpoints.family.model_yaml)], overrides, "sample"),
+            ProcessGroups(0, 1, 0, torch.device("cpu")),
+        )
+        (file,) = (load / "out").rglob("*.safetensors")
+        latents += load_file(file).values()
+    torch.testing.assert_close(*latents, rtol=1e-3, atol=1e-3)
 
 
 def test_published_owner_is_named(checkpoints: Checkpoints, tmp_path: Path) -> None:

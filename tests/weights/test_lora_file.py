@@ -142,10 +142,18 @@ def test_alpha_of_pefts_own_folder(tmp_path: Path) -> None:
 def test_fewer_modules_become_zeros(tmp_path: Path) -> None:
     names = {PEFT.format(i, "attn1.to_k", kind): None for i in range(LAYERS) for kind in ("A", "B")}
     adapter = read_adapter(peft_file(tmp_path / "a.safetensors", **names))
-    whole = complete(adapter.matrices)
+    whole = complete(adapter.matrices, LAYERS)
     assert len(adapter.matrices) == 12 and whole.keys() == matrices().keys()
     for name in whole.keys() - adapter.matrices.keys():
         assert "query_key_value" in name and name.endswith(".1") and not whole[name].any()
+
+
+def test_fewer_layers_become_zeros() -> None:
+    there = matrices()
+    whole = complete(there, LAYERS + 1)
+    assert whole.keys() == matrices(layers=LAYERS + 1).keys() and whole.keys() > there.keys()
+    assert all(torch.equal(whole[name], value) for name, value in there.items())
+    assert not any(whole[name].any() for name in whole.keys() - there.keys())
 
 
 WRONG = {
@@ -167,7 +175,33 @@ WRONG = {
         {"blocks.0.q.alpha": torch.tensor(1.0), "blocks.1.q.alpha": torch.tensor(2.0)},
         r"have alphas \[1\.0, 2\.0\]",
     ),
+    "alphas of some": (
+        {"blocks.0.q.alpha": torch.tensor(1.0)},
+        r"7 of its 8 modules have no \.alpha tensor, the others have one \(e\.g\. .*to_k\.lora_A\.weight\)",
+    ),
+    "alpha of two values": (
+        {"blocks.0.q.alpha": torch.ones(2)},
+        r"blocks\.0\.q\.alpha has the shape \[2\]; an alpha is one number",
+    ),
+    "number": ({PEFT.format(0, "attn1.to_q", "A"): torch.tensor(1.0)}, r"matrix_A\.0 has the shape \[\]; a LoRA's are"),
+    "number of B": (
+        {PEFT.format(0, "attn1.to_q", "B"): torch.tensor(1.0)},
+        r"matrix_B\.0 has the shape \[\]; a LoRA's are",
+    ),
+    "rank 0": (
+        {PEFT.format(0, "attn1.to_q", "A"): torch.ones(0, WIDTH)},
+        r"matrix_A\.0 has the shape \[0, 8\]; a LoRA's are \[rank, width\]",
+    ),
+    "not finite": (
+        {PEFT.format(1, "attn1.to_k", "B"): torch.full((WIDTH, RANK), float("nan"))},
+        r"a\.safetensors: NaN or infinity in .*layers\.1\..*matrix_B\.1: training diverged",
+    ),
+    "quantised": (
+        {PEFT.format(1, "attn1.to_k", "B"): torch.ones(WIDTH, RANK).to(torch.float8_e4m3fn)},
+        r"a\.safetensors: .*matrix_B\.1 is stored as torch\.float8_e4m3fn; known are float16",
+    ),
 }
+ALPHAS = {"zero": 0.0, "negative": -1.0, "NaN": float("nan"), "infinite": float("inf")}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -181,6 +215,9 @@ def test_tensors_that_are_refused(case: str, tmp_path: Path) -> None:
     ("header", "message"),
     [
         ({"r": 4, "lora_alpha": 4}, "states rank 4, its matrices have rank 3"),
+        ({"lora_alpha": "eight"}, r"a\.safetensors: it states alpha 'eight', which is no number above 0"),
+        ({"lora_alpha": [8]}, r"it states alpha \[8\], which is no number above 0"),
+        *(({"lora_alpha": alpha}, r"it states alpha -?\w+(\.0)?, which is no number") for alpha in ALPHAS.values()),
         ({"rank_pattern": {"a": 2}}, r"its modules differ \(rank_pattern\)"),
         ({"alpha_pattern": {"a": 2}}, r"its modules differ \(alpha_pattern\)"),
         ({"use_dora": True}, "is a DoRA"),
@@ -191,6 +228,54 @@ def test_headers_that_are_refused(header: dict[str, Any], message: str, tmp_path
         read_adapter(peft_file(tmp_path / "a.safetensors", header))
 
 
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_alpha_that_no_lora_has(alpha: float, tmp_path: Path) -> None:
+    tensors: dict[str, Tensor | None] = {
+        f"blocks.{i}.{t.comfyui}.alpha": torch.tensor(alpha) for i in (0, 1) for t in TARGETS
+    }
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: blocks.*alpha: it states alpha .* no number above 0"):
+        read_adapter(peft_file(tmp_path / "a.safetensors", **tensors))
+
+
+def test_alphas_alone(tmp_path: Path) -> None:
+    save_file({"lora_unet_blocks_0_q.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no matrix of a LoRA, only lora_unet_blocks_0_q\.alpha"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"model": "2B"}, "'model' of its base is a str, a dict is expected"),
+        ({"path": 3}, "'path' of its base is a int, a str is expected"),
+        ("2B", "its base is a str, a dict is expected"),
+    ],
+)
+def test_records_of_the_base_that_are_refused(base: Any, message: str, tmp_path: Path) -> None:
+    module = {TRANSFORMER_PREFIX + name: value for name, value in matrices().items()}
+    write_checkpoint(tmp_path / "sat", 1, module, {"base": base})
+    with pytest.raises(CheckpointError, match=message):
+        read_adapter(tmp_path / "sat")
+    if isinstance(base, dict):
+        state = load_file(peft_file(tmp_path / "plain.safetensors"))
+        save_file(state, tmp_path / "a.safetensors", {BASE_HEADER: json.dumps(base)})
+        with pytest.raises(CheckpointError, match=message):
+            read_adapter(tmp_path / "a.safetensors")
+
+
+def test_sat_names_that_are_refused(tmp_path: Path) -> None:
+    """The file is named, which matters among several."""
+    there = {TRANSFORMER_PREFIX + name: value for name, value in matrices().items()}
+    name = next(name for name in there if "matrix_A" in name)
+    for case, change in {
+        "shape": {name: torch.tensor(1.0)},
+        "place": {name.replace("_A.0", "_A.7"): there[name]},
+    }.items():
+        write_checkpoint(tmp_path / case, 1, {**there, **change}, {})
+        with pytest.raises(CheckpointError, match=rf"{case}/1/mp_rank_00.*pt: .*matrix_A\.\d"):
+            read_adapter(tmp_path / case)
+
+
 def test_broken_header(tmp_path: Path) -> None:
     save_file({PEFT.format(0, "attn1.to_q", k): torch.ones(RANK, RANK) for k in "AB"}, tmp_path / "a.safetensors")
     (tmp_path / "adapter_config.json").write_text("[1, 2]")
@@ -198,6 +283,9 @@ def test_broken_header(tmp_path: Path) -> None:
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"LoRA settings are no JSON object: '\{'"):
+        read_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read as text"):
         read_adapter(tmp_path)
 
 

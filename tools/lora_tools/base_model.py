@@ -72,7 +72,7 @@ def open_base(path: Path, *, drop_adapters: bool = False) -> BaseModel:
 def check_fit(adapter: Adapter, base: BaseModel) -> None:
     """Raises: CheckpointError when the adapter was trained on another model, as far as its file and shapes say."""
     facts = base.facts
-    if (adapter.width, adapter.num_layers) != (facts.hidden_size, facts.num_layers):
+    if adapter.width != facts.hidden_size or adapter.num_layers > facts.num_layers:
         sizes = (adapter.width, adapter.num_layers)
         names = [family.name for family in FAMILIES if (family.hidden_size, family.num_layers) == sizes]
         owner = f" (as {', '.join(names)})" if names else ""

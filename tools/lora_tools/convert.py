@@ -30,13 +30,15 @@ def convert(
     base: the model it belongs to: compared, and recorded in the result. SAT folders need one.
     Raises: CheckpointError, ConfigError.
     """
+    matrices = adapter.matrices
     if base is not None:
         check_fit(adapter, base)
-    elif layout == "sat":
-        raise ConfigError(
-            "--to sat needs --base: the SAT checkpoint that the LoRA belongs to is recorded in the result"
-        )
-    matrices = complete(adapter.matrices) if layout == "sat" else adapter.matrices
+    if layout == "sat":
+        if base is None:
+            raise ConfigError(
+                "--to sat needs --base: the SAT checkpoint that the LoRA belongs to is recorded in the result"
+            )
+        matrices = complete(matrices, base.facts.num_layers)
     notes = _notes(adapter, len(matrices) - len(adapter.matrices))
     notes += note_other_file(adapter, base) if base is not None else []
     origin = base.reference() if base is not None else dict(adapter.base)
@@ -66,5 +68,8 @@ def _notes(adapter: Adapter, num_filled: int) -> list[str]:
             "trained: tools/merge_lora.py gives both in one"
         )
     if num_filled:
-        notes.append(f"{num_filled} matrices that the file doesn't have are zeros: those layers stay as in the base")
+        notes.append(
+            f"{num_filled} matrices that the file doesn't have are zeros: those layers stay as in the base, also when "
+            "this LoRA is trained further"
+        )
     return notes

@@ -9,7 +9,6 @@ at scale 1, which is alpha = rank.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +29,23 @@ from cogvideox.weights.lora_map import (
     AdapterName,
     LayoutName,
     adapter_header,
+    check_alpha,
     check_pairs,
+    common_rank,
     is_adapter,
     layout_name,
     parse_names,
     parse_sat,
     plain_name,
 )
-from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile, is_finite, write_model
 from cogvideox.weights.sat_folder import find_states_file, read_checkpoint
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
 _FILES_IN_FOLDERS = (f"{DIFFUSERS_STEM}.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLOSE = 1e-6  # relative; alpha tensors are often stored in 16 bits
 
 
@@ -92,90 +94,143 @@ def find_lora_file(path: str | Path, iteration: int | str | None = None) -> Path
 def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: float | None = None) -> Adapter:
     """Read the adapters of a SAT checkpoint or a LoRA file.
 
-    alpha: for files that don't state it. Raises: CheckpointError when it is no LoRA, matrices are missing or don't fit
-    each other, modules differ in rank or scale, or alpha contradicts what the file states.
+    alpha: for files that don't state it. Raises: CheckpointError when it is no LoRA, matrices are missing, broken or
+    don't fit each other, modules differ in rank or scale, or alpha contradicts what the file states.
     """
     file = find_lora_file(path, iteration)
     checkpoint = read_checkpoint(file)
     relative = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
     if any(map(is_adapter, relative)):
         matrices = {name: value for name, value in relative.items() if is_adapter(name)}
-        facts = lora_facts(checkpoint)
-        assert facts is not None, "adapters have a rank"
-        known = facts.alpha if "alpha" in (checkpoint.extra.get("lora") or {}) else None
+        rank = _check_matrices(matrices, file)
+        stated = lora_facts(checkpoint)
+        known = stated.alpha if stated is not None and "alpha" in (checkpoint.extra.get("lora") or {}) else None
         default, reason, base = SAT_ALPHA, "SAT's default; the file doesn't say", checkpoint.extra.get("base") or {}
     elif any("lora" in name for name in relative):
-        matrices, known, base = _read_peft(file, relative)
-        default, reason = _common_rank(matrices, file), "the rank, so that scale is 1: the file doesn't say"
+        names = parse_names(relative, str(file))
+        matrices = _peft_matrices(relative, names, file)
+        rank = _check_matrices(matrices, file)
+        header = _read_header(file)
+        known = _peft_alpha(file, header, _alpha_beside_modules(file, relative, names), rank)
+        default, reason = rank, "the rank, so that scale is 1: the file doesn't say"
+        base = _read_json(header.get(BASE_HEADER, "{}"), file)
     else:
         raise CheckpointError(f"{file} holds no LoRA adapters; its first names: {', '.join(list(relative)[:2])}")
-    _check_shapes(matrices, file)
     if known is not None and alpha is not None and not _is_close(known, alpha):
         raise CheckpointError(f"{file} states alpha {known:g}, not {alpha:g}: leave --alpha out")
-    stated = known if known is not None else alpha
+    chosen = known if known is not None else alpha
     return Adapter(
         path=file,
         layout="SAT" if matrices.keys() <= relative.keys() else "peft",
         matrices=matrices,
-        lora=LoraFacts(_common_rank(matrices, file), default if stated is None else float(stated)),
-        alpha_from=reason if stated is None else "stated in the file" if known is not None else "as given",
-        is_alpha_known=stated is not None,
-        base=base,
+        lora=LoraFacts(rank, float(default if chosen is None else chosen)),
+        alpha_from=reason if chosen is None else "stated in the file" if known is not None else "as given",
+        is_alpha_known=chosen is not None,
+        base=_check_base(base, file),
         has_model=is_complete({plain_name(name) for name in relative if not is_adapter(name)}),
     )
 
 
-def _read_peft(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float | None, dict[str, Any]]:
-    """(matrices under SAT names, alpha if stated, recorded base)."""
-    names = parse_names(tensors, str(file))
+def _check_matrices(matrices: Mapping[str, Tensor], file: Path) -> int:
+    """The rank of the pairs A [r, width] and B [width, r], of which every one has the same r and width."""
+    rank = common_rank(matrices, str(file))
+    try:
+        pairs = check_pairs(matrices)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    assert rank is not None, "pairs have a rank"
+    width = matrices[pairs[0].sat].shape[1]
+    for name in pairs:
+        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in PAIR)
+        if a.shape != (rank, width) or b.shape != (width, rank):
+            raise CheckpointError(
+                f"{file}: {name.sat} {list(a.shape)} and its partner {list(b.shape)} are no pair "
+                f"[rank, {width}], [{width}, rank]"
+            )
+    for stored, value in matrices.items():
+        if value.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise CheckpointError(f"{file}: {stored} is stored as {value.dtype}; known are {known}")
+        if not is_finite(value):
+            raise CheckpointError(f"{file}: NaN or infinity in {stored}: training diverged; take an earlier one")
+    return rank
+
+
+def _peft_matrices(tensors: Mapping[str, Tensor], names: Mapping[str, AdapterName], file: Path) -> dict[str, Tensor]:
+    """The matrices under SAT names."""
     stored: dict[str, str] = {}
     for name, meaning in names.items():
         if meaning.kind != "alpha" and stored.setdefault(meaning.sat, name) != name:
             raise CheckpointError(
                 f"{file}: {stored[meaning.sat]} and {name} are the same matrix: it holds several LoRAs"
             )
-    matrices = {sat: tensors[name] for sat, name in stored.items()}
-    check_pairs(matrices)
-    header = _read_header(file)
-    alphas = {float(tensors[name]) for name, meaning in names.items() if meaning.kind == "alpha"}
-    if len(alphas) > 1:
-        raise CheckpointError(f"{file}: its modules have alphas {sorted(alphas)}; SAT's LoRA has one for all")
-    alpha = _stated_alpha(file, header, _common_rank(matrices, file))
-    beside = next(iter(alphas), None)
+    if not stored:
+        raise CheckpointError(f"{file} holds no matrix of a LoRA, only {', '.join(list(names)[:2])}")
+    return {sat: tensors[name] for sat, name in stored.items()}
+
+
+def _alpha_beside_modules(file: Path, tensors: Mapping[str, Tensor], names: Mapping[str, AdapterName]) -> float | None:
+    """The one value of all `.alpha` tensors, of which every module has one; None when there are none."""
+    alphas = {name: tensors[name] for name, meaning in names.items() if meaning.kind == "alpha"}
+    odd = next((name for name, value in alphas.items() if value.numel() != 1), None)
+    if odd is not None:
+        raise CheckpointError(f"{file}: {odd} has the shape {list(alphas[odd].shape)}; an alpha is one number")
+    values = {check_alpha(value.item(), f"{file}: {name}") for name, value in alphas.items()}
+    if len(values) > 1:
+        raise CheckpointError(f"{file}: its modules have alphas {sorted(values)}; SAT's LoRA has one for all")
+    modules = {(meaning.layer, meaning.target): name for name, meaning in names.items() if meaning.kind == "A"}
+    lacking = modules.keys() - {(names[name].layer, names[name].target) for name in alphas}
+    if alphas and lacking:
+        raise CheckpointError(
+            f"{file}: {len(lacking)} of its {len(modules)} modules have no .alpha tensor, the others have one (e.g. "
+            f"{min(modules[each] for each in lacking)}): the strength of these is not known"
+        )
+    return next(iter(values), None)
+
+
+def _peft_alpha(file: Path, header: Mapping[str, str], beside: float | None, rank: int) -> float | None:
+    """What the settings and the `.alpha` tensors say together; None when neither says anything."""
+    alpha = _stated_alpha(file, header, rank)
     if alpha is not None and beside is not None and not _is_close(alpha, beside):
         raise CheckpointError(
             f"{file}: its settings say alpha {alpha:g}, its .alpha tensors {beside:g}: one of them is wrong, "
             "and nothing says which: remove it"
         )
-    base = _read_json(header.get(BASE_HEADER, "{}"), file)
-    return matrices, beside if alpha is None else alpha, base
+    return beside if alpha is None else alpha
 
 
 def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | None:
     """Alpha of the header or of peft's own file beside, such that alpha / rank is the scale."""
     beside = file.parent / _PEFT_CONFIG
-    text = header.get("lora_adapter_metadata") or (beside.read_text(encoding="utf-8") if beside.is_file() else "{}")
+    text = header.get("lora_adapter_metadata") or (_read_text(beside) if beside.is_file() else "{}")
     config = {key.removeprefix("transformer."): value for key, value in _read_json(text, file).items()}
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
     if patterns:
         raise CheckpointError(f"{file}: its modules differ ({patterns[0]}); SAT's LoRA has one rank and alpha for all")
     if config.get("use_dora"):
         raise CheckpointError(f"{file} is a DoRA, which SAT has no place for: merge it into its model instead")
-    if config.get("r", rank) != rank:
+    if config.get("r") not in (None, rank):
         raise CheckpointError(f"{file} states rank {config['r']}, its matrices have rank {rank}")
     if config.get("lora_alpha") is None:
         return None
-    return float(config["lora_alpha"]) * (rank**0.5 if config.get("use_rslora") else 1.0)
+    return check_alpha(config["lora_alpha"], str(file)) * (rank**0.5 if config.get("use_rslora") else 1.0)
 
 
 def _read_json(text: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: its LoRA settings are no JSON object: {text[:40]!r}")
     return content
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{file} can't be read as text: {error}") from error
 
 
 def _read_header(file: Path) -> dict[str, str]:
@@ -185,36 +240,27 @@ def _read_header(file: Path) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
-def _common_rank(matrices: Mapping[str, Tensor], file: Path) -> int:
-    ranks = Counter(value.shape[0] for name, value in matrices.items() if ".matrix_A." in name)
-    if len(ranks) > 1:
-        raise CheckpointError(f"{file}: its matrices have ranks {sorted(ranks)}; SAT's LoRA has one rank for all")
-    return next(iter(ranks))
-
-
-def _check_shapes(matrices: Mapping[str, Tensor], file: Path) -> None:
-    """Every pair is A [r, width] and B [width, r], and width is the same everywhere."""
-    pairs = check_pairs(matrices)
-    width = matrices[pairs[0].sat].shape[-1]
-    for name in pairs:
-        a, b = (matrices[AdapterName(name.layer, name.target, kind).sat] for kind in PAIR)
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != width or b.shape != (width, a.shape[0]):
-            raise CheckpointError(
-                f"{file}: {name.sat} {list(a.shape)} and its partner {list(b.shape)} are no pair "
-                f"[rank, {width}], [{width}, rank]"
-            )
+def _check_base(base: object, file: Path) -> Mapping[str, Any]:
+    """What the file records of the model it was trained on, if that has the form in which we write it."""
+    kinds = {"path": str, "sha256": str, "model": dict}
+    if not isinstance(base, dict):
+        raise CheckpointError(f"{file}: what it records of its base is a {type(base).__name__}, a dict is expected")
+    for key, kind in kinds.items():
+        if base.get(key) is not None and not isinstance(base[key], kind):
+            found = type(base[key]).__name__
+            raise CheckpointError(f"{file}: {key!r} of its base is a {found}, a {kind.__name__} is expected")
+    return base
 
 
 def _is_close(first: float, second: float) -> bool:
     return abs(first - second) <= _CLOSE * max(1.0, abs(first))
 
 
-def complete(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every target of every layer: pairs that a LoRA on fewer modules lacks are zeros, which have no effect."""
+def complete(matrices: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Every target of every layer: pairs that a LoRA on fewer modules or layers lacks are zeros, without effect."""
     like = next(iter(matrices.values()))
     shapes = {kind: next(v.shape for name, v in matrices.items() if f".matrix_{kind}." in name) for kind in PAIR}
-    layers = range(1 + max(parse_sat(name).layer for name in matrices))
-    names = [AdapterName(layer, target, kind) for layer in layers for target in TARGETS for kind in PAIR]
+    names = [AdapterName(layer, target, kind) for layer in range(num_layers) for target in TARGETS for kind in PAIR]
     return {
         name.sat: matrices[name.sat] if name.sat in matrices else torch.zeros(shapes[name.kind], dtype=like.dtype)
         for name in names

@@ -14,6 +14,7 @@ comfy/weight_adapter/lora.py; for the wrapper, merge_lora in lora_utils.py of ki
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,32 @@ def adapter_header(r: int, lora_alpha: float) -> dict[str, str]:
     return {"format": "pt", "lora_adapter_metadata": json.dumps(config, indent=2, sort_keys=True)}
 
 
+def common_rank(matrices: Mapping[str, Tensor], source: str) -> int | None:
+    """The rank of all adapters among stored SAT names; None when there are none.
+
+    Raises: CheckpointError for what is no matrix, and for ranks that differ.
+    """
+    adapters = {name: value for name, value in matrices.items() if is_adapter(name)}
+    for name, value in adapters.items():
+        if value.ndim != 2 or not value.numel():
+            raise CheckpointError(f"{source}: {name} has the shape {list(value.shape)}; a LoRA's are [rank, width]")
+    ranks = {value.shape[0] for name, value in adapters.items() if ".matrix_A." in name}
+    if len(ranks) > 1:
+        raise CheckpointError(f"{source}: its LoRA matrices have ranks {sorted(ranks)}; SAT's LoRA has one for all")
+    return next(iter(ranks), None)
+
+
+def check_alpha(value: object, source: str) -> float:
+    """A stated alpha as a number. Raises: CheckpointError unless it is one above zero."""
+    try:
+        alpha = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        alpha = math.nan
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise CheckpointError(f"{source}: it states alpha {value!r}, which is no number above 0: mend the file")
+    return alpha
+
+
 def merge_weight(
     original: Tensor, matrices_a: Sequence[Tensor], matrices_b: Sequence[Tensor], scaling: float
 ) -> Tensor:
@@ -191,8 +218,17 @@ def merge_weight(
 
     Products and sum are computed in fp32 and rounded once, to the dtype of `original`.
     """
-    update = torch.cat([b.float() @ a.float() for a, b in zip(matrices_a, matrices_b, strict=True)])
-    return (original.float() + scaling * update).to(original.dtype)
+    pairs = zip(matrices_a, matrices_b, strict=True)
+    return _add_products(original, ((part, a, b, scaling) for part, (a, b) in enumerate(pairs)), original.dtype)
+
+
+def _add_products(weight: Tensor, updates: Iterable[tuple[int, Tensor, Tensor, float]], dtype: torch.dtype) -> Tensor:
+    """weight [o, i] plus scale * B A for every (part, A [r, i], B [o / k, r], scale), on rows part * o / k onwards."""
+    total = weight.detach().to(torch.float32, copy=True)
+    for part, a, b, scale in updates:
+        rows = total.narrow(0, part * len(b), len(b))
+        rows += scale * (b.float() @ a.float())
+    return total.to(dtype)
 
 
 class MergedWeights(Mapping[str, Tensor]):
@@ -212,7 +248,7 @@ class MergedWeights(Mapping[str, Tensor]):
         dtype: torch.dtype | None = None,
     ) -> None:
         self._plain, self._dtype = plain, dtype
-        self._updates: dict[str, list[tuple[AdapterName, Tensor, Tensor, float]]] = {}
+        self._updates: dict[str, list[tuple[int, Tensor, Tensor, float]]] = {}
         for matrices, scale in adapters:
             for name in check_pairs(matrices):
                 self._add(name, matrices, scale)
@@ -221,11 +257,7 @@ class MergedWeights(Mapping[str, Tensor]):
         weight = self._plain[name]
         if name not in self._updates:
             return weight
-        total = weight.to(torch.float32, copy=True)
-        for adapter, a, b, scale in self._updates[name]:
-            rows = total.narrow(0, adapter.target.part * len(b), len(b))
-            rows += scale * (b.float() @ a.float())
-        return total.to(self._dtype or weight.dtype)
+        return _add_products(weight, self._updates[name], self._dtype or weight.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._plain)
@@ -244,7 +276,7 @@ class MergedWeights(Mapping[str, Tensor]):
                 f"the adapter {name.sat} is for a layer of {a.shape[1]} to {parts * len(b)}, "
                 f"the base has {list(self._plain[weight].shape)[::-1]}: it belongs to another model"
             )
-        self._updates.setdefault(weight, []).append((name, a, b, scale))
+        self._updates.setdefault(weight, []).append((name.target.part, a, b, scale))
 
 
 def check_pairs(matrices: Iterable[str]) -> list[AdapterName]:
