@@ -406,6 +406,11 @@ def test_text_encoder_with_missing_shards(exported: Exported, tmp_path: Path) ->
     (copy / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"lists 1 of 2 files that are not there, e.g. model-00001-of-00002"):
         back(copy, tmp_path / "out")
+    (copy / "text_encoder" / "model.safetensors.index.json").unlink()
+    (copy / "text_encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is a Git LFS pointer"):
+        back(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class FakeHub:

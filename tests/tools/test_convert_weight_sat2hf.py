@@ -201,7 +201,7 @@ def test_types(checkpoints: Checkpoints, tmp_path: Path, flag: str, dtype: torch
     out = convert(tmp_path / "out", *arguments, "--verify")
     for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
         assert {value.dtype for value in load_file(out / f"{name}.safetensors").values()} == {dtype}
-    CogVideoXPipeline.from_pretrained(out)
+    assert CogVideoXPipeline.from_pretrained(out).text_encoder.get_input_embeddings().weight.dtype == dtype
 
 
 def test_stored_types_are_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -454,6 +454,17 @@ def test_tokenizer_missing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no T5 tokenizer: it needs spiece.model or tokenizer.json"):
         convert(tmp_path / "out", "--checkpoint", checkpoints.run, "--text_encoder", tmp_path / "t5")
     assert [file.name for file in tmp_path.iterdir()] == ["t5"]
+
+
+def test_text_encoder_is_opened_before_anything_is_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    from diffusers_export.options import parse_options
+    from diffusers_export.plan import make_plan
+
+    shutil.copytree(checkpoints.family.t5, tmp_path / "t5")
+    (tmp_path / "t5" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    words = ["--checkpoint", str(checkpoints.run), "--text_encoder", str(tmp_path / "t5")]
+    with pytest.raises(CheckpointError, match=r"t5/model.safetensors is a Git LFS pointer"):
+        make_plan(parse_options([*words, "--output_path", str(tmp_path / "out")]))
 
 
 def test_as_a_command(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from cogvideox.weights.diffusers_folder import (
     vae_config,
 )
 from cogvideox.weights.families import TransformerFacts, read_facts
-from cogvideox.weights.text_encoder_folder import copy_text_encoder
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from torch import Size, float16, float32
 from weights.test_key_rules import published_shapes
@@ -113,21 +110,3 @@ def test_not_a_vae() -> None:
     del shapes["decoder.conv_in.conv.weight"]
     with pytest.raises(CheckpointError, match=r"not a CogVideoX VAE: no decoder\.conv_in"):
         vae_config(shapes, SETTINGS)
-
-
-@pytest.mark.parametrize("stated", ["T5Tokenizer", "T5TokenizerFast", None])
-def test_text_encoder_in_two_folders(tmp_path: Path, stated: str | None) -> None:
-    """A pipeline's text_encoder/ and tokenizer/, with weights as a pickle, as old snapshots have them."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    for name, files in {
-        "text_encoder": ("config.json", "pytorch_model.bin", "README.md"),
-        "tokenizer": ("spiece.model", "special_tokens_map.json"),
-    }.items():
-        (source / name).mkdir(parents=True)
-        for file in files:
-            (source / name / file).write_text("{}")
-    if stated is not None:
-        (source / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": stated}))
-    assert copy_text_encoder(source, target) == "T5Tokenizer"
-    assert sorted(file.name for file in (target / "text_encoder").iterdir()) == ["config.json", "pytorch_model.bin"]
-    assert (target / "tokenizer" / "spiece.model").is_file()

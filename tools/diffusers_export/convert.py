@@ -16,13 +16,11 @@ from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.lora_file import write_lora
 from cogvideox.weights.model_folder import find_weights
-from cogvideox.weights.safetensors_stream import Entry, WrittenFile, write_model
+from cogvideox.weights.safetensors_stream import Entry, WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
-from cogvideox.weights.text_encoder_folder import copy_text_encoder, folder_bytes
-from cogvideox.weights.torch_file import load_file
+from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
 from conversion.file_records import FileRecord, describe_input, describe_written
 from conversion.manifest import MANIFEST
-from torch import Tensor
 
 from diffusers_export.plan import Plan
 
@@ -60,7 +58,7 @@ def _needed_bytes(plan: Plan, entries: list[Entry]) -> int:
     total = sum(entry.num_bytes for entry in entries)
     for state in (plan.vae, plan.weights.adapters if plan.weights is not None and plan.writes_lora else None):
         total += sum(value.numel() * (plan.dtype or value.dtype).itemsize for value in (state or {}).values())
-    return total + (folder_bytes(plan.text_encoder) if plan.text_encoder is not None else 0)
+    return total + (plan.text_encoder.num_bytes(plan.text_encoder_dtype) if plan.text_encoder is not None else 0)
 
 
 def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, list[WrittenFile]]:
@@ -92,36 +90,20 @@ def _write_parts(plan: Plan, target: Path, entries: list[Entry]) -> dict[str, li
 
 
 def _write_pipeline_rest(plan: Plan, target: Path) -> dict[str, list[WrittenFile]]:
-    assert plan.text_encoder is not None and plan.facts is not None, "a pipeline is asked for"
+    files = plan.text_encoder
+    assert files is not None and plan.facts is not None, "a pipeline is asked for"
+    written = {}
     with _timed("text encoder and tokenizer"):
-        tokenizer_class = copy_text_encoder(plan.text_encoder, target)
-        written = {}
-        if plan.options.typecast_text_encoder and plan.dtype is not None:
-            written["text_encoder"] = _typecast(target / "text_encoder", plan.dtype)
+        if plan.text_encoder_dtype is None:
+            written["text_encoder"] = copy_files(files.encoder, target / "text_encoder")
+        else:
+            written["text_encoder"] = cast_encoder(
+                files, target / "text_encoder", plan.text_encoder_dtype, plan.options.max_shard_bytes
+            )
+        written["tokenizer"] = copy_files(files.tokenizer, target / "tokenizer")
     folders.write_json(target / "scheduler" / "scheduler_config.json", folders.scheduler_config(plan.settings))
-    pipeline = folders.pipeline_class(plan.facts)
-    folders.write_json(target / "model_index.json", folders.model_index(plan.settings, tokenizer_class, pipeline))
-    return written
-
-
-def _typecast(folder: Path, dtype: torch.dtype) -> list[WrittenFile]:
-    """Rewrite a Hugging Face weight folder in another type, tensor by tensor."""
-    state: dict[str, Tensor] = {}
-    old = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    for file in old:
-        state |= load_file(file)
-    scratch = folder / "typecast"
-    scratch.mkdir()
-    entries = [Entry(name, tuple(value.shape), dtype) for name, value in state.items()]
-    written = write_model(scratch, "model", entries, iter(state.items()))
-    for file in [*old, *folder.glob("*.index.json")]:
-        file.unlink()
-    for file in list(scratch.iterdir()):
-        file.rename(folder / file.name)
-    scratch.rmdir()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["torch_dtype"] = _TYPE_NAMES[dtype]
-    folders.write_json(folder / "config.json", config)
+    index = folders.model_index(plan.settings, files.tokenizer_class, folders.pipeline_class(plan.facts))
+    folders.write_json(target / "model_index.json", index)
     return written
 
 

@@ -16,6 +16,7 @@ from cogvideox.weights.diffusers_folder import PipelineSettings
 from cogvideox.weights.families import TransformerFacts, read_facts
 from cogvideox.weights.model_folder import check_same_dtype, read_model_folder
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
+from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 from cogvideox.weights.transformer_map import to_diffusers
 from torch import Tensor
 
@@ -38,12 +39,17 @@ class Plan:
     facts: TransformerFacts | None
     vae: dict[str, Tensor] | None
     vae_file: Path | None
-    text_encoder: Path | None
+    text_encoder: TextEncoderFiles | None
     notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype | None:
         return self.options.dtype
+
+    @property
+    def text_encoder_dtype(self) -> torch.dtype | None:
+        """None: its files are copied."""
+        return self.options.dtype if self.options.typecast_text_encoder else None
 
     @property
     def transformer_state(self) -> Mapping[str, Tensor]:
@@ -77,7 +83,7 @@ class Plan:
         if self.vae_file is not None:
             lines.append(f"VAE: {self.vae_file}, scale factor {self.settings.scale_factor:g}")
         if self.text_encoder is not None:
-            lines.append(f"text encoder: {self.text_encoder}")
+            lines.append(f"text encoder: {self.text_encoder.folder}")
         return lines + [f"note: {note}" for note in self.notes]
 
 
@@ -107,7 +113,7 @@ def make_plan(options: Options) -> Plan:
         facts=facts,
         vae=_read_vae(vae_file, options.dtype) if vae_file is not None else None,
         vae_file=vae_file,
-        text_encoder=_find_text_encoder(options, yaml) if options.part == "pipeline" else None,
+        text_encoder=text_encoder_files(_find_text_encoder(options, yaml)) if options.part == "pipeline" else None,
         notes=differences(yaml, facts, settings, folded=options.fold_image_scale) if facts is not None else (),
     )
 

@@ -19,7 +19,6 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights import transformer_map, vae_map
 from cogvideox.weights.families import POSITION_TABLE
-from cogvideox.weights.text_encoder_folder import folder_bytes
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -106,7 +105,7 @@ def _open_pipeline(plan: Plan, transformer: nn.Module) -> Any:
     if plan.options.part != "pipeline":
         scheduler = _SCHEDULERS[plan.settings.scheduler]()
         return _PIPELINES[name](None, None, None, transformer, scheduler)
-    large = folder_bytes(output / "text_encoder") > _LARGE
+    large = sum(file.stat().st_size for file in (output / "text_encoder").iterdir()) > _LARGE
     without = {"text_encoder": None} if large else {}
     try:
         pipeline = _PIPELINES[name].from_pretrained(output, transformer=transformer, **without)

@@ -104,8 +104,7 @@ def _parts(plan: Plan) -> list[Part]:
         size = sum(entry.num_bytes for entry in vae.entries)
         found.append(Part("vae", vae.model.files, size, lambda: _write_vae(output, vae)))
     if plan.text_encoder is not None:
-        files = tuple(plan.text_encoder[0] + plan.text_encoder[1])
-        size = sum(file.stat().st_size for file in files)
+        files, size = plan.text_encoder.all, plan.text_encoder.num_bytes()
         found.append(Part("text_encoder", files, size, lambda: _copy_text_encoder(output, files, size)))
     return found
 
@@ -142,9 +141,7 @@ def _write_vae(output: Path, part: VaePart) -> list[WrittenFile]:
 
 def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int) -> list[WrittenFile]:
     def write(folder: Path) -> list[WrittenFile]:
-        copy_files(files, folder)
-        copies = [folder / file.name for file in files]
-        return [WrittenFile(f"{TEXT_ENCODER}/{c.name}", c.stat().st_size, hash_of(c, FAST)) for c in copies]
+        return [_below(TEXT_ENCODER, copy) for copy in copy_files(files, folder)]
 
     return _in_new_folder(output / TEXT_ENCODER, size, write)
 

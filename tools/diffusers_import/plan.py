@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE, Pi
 from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, read_facts
 from cogvideox.weights.model_folder import ModelFolder, check_same_dtype, read_json, read_model_folder
 from cogvideox.weights.safetensors_stream import Entry
-from cogvideox.weights.text_encoder_folder import text_encoder_files
+from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 from diffusers_export.differences import has_other_image_scale
 from torch import Size, Tensor
 
@@ -67,7 +66,7 @@ class Plan:
     transformer: TransformerPart | None
     vae: VaePart | None
     vae_config: dict[str, Any]  # of the source's VAE, asked for or not; {} without one
-    text_encoder: tuple[list[Path], list[Path]] | None  # files of encoder and tokenizer
+    text_encoder: TextEncoderFiles | None
 
     def describe(self) -> list[str]:
         """What will be done, for the user."""
@@ -85,7 +84,7 @@ class Plan:
         if self.vae is not None:
             lines.append(f"VAE: {self.vae.model.path}, scale factor {self.settings.scale_factor:g}")
         if self.text_encoder is not None:
-            lines.append(f"text encoder: {self.text_encoder[0][0].parent}")
+            lines.append(f"text encoder: {self.text_encoder.folder}")
         if (self.source.root / "pytorch_lora_weights.safetensors").is_file():
             lines.append("note: the LoRA beside the pipeline is left out: tools/convert_lora.py converts it")
         return lines

@@ -1,10 +1,10 @@
-"""Reading a folder of diffusers weights: one file, or shards with an index. Tensors stay memory-mapped."""
+"""Reading weights of diffusers or transformers: one file, or shards with an index. Tensors stay memory-mapped."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights.torch_file import load_file
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
+Stems = Mapping[str, str]  # what weight files are called, by their suffix
+DIFFUSERS_STEMS: Stems = {"safetensors": WEIGHTS_STEM, "bin": WEIGHTS_STEM}
+TRANSFORMERS_STEMS: Stems = {"safetensors": "model", "bin": "pytorch_model"}
 _AGAIN = "copy or download it again"
 
 
@@ -41,36 +44,42 @@ def read_model_folder(folder: Path, class_name: str) -> ModelFolder:
     if config.get("_class_name") != class_name:
         raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, a {class_name} is expected")
     index, files = find_weights(folder)
+    return ModelFolder(folder, config, read_weights(index, files), tuple(files))
+
+
+def read_weights(index: Path | None, files: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of what `find_weights` found.
+
+    Raises: CheckpointError for a damaged file, one of something else, and tensors that the index alone knows.
+    """
     tensors: dict[str, Tensor] = {}
     for file in files:
         found = load_file(file)
         if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
             raise CheckpointError(f"{file} holds something else than named tensors")
         tensors |= found
-    if index is not None:
-        absent = [name for name in _weight_map(index) if name not in tensors]
-        if absent:
-            raise CheckpointError(
-                f"{index} lists {len(absent)} tensors that are in no file, e.g. {absent[0]}: {_AGAIN}"
-            )
-    return ModelFolder(folder, config, tensors, tuple(files))
+    absent = [name for name in _weight_map(index) if name not in tensors] if index is not None else []
+    if absent:
+        raise CheckpointError(f"{index} lists {len(absent)} tensors that are in no file, e.g. {absent[0]}: {_AGAIN}")
+    return tensors
 
 
-def find_weights(folder: Path) -> tuple[Path | None, list[Path]]:
+def find_weights(folder: Path, stems: Stems = DIFFUSERS_STEMS) -> tuple[Path | None, list[Path]]:
     """The index, if there is one, and the weight files in order.
 
     Raises: CheckpointError when there are none, or not all.
     """
-    for suffix in ("safetensors", "bin"):
-        index, single = folder / f"{WEIGHTS_STEM}.{suffix}.index.json", folder / f"{WEIGHTS_STEM}.{suffix}"
+    for suffix, stem in stems.items():
+        index, single = folder / f"{stem}.{suffix}.index.json", folder / f"{stem}.{suffix}"
         if index.is_file():
             return index, _indexed_files(index)
         if single.is_file():
             return None, [single]
-    shards = sorted(folder.glob(f"{WEIGHTS_STEM}-*-of-*"))
+    shards = sorted(file for stem in stems.values() for file in folder.glob(f"{stem}-*-of-*"))
     if shards:
         raise CheckpointError(f"{folder} has shards ({shards[0].name}, ...) but no index that lists them: {_AGAIN}")
-    raise CheckpointError(f"{folder} has no weights: expected {WEIGHTS_STEM}.safetensors, or shards with an index")
+    expected = f"{stems['safetensors']}.safetensors"
+    raise CheckpointError(f"{folder} has no weights: expected {expected}, or shards with an index")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -109,6 +118,6 @@ def _indexed_files(index: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{index} has no weight_map: {_AGAIN}")
     return found
