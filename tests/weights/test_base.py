@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.base import LoraFacts, is_complete, lora_facts, read_transformer
+from cogvideox.weights.base import LoraFacts, is_complete, lora_facts, missing_names, read_transformer
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, write_checkpoint
@@ -39,6 +40,61 @@ def test_whole_checkpoint_needs_no_base(tmp_path: Path) -> None:
     assert is_complete(weights.plain, 2)
     assert not is_complete(weights.plain, 3)
     assert weights.files == (tmp_path / "a" / "1" / "mp_rank_00_model_states.pt",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.layers.1.mlp.dense_h_to_4h.weight",
+        "transformer.layers.0.attention.dense.bias",
+        "mixins.adaln_layer.query_layernorm_list.1.weight",
+        "mixins.adaln_layer.key_layernorm_list.0.bias",
+        "mixins.adaln_layer.adaLN_modulations.1.1.bias",
+        "mixins.final_layer.linear.bias",
+    ],
+)
+def test_a_hole_is_named(tmp_path: Path, name: str) -> None:
+    """What converts with a hole is filled at random by the program that opens the result."""
+    state = stored()
+    del state[TRANSFORMER_PREFIX + name]
+    with pytest.raises(
+        CheckpointError, match=rf"states\.pt is not a whole transformer: it lacks 1 of .*: {re.escape(name)}$"
+    ):
+        read_transformer(read_checkpoint(save(tmp_path / "a", state)))
+
+
+def test_a_base_with_a_hole(tmp_path: Path) -> None:
+    adapters = {name: value for name, value in stored(2, {"r": 4}).items() if is_adapter(name)}
+    whole = stored()
+    holes = [name for name in whole if ".layers.1." in name]
+    base = save(tmp_path / "base", {name: value for name, value in whole.items() if name not in holes})
+    run = save(tmp_path / "run", adapters, base, r=4, alpha=4.0)
+    expected = (
+        rf"run.* on .*base.*: it lacks {len(holes)} of its tensors: transformer\.layers\.1.* and {len(holes) - 4} more"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        read_transformer(read_checkpoint(run))
+
+
+def test_what_only_some_families_have_is_wanted_whole() -> None:
+    names = {name.removeprefix(TRANSFORMER_PREFIX) for name in stored()}
+    lists = [f"mixins.adaln_layer.{kind}_layernorm_list." for kind in ("query", "key")]
+    plain = {name for name in names if not name.startswith(tuple(lists))}
+    assert missing_names(plain) == []
+    assert missing_names(names - {f"{lists[1]}{i}.{p}" for i in (0, 1) for p in ("weight", "bias")}) == [
+        f"{lists[1]}{i}.{p}" for i in (0, 1) for p in ("weight", "bias")
+    ]
+    assert missing_names({*names, "ofs_embed.0.weight"}) == [
+        "ofs_embed.0.bias",
+        "ofs_embed.2.weight",
+        "ofs_embed.2.bias",
+    ]
+    assert len(missing_names(())) == 30
+
+
+def test_what_is_no_transformer(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a CogVideoX transformer in SAT layout"):
+        read_transformer(read_checkpoint(save(tmp_path / "a", {"encoder.weight": torch.ones(2)})))
 
 
 def test_full_fine_tuning_without_its_fixed_table_is_whole(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cogvideox.weights import sat_folder
 from cogvideox.weights.atomic import begin_folder
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, read_vae, write_checkpoint
 from safetensors.torch import save_file
+from vae.tiny_vae import tiny_vae
 
 STATE = {"model.diffusion_model.a": torch.randn(3, 4), "model.diffusion_model.b": torch.randn(5).bfloat16()}
 Usage = namedtuple("Usage", "total used free")
@@ -213,7 +214,7 @@ def test_metadata_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_vae(tmp_path: Path) -> None:
-    vae = {"encoder.conv_in.conv.weight": torch.randn(2, 3), "decoder.conv_in.conv.bias": torch.randn(2)}
+    vae = tiny_vae().state_dict()
     (tmp_path / "vae").mkdir()
     torch.save({"state_dict": {**vae, "loss.discriminator.w": torch.zeros(9)}}, tmp_path / "vae" / "3d-vae.pt")
     whole = {f"first_stage_model.{name}": value for name, value in vae.items()}
@@ -225,6 +226,13 @@ def test_vae(tmp_path: Path) -> None:
     torch.save({"module": STATE}, tmp_path / "no.pt")
     with pytest.raises(CheckpointError, match=r"holds no VAE .*model\.diffusion_model\.a"):
         read_vae(tmp_path / "no.pt")
+    del vae["encoder.mid.block_1.conv2.conv.bias"]
+    torch.save({"state_dict": vae}, tmp_path / "hole.pt")
+    with pytest.raises(
+        CheckpointError, match=r"hole\.pt is not a whole VAE.*: encoder\.mid\.block_1\.conv2\.conv\.bias$"
+    ):
+        read_vae(tmp_path / "hole.pt")
+    assert read_vae(tmp_path / "hole.pt", check=False).keys() == vae.keys()
 
 
 def test_fingerprint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import vae_map
+from vae.tiny_vae import tiny_vae
 
 STORED_NAMES = json.loads((Path(__file__).parents[1] / "vae" / "stored_names.json").read_text())
 
@@ -66,3 +67,38 @@ def test_unknown_sat_name_is_named(name: str) -> None:
 def test_unknown_diffusers_name_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"'quant_conv.weight' is no tensor .* in diffusers's naming"):
         vae_map.diffusers_to_sat("quant_conv.weight")
+
+
+def without(*names: str) -> dict[str, list[int]]:
+    return {name: shape for name, shape in STORED_NAMES.items() if name not in names}
+
+
+def test_every_hole_is_found() -> None:
+    for name in STORED_NAMES:
+        assert vae_map.missing_vae_names(without(name)) == [name]
+
+
+def test_whole_ones_of_any_size() -> None:
+    assert vae_map.missing_vae_names(STORED_NAMES) == []
+    source = tiny_vae().state_dict()
+    shapes = {name: value.shape for name, value in source.items()}
+    vae_map.check_whole(shapes, "tiny")
+    vae_map.check_whole({vae_map.sat_to_diffusers(name): shape for name, shape in shapes.items()}, "tiny")
+
+
+def test_holes_are_named_as_the_file_names_its_tensors() -> None:
+    level = [name for name in STORED_NAMES if name.startswith("decoder.up.3.")]
+    expected = (
+        rf"3d-vae\.pt is not a whole VAE: it lacks {len(level)} of its .*: decoder\.up\.3\.block\.0\.norm1.* and "
+    )
+    with pytest.raises(CheckpointError, match=expected + str(len(level) - 4)):
+        vae_map.check_whole(without(*level), "3d-vae.pt")
+    block = "decoder.up.0.block.0.nin_shortcut."
+    shapes = {
+        vae_map.sat_to_diffusers(name): shape for name, shape in without(f"{block}weight", f"{block}bias").items()
+    }
+    theirs = r"decoder\.up_blocks\.3\.resnets\.0\.conv_shortcut\."
+    with pytest.raises(CheckpointError, match=rf"it lacks 2 of its tensors: {theirs}weight, {theirs}bias$"):
+        vae_map.check_whole(shapes, "vae")
+    encoder = {name: shape for name, shape in STORED_NAMES.items() if name.startswith("encoder.")}
+    assert len(vae_map.missing_vae_names(encoder)) > 100

@@ -149,7 +149,7 @@ class VideoAutoencoder(nn.Module):
         Raises: CheckpointError that lists missing, unexpected and misshapen tensors.
         """
         folder_file = Path(path).expanduser() / DIFFUSERS_FILE
-        state = read_vae(folder_file if folder_file.is_file() else path)
+        state = read_vae(folder_file if folder_file.is_file() else path, check=False)
         if any(".down_blocks." in name or ".up_blocks." in name for name in state):
             levels = len(self.encoder.down)
             state = {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()}

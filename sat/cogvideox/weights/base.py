@@ -5,7 +5,7 @@ Names here are relative (without `model.diffusion_model.`); "plain" means withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ from typing import Any
 from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.families import TRANSFORMER_PREFIX
-from cogvideox.weights.key_rules import select_prefix
+from cogvideox.weights.families import TRANSFORMER_PREFIX, read_facts
+from cogvideox.weights.key_rules import select_prefix, shorten
 from cogvideox.weights.lora_map import MergedWeights, is_adapter, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, fingerprint, read_checkpoint
-from cogvideox.weights.transformer_map import RULES
+from cogvideox.weights.transformer_map import RULES, Rule
 
 SAT_ALPHA = 1.0  # what SAT's LoRA uses unless told otherwise; old checkpoints don't say
+# How the names start that a family has all of, or none.
+_TOGETHER = (
+    ("ofs_embed.",),
+    ("mixins.adaln_layer.query_layernorm_list.", "mixins.adaln_layer.key_layernorm_list."),
+)
 
 
 @dataclass(frozen=True)
@@ -106,30 +111,56 @@ def recorded_base(base: Mapping[str, Any], source: Path) -> Path:
     return file
 
 
-def is_complete(names: Mapping[str, object] | set[str], num_layers: int | None = None) -> bool:
-    """Whether plain relative names are those of a whole transformer (fixed tables aside).
+def missing_names(names: Collection[str], num_layers: int | None = None) -> list[str]:
+    """What plain relative names lack of a whole transformer; the position table aside, whose need no name tells.
 
+    What only some families have is wanted whole, and in every layer, as soon as one name of it is there.
     num_layers: how many it should have; by default as many as the highest layer among the names says.
     """
-    layers = [int(name.split(".")[2]) for name in names if name.startswith("transformer.layers.")]
-    count = max(layers, default=-1) + 1 if num_layers is None else num_layers
-    if count < 1:
-        return False
-    for rule in RULES:
-        if rule.optional:
-            continue
-        for layer in range(count if "{i}" in rule.sat else 1):
-            if any(rule.sat.format(i=layer, p=p) not in names for p in ("weight", "bias")):
-                return False
-    return True
+    layers = range(_count_layers(names) if num_layers is None else num_layers)
+    return [
+        name
+        for rule in RULES
+        if _is_wanted(rule, names)
+        for layer in (layers if "{i}" in rule.sat else (0,))
+        for name in (rule.sat.format(i=layer, p=p) for p in ("weight", "bias"))
+        if name not in names
+    ]
+
+
+def _count_layers(names: Collection[str]) -> int:
+    """From the highest number of a layer, at least one."""
+    heads = {rule.sat.partition("{i}")[0] for rule in RULES if "{i}" in rule.sat}
+    numbers = [name.removeprefix(head).partition(".")[0] for head in heads for name in names if name.startswith(head)]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _is_wanted(rule: Rule, names: Collection[str]) -> bool:
+    if not rule.optional:
+        return True
+    together = next((heads for heads in _TOGETHER if rule.sat.startswith(heads)), ())
+    return any(name.startswith(together) for name in names)
+
+
+def is_complete(names: Collection[str], num_layers: int | None = None) -> bool:
+    """Whether plain relative names are those of a whole transformer. Arguments as `missing_names`."""
+    return not missing_names(names, num_layers)
 
 
 def read_transformer(checkpoint: SatCheckpoint, num_layers: int | None = None) -> TransformerWeights:
     """The whole transformer of a checkpoint, completed from its base where it holds only what was trained.
 
-    Raises: CheckpointError when it has no transformer, or its base is missing or has changed.
+    Raises: CheckpointError when it has no transformer or only a part of one, or its base is missing or has changed.
     """
-    return _read(checkpoint, num_layers, ())
+    weights = _read(checkpoint, num_layers, ())
+    source = " on ".join(map(str, weights.files))
+    read_facts(weights.plain_shapes, source)  # says more of what is no transformer at all
+    absent = missing_names(weights.plain)
+    if absent:
+        raise CheckpointError(
+            f"{source} is not a whole transformer: it lacks {len(absent)} of its tensors: {shorten(absent)}"
+        )
+    return weights
 
 
 def _read(checkpoint: SatCheckpoint, num_layers: int | None, seen: tuple[Path, ...]) -> TransformerWeights:

@@ -239,19 +239,20 @@ def _architecture(facts: TransformerFacts) -> tuple[object, ...]:
 def _misfit_message(match: _Match, missing: list[str], what: str, source: str) -> str:
     parts = []
     if missing:
-        parts.append(f"{len(missing)} missing: {_shorten(missing)}")
+        parts.append(f"{len(missing)} missing: {shorten(missing)}")
     if match.unexpected:
-        parts.append(f"{len(match.unexpected)} that the model doesn't have: {_shorten(match.unexpected)}")
+        parts.append(f"{len(match.unexpected)} that the model doesn't have: {shorten(match.unexpected)}")
     if match.wrong_shape:
         shapes = [
             f"{name} {list(match.stored[match.pairs[name]].shape)} for {list(match.targets[name].shape)}"
             for name in match.wrong_shape
         ]
-        parts.append(f"{len(shapes)} of another shape: {_shorten(shapes)}")
+        parts.append(f"{len(shapes)} of another shape: {shorten(shapes)}")
     return f"{source} doesn't fit the {what}: " + "; ".join(parts)
 
 
-def _shorten(names: Iterable[str]) -> str:
+def shorten(names: Iterable[str]) -> str:
+    """The first names, and how many more there are, for messages."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 

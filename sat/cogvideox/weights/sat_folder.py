@@ -26,6 +26,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, write_text_atomically
 from cogvideox.weights.safetensors_stream import is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
+from cogvideox.weights.vae_map import check_whole
 
 STATES_FILE = "mp_rank_00_model_states.pt"
 LATEST_FILE = "latest"
@@ -146,11 +147,12 @@ def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_vae(path: str | Path) -> dict[str, Tensor]:
+def read_vae(path: str | Path, *, check: bool = True) -> dict[str, Tensor]:
     """Tensors of the VAE under the names encoder.* and decoder.*.
 
     From 3d-vae.pt, its folder, or a whole-engine checkpoint. What only its training needed (loss.*) is dropped.
-    Raises: CheckpointError when it is missing, damaged or holds no VAE.
+    check: whether it is a whole one; for those who compare it with their own.
+    Raises: CheckpointError when it is missing, damaged, or holds no VAE or only a part of one.
     """
     path = Path(path).expanduser()
     file = path / VAE_FILE if (path / VAE_FILE).is_file() else find_states_file(path)
@@ -163,6 +165,8 @@ def read_vae(path: str | Path) -> dict[str, Tensor]:
     if not any(name.startswith(("encoder.", "decoder.")) for name in vae):
         first = ", ".join(list(tensors)[:3])
         raise CheckpointError(f"{file} holds no VAE (encoder.*, decoder.*); its first names: {first}")
+    if check:
+        check_whole({name: value.shape for name, value in vae.items()}, str(file))
     return vae
 
 
