@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
 import zipfile
@@ -89,22 +92,47 @@ def test_not_finite_in_the_file(tmp_path: Path, value: float, message: str) -> N
         stream_states(tmp_path, 1, entries(tensors, torch.float16), iter(tensors.items()), {})
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_no_place_to_write(tmp_path: Path) -> None:
     tensors = state()
     with pytest.raises(CheckpointError, match=r"writing .* failed"):
         stream_states(tmp_path / "absent", 1, entries(tensors), iter(tensors.items()), {})
 
 
+@pytest.mark.parametrize("limit", [20, 300, 1000])
+def test_full_disk(tmp_path: Path, limit: int) -> None:
+    """The limit in kB on a file's size, in a process of its own, which torch's writer used to end."""
+    run = run_apart("full", tmp_path / "new", limit)
+    assert run.returncode == 0, run.stderr
+    assert re.match(r"writing .*model_states\.pt failed: .*; nothing was kept$", run.stdout), run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_what_makes_the_tensors_are_not_those_of_writing(tmp_path: Path) -> None:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield "a", torch.ones(2)
+        raise RuntimeError("linalg.svd: the algorithm failed to converge")
+
+    names = [Entry("a", (2,), torch.float32), Entry("b", (2,), torch.float32)]
+    with pytest.raises(RuntimeError, match=r"^linalg\.svd"), new_folder(tmp_path / "new", 100) as partial:
+        write_sat_folder(partial, 1, names, tensors(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
     """192 MiB in tensors of 4 MiB; freed memory goes back at once, so that what is held shows."""
+    run = run_apart("memory", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 12 * 1024, run.stdout
+
+
+def run_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """This file as a script."""
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "1000000",
         "PYTHONPATH": str(Path(cogvideox.__file__).parents[1]),
     }
-    command = [sys.executable, __file__, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 12 * 1024, run.stdout
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def _anonymous_kib() -> int:
@@ -112,7 +140,7 @@ def _anonymous_kib() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def _main(folder: Path) -> None:
+def _memory(folder: Path) -> None:
     shape, count = (1024, 1024), 48
     before, peak = _anonymous_kib(), 0
 
@@ -126,5 +154,16 @@ def _main(folder: Path) -> None:
     print(peak - before)
 
 
+def _full(folder: Path, limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1000, limit * 1000))
+    names = [Entry(str(index), (100, 100), torch.float32) for index in range(25)]  # 40 kB each
+    try:
+        with new_folder(folder, 1000) as partial:
+            write_sat_folder(partial, 1, names, ((entry.name, torch.ones(entry.shape)) for entry in names), {})
+    except CheckpointError as error:
+        print(error)
+
+
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    _memory(Path(sys.argv[2])) if sys.argv[1] == "memory" else _full(Path(sys.argv[2]), int(sys.argv[3]))

@@ -12,13 +12,14 @@ import math
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import write_text_atomically
@@ -73,27 +74,48 @@ def stream_torch_file(
     tensors: Iterable[tuple[str, Tensor]],
 ) -> WrittenFile:
     """Write `content`, in which an `Entry` stands for each tensor. Arguments and errors as `stream_states`."""
-    try:
-        _write(path, content, entries, tensors)
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"writing {path} failed: {str(error).splitlines()[0]}; nothing was kept") from error
+    pickled = io.BytesIO()
+    _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
+    with _Archive(path) as archive:
+        archive.write("data.pkl", pickled.getvalue(), pickled.tell())
+        for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
+            archive.write(name, text.encode(), len(text))
+        for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
+            assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
+            own = cast_to(name, value, entry.dtype).contiguous()
+            if own.untyped_storage().nbytes() != entry.num_bytes:
+                own = own.clone()  # a view: its buffer holds more
+            archive.write(f"data/{index}", own.untyped_storage(), entry.num_bytes)
     return WrittenFile(path.name, path.stat().st_size, hash_of(path, FAST))
 
 
-def _write(path: Path, content: object, entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    pickled = io.BytesIO()
-    _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
-    archive = torch._C.PyTorchFileWriter(str(path))
-    archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
-    for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
-        archive.write_record(name, text.encode(), len(text))
-    for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
-        assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-        own = cast_to(name, value, entry.dtype).contiguous()
-        if own.untyped_storage().nbytes() != entry.num_bytes:
-            own = own.clone()  # a view: its buffer holds more
-        archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)  # type: ignore[arg-type]
-    archive.write_end_of_file()
+class _Archive:
+    """torch's zip writer, which has to be finished after an error too: its destructor would end the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._errors():
+            self._writer = torch._C.PyTorchFileWriter(str(path))
+
+    def write(self, name: str, data: bytes | UntypedStorage, num_bytes: int) -> None:
+        """Add a record. Raises: CheckpointError when it can't be written."""
+        with self._errors():
+            self._writer.write_record(name, data, num_bytes)  # type: ignore[arg-type]
+
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._errors() if kind is None else suppress(RuntimeError):
+            self._writer.write_end_of_file()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            first_line = str(error).splitlines()[0]
+            raise CheckpointError(f"writing {self._path} failed: {first_line}; nothing was kept") from error
 
 
 @dataclass(frozen=True)
