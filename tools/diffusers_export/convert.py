@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.lora_file import write_lora
@@ -20,6 +19,7 @@ from cogvideox.weights.safetensors_stream import Entry, WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
 from conversion.file_records import FileRecord, describe_input, describe_written
+from conversion.hub import upload
 from conversion.manifest import MANIFEST
 
 from diffusers_export.plan import Plan
@@ -151,20 +151,7 @@ def push_to_hub(folder: Path) -> str:
     The manifest goes without the folders of this machine.
     Raises: CheckpointError when the upload is refused (no token, no network).
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api = HfApi()
-        address = api.create_repo(folder.resolve().name, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=address.repo_id, ignore_patterns=[MANIFEST])
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for record in manifest["inputs"]:
-            record["path"] = Path(record["path"]).name
-        content = json.dumps(manifest, indent=2).encode()
-        api.upload_file(path_or_fileobj=content, path_in_repo=MANIFEST, repo_id=address.repo_id)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is complete, but the upload failed: {str(error).splitlines()[0]} (try `hf auth login`)"
-        ) from error
-    return str(address)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for record in manifest["inputs"]:
+        record["path"] = Path(record["path"]).name
+    return upload(folder, {MANIFEST: json.dumps(manifest, indent=2).encode()})

@@ -18,6 +18,7 @@ from cogvideox.weights.model_folder import check_same_dtype, read_model_folder
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 from cogvideox.weights.transformer_map import to_diffusers
+from conversion.hub import download
 from torch import Tensor
 
 from diffusers_export.differences import FoldedImageScale, check_folding, differences
@@ -195,18 +196,7 @@ def _find_text_encoder(options: Options, yaml: YamlFacts) -> Path:
     name = yaml.text_encoder
     if name is None:
         raise ConfigError("which text encoder? give --text_encoder with a T5 folder, or --only transformer")
-    return name if isinstance(name, Path) else _download(name)
-
-
-def _download(name: str) -> Path:
-    """The local snapshot of a Hugging Face id. Raises: CheckpointError when it can't be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"no T5 folder {name}, and no such model on Hugging Face ({first_line}): give --text_encoder"
-        ) from error
+    if isinstance(name, Path):
+        return name
+    failure = f"no T5 folder {name}, and Hugging Face does not give a model of that name"
+    return download(name, failure, advice=": give --text_encoder", ignore_patterns=["*.msgpack", "*.h5", "*.md"])

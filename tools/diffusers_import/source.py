@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import check_writable
 from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE
 from cogvideox.weights.model_folder import read_json
+from conversion.hub import download
 
 from diffusers_import.options import PARTS, Options
 
@@ -77,19 +79,16 @@ def _chosen(options: Options, present: tuple[str, ...]) -> tuple[str, ...]:
 
 def _download(options: Options) -> Path:
     """The local snapshot of a hub model; what an interrupted download has got is kept and completed."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
+    from huggingface_hub import constants
 
     name, cache = options.source, options.cache_dir or Path(constants.HF_HUB_CACHE)
     patterns = ["*.json", *(f"{folder}/*" for part in options.parts or PARTS for folder in _SUBFOLDERS[part])]
-    settings = {"revision": options.revision, "cache_dir": cache, "allow_patterns": [*patterns, "scheduler/*"]}
-    try:
-        with suppress(DryRunError):  # the hub can't be asked: what has been downloaded before will do
-            files = snapshot_download(name, **settings, dry_run=True)
-            check_writable(cache, sum(file.file_size or 0 for file in files if file.will_download))
-        return Path(snapshot_download(name, **settings))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"no folder {name}, and Hugging Face does not give a model of that name ({first_line})"
-        ) from error
+
+    def check_space(files: Sequence[Any]) -> None:
+        check_writable(cache, sum(file.file_size or 0 for file in files if file.will_download))
+
+    failure = f"no folder {name}, and Hugging Face does not give a model of that name"
+    allowed = [*patterns, "scheduler/*"]
+    return download(
+        name, failure, before=check_space, revision=options.revision, cache_dir=cache, allow_patterns=allowed
+    )
