@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"+ {each.strength:g} x {each.adapter.path}: {each.adapter.summary}")
         if each.adapter.has_model and each.adapter.path != base.path:
             print("note: that file's own model is left out; if training changed it too, merge without --base")
-        for note in note_other_file(each.adapter, base) if options.base is not None else ():
+        for note in note_other_file(each.adapter, base) if options.base is not None or len(adapters) > 1 else ():
             print(f"note: {note}")
     merge(base, adapters, options.output_path, options.dtype)
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,39 @@ def test_base_that_the_run_was_started_from(checkpoints: Checkpoints, tmp_path: 
     tiny.write_yaml(run / "training_config.yaml", {"args": {"load": str(checkpoints.family.transformer)}})
     out = extract(run, tmp_path / "out", "--rank", 1)
     assert read_checkpoint(out).extra["base"]["sha256"] == fingerprint(checkpoints.family.transformer)
+
+
+def test_base_that_is_recorded_relative_to_the_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints.family.transformer, tmp_path / "base")
+    module = read_checkpoint(
+        fine_tuned(checkpoints, tmp_path / "a", {ATTENTION[1]: torch.ones(64, 64)}, named_base=False)
+    ).module
+    write_checkpoint(tmp_path / "run", 1, module, {"base": {"path": "../../base"}})
+    out = extract(tmp_path / "run", tmp_path / "out", "--rank", 1)
+    assert Path(read_checkpoint(out).extra["base"]["path"]).is_relative_to((tmp_path / "base").resolve())
+    write_checkpoint(tmp_path / "gone", 1, module, {"base": {"path": "/nowhere/base"}})
+    with pytest.raises(CheckpointError, match=r"records can't be used: give --base \(.* /nowhere/base is not there"):
+        extract(tmp_path / "gone", tmp_path / "out2", "--rank", 1)
+
+
+@pytest.mark.parametrize("flags", [(), ("--fast",)])
+@pytest.mark.parametrize("name", ["layers.1.attention.dense.weight", "layers.1.mlp.dense_h_to_4h.weight"])
+@pytest.mark.parametrize("broken", ["run", "base"])
+def test_what_is_not_finite_is_named(
+    broken: str, name: str, flags: tuple[str, ...], checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    module = dict(read_checkpoint(checkpoints.family.transformer).module)
+    changed = {key: value + 1 if key.endswith(ATTENTION) else value for key, value in module.items()}
+    full = next(key for key in module if key.endswith(name))
+    for folder, state in (("base", module), ("run", changed)):
+        if folder == broken:
+            state = {**state, full: torch.full_like(state[full], float("nan"))}
+        (tmp_path / folder).mkdir()
+        torch.save({"module": state}, tmp_path / folder / "weights.pt")
+    arguments = ("--rank", 1, "--base", tmp_path / "base" / "weights.pt", *flags)
+    with pytest.raises(CheckpointError, match=rf"^\S*{broken}/weights\.pt: NaN or infinity in \S*{name}: training"):
+        extract(tmp_path / "run" / "weights.pt", tmp_path / "out", *arguments)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["base", "run"]
 
 
 def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,33 @@ def test_base_that_has_changed(checkpoints: Checkpoints, tmp_path: Path, capsys:
     assert "note:" in (said := capsys.readouterr().out) and f"SHA-256 {origin['sha256'][:12]}" in said
     merge(tmp_path / "same", "--adapter", checkpoints.run, "--base", checkpoints.family.transformer)
     assert "note:" not in capsys.readouterr().out
+
+
+def test_base_that_is_recorded_relative_to_the_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """As for sampling and convert_weight_sat2hf; a LoRA of another model is recognised by it as well."""
+    shutil.copytree(checkpoints.family.transformer, tmp_path / "base")
+    run = read_checkpoint(checkpoints.run)
+    origin = {"path": "../../base", "sha256": fingerprint(tmp_path / "base")}
+    write_checkpoint(tmp_path / "run", 1, run.module, {"lora": run.extra["lora"], "base": origin})
+    found = read_checkpoint(merge(tmp_path / "m", "--adapter", tmp_path / "run")).module
+    expected = read_checkpoint(merge(tmp_path / "expected", "--adapter", checkpoints.run)).module
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    other = tiny.write_family(tmp_path / "other", num_clips=0, family="5b").transformer
+    with pytest.raises(CheckpointError, match=r"was trained on .*sin/cos positions.* is .*rotary"):
+        merge(tmp_path / "n", "--adapter", tmp_path / "run", "--base", other)
+
+
+def test_second_adapter_of_another_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """The base is that of the first whose base is there; what the others were trained on is compared."""
+    run = read_checkpoint(checkpoints.run)
+    for name, path in (("gone", "/nowhere/base"), ("pathless", "")):
+        origin = {"path": path, "sha256": "0" * 64}
+        write_checkpoint(tmp_path / name, 1, run.module, {"lora": run.extra["lora"], "base": origin})
+    with pytest.raises(CheckpointError, match=r"which model\? .* give --base \(.*its base /nowhere/base is not there"):
+        merge(tmp_path / "m", "--adapter", tmp_path / "gone")
+    arguments = [item for name in ("gone", "pathless") for item in ("--adapter", tmp_path / name)]
+    merge(tmp_path / "m", *arguments, "--adapter", checkpoints.run)
+    assert capsys.readouterr().out.count("note: ") == 2
 
 
 def test_model_in_the_same_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.base import TransformerWeights, read_transformer
+from cogvideox.weights.base import TransformerWeights, read_transformer, recorded_base
 from cogvideox.weights.families import FAMILIES, TransformerFacts, read_facts
 from cogvideox.weights.lora_file import Adapter
 from cogvideox.weights.sat_folder import read_checkpoint
@@ -80,7 +80,7 @@ def check_fit(adapter: Adapter, base: BaseModel) -> None:
             f"{adapter.path} adapts {adapter.num_layers} layers of width {adapter.width}{owner}, but {base.path} is "
             f"{facts.summary}: it belongs to another model"
         )
-    trained_on = _recorded_model(adapter)
+    trained_on = _recorded_model(adapter, base)
     ours = describe(facts)
     if trained_on is not None and any(trained_on.get(key, ours[key]) != ours[key] for key in ours if key != "name"):
         raise CheckpointError(
@@ -100,14 +100,13 @@ def note_other_file(adapter: Adapter, base: BaseModel) -> list[str]:
     ]
 
 
-def _recorded_model(adapter: Adapter) -> Mapping[str, Any] | None:
-    """The model that the adapter's file names, directly or by a path that still leads somewhere."""
+def _recorded_model(adapter: Adapter, base: BaseModel) -> Mapping[str, Any] | None:
+    """The model that the adapter's file names, directly or by a path that still leads to it."""
     if adapter.base.get("model"):
         return adapter.base["model"]
-    path = adapter.base.get("path")
-    if not path or not Path(path).exists():
+    if not adapter.base.get("path") or adapter.base.get("sha256") == base.sha256:
         return None
     try:
-        return describe(open_base(Path(path)).facts)
-    except CheckpointError:  # replaced or damaged since: nothing known
+        return describe(open_base(recorded_base(adapter.base, adapter.path)).facts)
+    except CheckpointError:  # gone, replaced or damaged since: nothing known
         return None

@@ -8,19 +8,19 @@ with randomness" (0909.4061), algorithm 4.4.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.weights.atomic import new_folder, write_text_atomically
+from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.base import TransformerWeights, find_base, read_transformer
 from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.lora_map import PAIR, TARGETS, AdapterName
-from cogvideox.weights.safetensors_stream import Entry
-from cogvideox.weights.sat_folder import LATEST_FILE, SatCheckpoint, read_checkpoint
-from cogvideox.weights.sat_stream import stream_states
+from cogvideox.weights.safetensors_stream import Entry, is_finite
+from cogvideox.weights.sat_folder import SatCheckpoint, read_checkpoint
+from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
 from torch import Size, Tensor
 
@@ -113,11 +113,15 @@ def _measured(base: BaseModel) -> dict[str, Size]:
 
 def _recorded(checkpoint: SatCheckpoint) -> Path:
     """What the checkpoint names as its base, else args.load of its run."""
-    path = (checkpoint.extra.get("base") or {}).get("path")
-    if path and Path(path).exists():
-        return find_base(checkpoint)
+    if (checkpoint.extra.get("base") or {}).get("path"):
+        try:
+            return find_base(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the base that {checkpoint.path} records can't be used: give --base ({error})"
+            ) from error
     yaml = run_yaml(checkpoint.path)
-    if path or yaml is None or yaml.load_path is None or not yaml.load_path.exists():
+    if yaml is None or yaml.load_path is None or not yaml.load_path.exists():
         raise CheckpointError(f"{checkpoint.path} records no base that is still there: give --base")
     return yaml.load_path
 
@@ -140,14 +144,12 @@ def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: P
     entries = [Entry(TRANSFORMER_PREFIX + name.sat, shapes[name.kind], torch.float32) for name in names]
     report = Report()
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
-        (partial / str(ITERATION)).mkdir()
         extra = {"lora": {"r": rank, "alpha": float(rank)}, "base": base.reference()}
         tensors = _adapters(finetuned, base, rank, fast, report)
-        stream_states(partial / str(ITERATION), ITERATION, entries, tensors, extra)
+        write_sat_folder(partial, ITERATION, entries, tensors, extra)
         _measure_others(finetuned, base, report)
         if report.inside.total == 0:
             raise CheckpointError(f"{finetuned.files[0]} has the attention weights of {base.path}: nothing to extract")
-        write_text_atomically(partial / LATEST_FILE, str(ITERATION))
         errors = {name: change.error for name, change in report.targets.items()}
         facts = {"lora": extra["lora"], "relative_error": errors, "share_outside": report.outside}
         write_manifest(partial, [*finetuned.files, base.path], facts)
@@ -177,7 +179,7 @@ def _adapters(
         for target in TARGETS:
             weight = f"transformer.layers.{layer}.attention.{target.sat}.weight"
             rows = slice(target.part * base.facts.hidden_size, (target.part + 1) * base.facts.hidden_size)
-            change = merged[weight][rows].float() - base.weights.plain[weight][rows].float()
+            change = _change(finetuned, merged, base, weight, rows)
             a, b = decompose(change, rank, fast=fast)
             report.targets[f"attention {target.comfyui.removeprefix('attn_')}"].add(
                 change.square().sum(dtype=torch.float64).item(),
@@ -187,6 +189,22 @@ def _adapters(
                 yield TRANSFORMER_PREFIX + AdapterName(layer, target, kind).sat, value.contiguous()
 
 
+def _change(
+    finetuned: TransformerWeights,
+    tensors: Mapping[str, Tensor],
+    base: BaseModel,
+    name: str,
+    rows: slice = slice(None),
+) -> Tensor:
+    """tensors (of the fine-tune) - base, fp32. Raises: CheckpointError for NaN and infinity."""
+    ours, theirs = tensors[name][rows].float(), base.weights.plain[name][rows].float()
+    change = ours - theirs
+    if not is_finite(change):
+        file = base.path if not is_finite(theirs) else finetuned.files[0]
+        raise CheckpointError(f"{file}: NaN or infinity in {name}: training diverged; take an earlier checkpoint")
+    return change
+
+
 def _measure_others(finetuned: TransformerWeights, base: BaseModel, report: Report) -> None:
     """Add up the change of everything that no adapter holds."""
     adapted = tuple(f".attention.{target.sat}.weight" for target in TARGETS)
@@ -194,5 +212,5 @@ def _measure_others(finetuned: TransformerWeights, base: BaseModel, report: Repo
         if name.endswith(adapted):
             continue
         part = next(part for part, words in _OTHER_PARTS if any(word in name for word in words))
-        change = finetuned.plain[name].float() - base.weights.plain[name].float()
+        change = _change(finetuned, finetuned.plain, base, name)
         report.others[part] += change.square().sum(dtype=torch.float64).item()

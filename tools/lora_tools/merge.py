@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.weights.atomic import new_folder, write_text_atomically
+from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import Adapter
 from cogvideox.weights.lora_map import MergedWeights
 from cogvideox.weights.safetensors_stream import Entry
-from cogvideox.weights.sat_folder import LATEST_FILE
-from cogvideox.weights.sat_stream import stream_states
+from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
 
 from lora_tools.base_model import BaseModel, check_fit, open_base
@@ -66,13 +65,17 @@ def find_base(adapters: Sequence[Weighted], given: Path | None) -> BaseModel:
 
 
 def _own_base(adapters: Sequence[Adapter]) -> BaseModel:
+    reasons = []
     for adapter in adapters:
         if adapter.has_model:
             return open_base(adapter.path, drop_adapters=True)
-        path = adapter.base.get("path")
-        if path and Path(path).exists():
+        if not adapter.base.get("path"):
+            continue
+        try:
             return open_base(recorded_base(adapter.base, adapter.path))
-    raise CheckpointError("which model? no adapter records one that is still there: give --base")
+        except CheckpointError as error:
+            reasons.append(f" ({error})")
+    raise CheckpointError(f"which model? no adapter records one that is still there: give --base{''.join(reasons)}")
 
 
 def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> None:
@@ -89,10 +92,8 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
         for name, value in base.weights.plain.items()
     ]
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
-        (partial / str(ITERATION)).mkdir()
         tensors = ((TRANSFORMER_PREFIX + name, merged[name]) for name in merged)
-        stream_states(partial / str(ITERATION), ITERATION, entries, tensors, {})
-        write_text_atomically(partial / LATEST_FILE, str(ITERATION))
+        write_sat_folder(partial, ITERATION, entries, tensors, {})
         parts = [
             {
                 "path": str(each.adapter.path.resolve()),
