@@ -306,6 +306,32 @@ def test_unknown_and_missing_tensors(exported: Exported, tmp_path: Path) -> None
         back(copy, tmp_path / "out", "--only", "vae")
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_file_with_a_hole(part: str, exported: Exported, tmp_path: Path) -> None:
+    """One file without an index can lack anything, unnoticed by its own format."""
+    holes = {
+        "transformer": ("transformer_blocks.0.ff.net.2.bias", "transformer_blocks.1.norm1.linear.weight"),
+        "vae": ("decoder.up_blocks.1.resnets.0.conv1.conv.weight",),
+    }
+    for hole in holes[part]:
+        copy = damaged(exported("5b"), tmp_path / hole)
+        twin = hole.replace("norm1.linear", "norm2.linear")  # pieces of one tensor
+        rewrite(copy / part, lambda state, names={hole, twin}: [state.pop(name) for name in names])
+        with pytest.raises(CheckpointError, match=rf"{part} is not a whole .*: {hole}"):
+            back(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_vae_folder_with_a_hole_to_diffusers(exported: Exported, family_of: FamilyOf, tmp_path: Path) -> None:
+    """sat2hf takes a VAE that is in diffusers' form already."""
+    copy = damaged(exported("5b") / "vae", tmp_path / "vae")
+    words = ["--vae", str(copy), "--base", str(family_of("5b").model_yaml), "--output_path"]
+    sat2hf([*words, str(tmp_path / "whole")])
+    rewrite(copy, lambda state: state.pop("encoder.mid_block.resnets.1.conv2.conv.bias"))
+    with pytest.raises(CheckpointError, match=r"vae is not a whole VAE: .*encoder.mid_block.resnets.1.conv2.conv.bias"):
+        sat2hf([*words, str(tmp_path / "out")])
+
+
 def test_fixed_table_in_the_file_is_computed_all_the_same(exported: Exported, tmp_path: Path) -> None:
     copy = damaged(exported("2b"), tmp_path / "a")
     rewrite(copy / "transformer", lambda state: state.update({"patch_embed.pos_embedding": torch.ones(1, 30, 64)}))

@@ -178,6 +178,7 @@ def _read_vae(file: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The VAE under SAT's names, also from a diffusers folder, which the YAML may name as well."""
     if (file / "config.json").is_file():
         state = read_model_folder(file, "AutoencoderKLCogVideoX").tensors
+        vae_map.check_whole({name: value.shape for name, value in state.items()}, str(file))
     else:
         state = read_vae(file)
     check_same_dtype(state, dtype, str(file))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import transformer_map, vae_map
+from cogvideox.weights.base import missing_names
 from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE, PipelineSettings
 from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, read_facts
+from cogvideox.weights.key_rules import shorten
 from cogvideox.weights.model_folder import ModelFolder, check_same_dtype, read_json, read_model_folder
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
@@ -136,6 +138,7 @@ def _plan_transformer(options: Options, source: Source, settings: PipelineSettin
     computed = computed_tables(hidden_size, head_dim, patch_size, rotary, settings)
     shapes |= {name: Size(shape) for name, (shape, _) in computed.items()}
     facts = read_facts(shapes, where)
+    _check_whole(shapes, where)
     _check_config(config, facts, where)
     _check_pipeline(source, facts)
     entries = [Entry(TRANSFORMER_PREFIX + name, tuple(shape), dtype) for name, shape in shapes.items()]
@@ -146,6 +149,15 @@ def _planned(model: ModelFolder, steps: list[transformer_map.Step]) -> Iterator[
     """Names and shapes of what the steps will give; nothing is computed."""
     for step in steps:
         yield from zip(step.targets, step.shapes([model.tensors[name].shape for name in step.sources]), strict=True)
+
+
+def _check_whole(names: Collection[str], where: str) -> None:
+    """Raises: CheckpointError that says, in diffusers' names, what is missing."""
+    absent = [name for step in transformer_map.to_diffusers(missing_names(names)) for name in step.targets]
+    if absent:
+        raise CheckpointError(
+            f"{where} is not a whole transformer: {len(absent)} tensors are missing: {shorten(absent)}"
+        )
 
 
 def _check_config(config: dict[str, Any], facts: TransformerFacts, where: str) -> None:
@@ -184,6 +196,7 @@ def _plan_vae(options: Options, source: Source) -> VaePart:
     check_same_dtype(model.tensors, options.dtype, str(model.path))
     levels = len(model.config.get("block_out_channels", ()))
     names = {name: vae_map.diffusers_to_sat(name, levels) for name in model.tensors}
+    vae_map.check_whole({name: value.shape for name, value in model.tensors.items()}, str(model.path))
     entries = [
         Entry(new, tuple(model.tensors[old].shape), options.dtype or model.tensors[old].dtype)
         for old, new in names.items()
