@@ -11,6 +11,8 @@ import torch
 from cogvideox.errors import CheckpointError
 from cogvideox.model.loading import base_reference, load_transformer, read_lora
 from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.weights.base import is_complete
+from cogvideox.weights.families import POSITION_TABLE, TRANSFORMER_PREFIX
 from cogvideox.weights.sat_folder import fingerprint, write_checkpoint
 from model.parts import batch, build
 
@@ -125,6 +127,24 @@ def test_adapters_of_another_family_are_refused(
     folder = save_adapters(build(family, LORA), tmp_path / "lora", base_reference(other.transformer))
     with pytest.raises(CheckpointError, match=r"the base of .*lora/10/.* can't be loaded: .*but the configuration des"):
         load_transformer(build(family, LORA, family=used_with), folder)
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("5b_i2v", POSITION_TABLE), ("1.5_i2v", "ofs_embed.")])
+def test_what_only_the_model_knows_of_comes_from_the_base(
+    family: tiny.TinyFamily, tmp_path: Path, name: str, left_out: str
+) -> None:
+    """No name in the file tells that it lacks a learned table, or all of an embedding that some families have."""
+    other = tiny.TinyFamily(tmp_path)
+    tiny.write_transformer(other, family=name)
+    whole = tiny.read_states(other.transformer)
+    part = {key: value + 1 for key, value in whole.items() if not key.startswith(TRANSFORMER_PREFIX + left_out)}
+    assert len(part) < len(whole)
+    assert is_complete({key.removeprefix(TRANSFORMER_PREFIX) for key in part})
+    write_checkpoint(tmp_path / "part", 10, part, {"base": base_reference(other.transformer)})
+    model = build(family, family=name)
+    load_transformer(model, tmp_path / "part")
+    state = model.state_dict()
+    assert all(torch.equal(state[key], part.get(key, whole[key])) for key in whole)
 
 
 def test_bases_in_a_circle_end(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path) -> None:

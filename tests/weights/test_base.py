@@ -158,13 +158,31 @@ def test_base_that_leads_in_a_circle(tmp_path: Path) -> None:
 def test_rank_that_contradicts_the_matrices(tmp_path: Path) -> None:
     whole = stored(2, {"r": 4})
     run = save(tmp_path / "run", whole, r=8, alpha=1.0)
-    with pytest.raises(CheckpointError, match=r"LoRA matrices have ranks \[4\], and it says 8"):
+    with pytest.raises(CheckpointError, match=r"LoRA matrices have rank 4, and it says 8"):
         lora_facts(read_checkpoint(run))
     mixed = {**whole, **{n: v for n, v in stored(2, {"r": 8}).items() if ".layers.0." in n}}
-    with pytest.raises(CheckpointError, match=r"ranks \[4, 8\]$"):
+    with pytest.raises(CheckpointError, match=r"ranks \[4, 8\]; SAT's LoRA has one"):
         lora_facts(read_checkpoint(save(tmp_path / "mixed", mixed)))
 
 
 def test_alpha_is_one_unless_stated(tmp_path: Path) -> None:
     run = save(tmp_path / "run", stored(2, {"r": 4}))
     assert lora_facts(read_checkpoint(run)) == LoraFacts(4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("rank 4", "LoRA settings are a str, a dict is expected"),
+        ({"alpha": "eight"}, "states alpha 'eight', which is no number above 0"),
+        ({"alpha": 0.0}, r"states alpha 0\.0, which is no number above 0"),
+    ],
+)
+def test_settings_of_adapters_that_are_refused(lora: object, message: str, tmp_path: Path) -> None:
+    name = "transformer.layers.0.attention.dense.matrix_A.0"
+    write_checkpoint(tmp_path, 1, {name: torch.ones(4, 8)}, {"lora": lora})
+    with pytest.raises(CheckpointError, match=rf"1/mp_rank_00_model_states\.pt: .*{message}"):
+        lora_facts(read_checkpoint(tmp_path))
+    write_checkpoint(tmp_path, 2, {name: torch.ones(4)}, {})
+    with pytest.raises(CheckpointError, match=r"matrix_A\.0 has the shape \[4\]; a LoRA's are \[rank, width\]"):
+        lora_facts(read_checkpoint(tmp_path))

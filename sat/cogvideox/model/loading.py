@@ -65,6 +65,8 @@ def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ..
 
 def _is_partial(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
     """Whether weights other than adapters, which the model has, are not in the checkpoint."""
+    # Not base.is_complete, which has only the checkpoint's names: none of these tells that the model wants a position
+    # table, or the embeddings of a family (ofs_embed) of which nothing is stored. Here the model says so.
     stored = {plain_name(name) for name in select_prefix(checkpoint.module, TRANSFORMER_PREFIX)}
     needed = (name for name in model.transformer.state_dict() if not is_adapter(name))
     return not all(plain_name(name) in stored for name in needed)

@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.families import TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.key_rules import select_prefix, shorten
-from cogvideox.weights.lora_map import MergedWeights, is_adapter, plain_name
+from cogvideox.weights.lora_map import MergedWeights, check_alpha, common_rank, is_adapter, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, fingerprint, read_checkpoint
 from cogvideox.weights.transformer_map import RULES, Rule
 
@@ -62,16 +62,17 @@ class TransformerWeights:
 def lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:
     """What a checkpoint's adapters are; None when it has none. A file that doesn't state alpha has SAT's, 1.
 
-    Raises: CheckpointError when adapters differ in rank, or contradict the stated one.
+    Raises: CheckpointError when adapters differ in rank, contradict the stated one, or alpha is no number above 0.
     """
-    ranks = {value.shape[0] for name, value in checkpoint.module.items() if ".matrix_A." in name}
-    if not ranks:
+    rank = common_rank(checkpoint.module, str(checkpoint.path))
+    if rank is None:
         return None
-    stated: Mapping[str, Any] = checkpoint.extra.get("lora") or {}
-    if len(ranks) > 1 or stated.get("r", min(ranks)) not in ranks:
-        told = f", and it says {stated['r']}" if "r" in stated else ""
-        raise CheckpointError(f"{checkpoint.path}: its LoRA matrices have ranks {sorted(ranks)}{told}")
-    return LoraFacts(ranks.pop(), float(stated.get("alpha", SAT_ALPHA)))
+    stated = checkpoint.extra.get("lora") or {}
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"{checkpoint.path}: its LoRA settings are a {type(stated).__name__}, a dict is expected")
+    if stated.get("r", rank) != rank:
+        raise CheckpointError(f"{checkpoint.path}: its LoRA matrices have rank {rank}, and it says {stated['r']}")
+    return LoraFacts(rank, check_alpha(stated.get("alpha", SAT_ALPHA), str(checkpoint.path)))
 
 
 def find_base(checkpoint: SatCheckpoint) -> Path:
