@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogvideox.errors import CheckpointError, UserError
+from cogvideox.errors import CheckpointError
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
 from cogvideox.training.run_folder import STATE_FOLDER
+from cogvideox.weights.atomic import abandon_folder
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
 from cogvideox.weights.torch_file import load_file
 
@@ -81,9 +82,9 @@ class Checkpointer:
         try:
             self._groups.attempt(lambda: self._write(partial, progress.step, weights, state))
             self._groups.first_only(lambda: commit_iteration(partial, final, progress.step))
-        except UserError:
+        except BaseException:
             if self._groups.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
+                abandon_folder(partial)
             raise
         self._groups.first_only(self._remove_old)
         return final

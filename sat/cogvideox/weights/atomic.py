@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cogvideox.errors import CheckpointError
 
 SPACE_MARGIN = 64 * 2**20  # bytes left free beside what we write: indexes, logs and rounding to blocks
+_LOCKS: dict[Path, int] = {}  # descriptors of the lock files of the folders that this process is writing
 
 
 def check_writable(folder: Path, needed_bytes: int) -> None:
@@ -37,36 +39,45 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
 def new_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block succeeds, and is removed when it doesn't.
 
-    Raises: CheckpointError as `begin_folder`.
+    Raises: CheckpointError as `begin_folder` and `commit_folder`.
     """
     partial = begin_folder(final, needed_bytes, overwrite=overwrite)
     try:
         yield partial
         commit_folder(partial, final)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        abandon_folder(partial)
         raise
 
 
 def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Path:
     """Make the temporary twin of `final`, beside it on the same disk; `commit_folder` moves it into place.
 
-    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), can't be
-        renamed, or there is no space or permission.
+    Until then, or until `abandon_folder`, other processes are refused the same `final`. A link is followed.
+    Raises: CheckpointError when `final` exists (unless `overwrite`; an empty folder counts as absent), is being
+        written, can't be renamed, or there is no space or permission.
     """
-    is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
-    if is_taken and not overwrite:
-        raise CheckpointError(f"{final} exists and is not empty: choose another place, or remove it first")
-    if final.resolve() == Path.cwd() or final.is_mount():
-        what = "the folder that this runs in" if final.resolve() == Path.cwd() else "a mount point"
+    if final.is_symlink() and not final.exists():
+        raise CheckpointError(
+            f"{final} is a link to {final.readlink()}, which is not there: make it, or remove the link"
+        )
+    final = final.resolve()
+    _check_free(final, overwrite)
+    if final == Path.cwd() or final.is_mount():
+        what = "the folder that this runs in" if final == Path.cwd() else "a mount point"
         raise CheckpointError(f"{final} is {what}, which can't be replaced as a whole: name a new folder in it")
     check_writable(final.parent, needed_bytes)
     partial = final.parent / f".{final.name}.partial"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        if partial.exists():  # left by a run that was killed
-            shutil.rmtree(partial)
-        partial.mkdir()
+        _lock(partial, final)
+        try:
+            _check_free(final, overwrite)  # another one may have finished since
+            _remove(partial)  # left by a run that was killed
+            partial.mkdir()
+        except BaseException:
+            _unlock(partial)
+            raise
     except OSError as error:
         raise CheckpointError(f"cannot write to {final.parent}: {error.strerror}") from error
     return partial
@@ -76,29 +87,110 @@ def commit_folder(partial: Path, final: Path) -> None:
     """Bring every file of `partial` to the disk, then rename it; what had the final name is removed last.
 
     Replacing takes two renames: a crash between them leaves the old folder complete as `.<name>.replaced`.
+    Raises: CheckpointError when the disk fails; what had the final name is there then, under it.
     """
-    for folder, _, names in os.walk(partial):
-        for name in names:
-            fsync_path(Path(folder) / name)
-        fsync_path(Path(folder))
+    final = final.resolve()
     replaced = final.parent / f".{final.name}.replaced"
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                fsync_path(Path(folder) / name)
+            fsync_path(Path(folder))
+        if final.exists():
+            _remove(replaced)
+            _replace(partial, final, replaced)
+        else:
+            partial.rename(final)
+        fsync_path(final.parent)
+    except OSError as error:
+        raise CheckpointError(f"writing {final} failed: {error.strerror}; nothing was kept") from error
+    _remove(replaced)
+    _unlock(partial)
+
+
+def abandon_folder(partial: Path) -> None:
+    """Remove what `begin_folder` made, whatever is in it by now; nothing after `commit_folder`."""
+    if partial in _LOCKS:
+        _remove(partial)
+        _unlock(partial)
+
+
+def _check_free(final: Path, overwrite: bool) -> None:
+    is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
+    if is_taken and not overwrite:
+        raise CheckpointError(f"{final} exists and is not empty: choose another place, or remove it first")
+
+
+def _replace(partial: Path, final: Path, replaced: Path) -> None:
+    try:
         final.rename(replaced)
-    partial.rename(final)
-    fsync_path(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        partial.rename(final)
+    except BaseException:  # Ctrl-C as well: the old folder must not stay hidden
+        if not final.exists():
+            replaced.rename(final)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """As far as it goes, whatever it is."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
+
+
+def _lock(partial: Path, final: Path) -> None:
+    """Hold a lock file beside `partial` until `_unlock`, or the end of this process."""
+    file = _lock_file(partial)
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise CheckpointError(f"another process is writing {final}: wait for it, or name another place") from error
+        except OSError:
+            pass  # a disk without locks, as some network disks are
+        if _is_still(file, descriptor):
+            _LOCKS[partial] = descriptor
+            return
+        os.close(descriptor)  # its owner finished, and removed it, in between
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(partial: Path) -> None:
+    descriptor = _LOCKS.pop(partial, None)
+    if descriptor is not None:
+        with suppress(OSError):
+            _lock_file(partial).unlink()
+        os.close(descriptor)
+
+
+def _lock_file(partial: Path) -> Path:
+    return partial.with_suffix(".lock")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small text file in one step."""
+    """Replace a small text file in one step. Raises: CheckpointError when the disk is full or fails."""
     partial = path.parent / f".{path.name}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    fsync_path(path.parent)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        fsync_path(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CheckpointError(f"writing {path} failed: {error.strerror}") from error
 
 
 def fsync_path(path: Path) -> None:
