@@ -123,14 +123,17 @@ def test_manifest_holds_true_hashes(exported: Exported, tmp_path: Path) -> None:
     out = back(exported("2b"), tmp_path / "sat", "--sha256")
     manifest = json.loads((out / "conversion.json").read_text())
     assert manifest["source"] == str(exported("2b"))
-    assert set(manifest["parts"]) == {"transformer", "vae", "text_encoder"}
-    for part in manifest["parts"].values():
-        for each in [*part["inputs"], *part["outputs"]]:
-            file = out / each["path"]  # an absolute path stays itself
-            assert file.stat().st_size == each["bytes"]
-            assert each[FAST] == hash_of(file, FAST)
-            assert each[SHA256] == hash_of(file, SHA256)
-    assert len(manifest["parts"]["transformer"]["inputs"]) > 1
+    for kind in ("inputs", "outputs"):
+        assert {each["part"] for each in manifest[kind]} == {"transformer", "vae", "text_encoder", "yaml"}
+    for each in [*manifest["inputs"], *manifest["outputs"]]:
+        file = out / each["path"]  # an absolute path stays itself
+        assert file.stat().st_size == each["bytes"]
+        assert each[FAST] == hash_of(file, FAST)
+        assert each[SHA256] == hash_of(file, SHA256)
+    written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {"conversion.json"}
+    assert sorted(each["path"] for each in manifest["outputs"]) == sorted(written)
+    read = {file for file in exported("2b").rglob("*") if file.is_file() and not file.name.endswith("index.json")}
+    assert {exported("2b") / "model_index.json", *read} == {Path(each["path"]) for each in manifest["inputs"]}
 
 
 def test_interrupted_conversion_goes_on(exported: Exported, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -155,7 +158,9 @@ def test_interrupted_conversion_goes_on(exported: Exported, tmp_path: Path, monk
     assert (out / "vae" / "3d-vae.pt").is_file() and (out / "t5-v1_1-xxl" / "config.json").is_file()
     transformer.write_bytes(transformer.read_bytes()[:-1] + b"x")  # damaged since
     (out / "t5-v1_1-xxl" / "tokenizer.json").unlink()
+    (out / "transformer" / "latest").unlink()
     back(exported("2b"), out)
+    assert (out / "transformer" / "latest").is_file()
     text = capsys.readouterr().out
     assert "transformer: done before" not in text and "vae: done before" in text
     assert "text_encoder: done before" not in text
@@ -229,6 +234,27 @@ def test_folder_of_something_else(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds a conversion of .*\(as stored\)"):
         back(exported("2b"), tmp_path / "sat", "--only", "vae", "--bf16")
     back(exported("2b"), tmp_path / "sat", "--only", "transformer")  # another part of the same is welcome
+
+
+def test_source_by_another_path(exported: Exported, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The same folder is the same source, and its YAML is not rewritten."""
+    shutil.copytree(exported("2b") / "transformer", tmp_path / "src")
+    monkeypatch.chdir(tmp_path)
+    for name in ("src", "./src", str(tmp_path / "src"), "src/../src"):
+        back(name, tmp_path / "sat")
+        text = capsys.readouterr().out
+        assert ("done before" in text) == (name != "src") and "kept as" not in text
+
+
+def test_transformer_of_no_released_model(exported: Exported, tmp_path: Path, capsys: Any) -> None:
+    """Image input, but no learned positions: converted, and the missing YAML is mentioned."""
+    copy = damaged(exported("5b_i2v") / "transformer", tmp_path / "a")
+    rewrite(copy, lambda state: state.pop("patch_embed.pos_embedding"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "use_learned_positional_embeddings": False}))
+    out = back(copy, tmp_path / "sat")
+    assert "note: no model.yaml: no released model is built like CogVideoX of another layout" in capsys.readouterr().out
+    assert sorted(file.name for file in out.iterdir()) == ["conversion.json", "transformer"]
 
 
 def test_no_space(exported: Exported, tmp_path: Path, monkeypatch: Any) -> None:

@@ -16,6 +16,7 @@ from cogvideox.config.targets import instantiate
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae, write_checkpoint
+from conversion.notes import MODEL_LEFT_OUT
 from convert_weight_sat2hf import main
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 from huggingface_hub import RepoUrl
@@ -81,9 +82,16 @@ def test_published_checkpoint_to_pipeline(checkpoints: Checkpoints, tmp_path: Pa
 @pytest.mark.parametrize("flags", [(), ("--sha256",)])
 def test_manifest_holds_true_hashes(checkpoints: Checkpoints, tmp_path: Path, flags: tuple[str, ...]) -> None:
     family = checkpoints.family
-    out = convert(tmp_path / "out", "--checkpoint", family.transformer, "--base", family.model_yaml, *flags)
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(f"include: {family.model_yaml}\n")
+    out = convert(tmp_path / "out", "--checkpoint", family.transformer, "--base", yaml, *flags)
     manifest = json.loads((out / "conversion.json").read_text())
-    assert {Path(each["path"]).name for each in manifest["inputs"]} == {STATES_FILE, "3d-vae.pt"}
+    t5 = {file.name for file in family.t5.iterdir()}
+    read = {STATES_FILE, "3d-vae.pt", "mine.yaml", "model.yaml", *t5}
+    assert sorted(Path(each["path"]).name for each in manifest["inputs"]) == sorted(read)
+    written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {"conversion.json"}
+    assert {"text_encoder/model.safetensors", "scheduler/scheduler_config.json", "model_index.json"} <= written
+    assert sorted(each["path"] for each in manifest["outputs"]) == sorted(written)
     for each in [*manifest["inputs"], *manifest["outputs"]]:
         file = out / each["path"]  # an absolute path stays itself
         assert file.stat().st_size == each["bytes"]
@@ -168,6 +176,15 @@ def test_lora_file_alone(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) 
     assert header["transformer.lora_alpha"] == ALPHA
     assert sorted(header["transformer.target_modules"]) == ["to_k", "to_out.0", "to_q", "to_v"]
     assert not [file for file in tmp_path.iterdir() if file != out]
+
+
+def test_lora_alone_from_a_file_with_its_model(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """Training may have changed the model too, and the LoRA file doesn't hold that."""
+    family = checkpoints.family
+    convert(tmp_path / "a", "--checkpoint", checkpoints.old_lora, "--base", family.model_yaml, "--only", "lora")
+    assert f"note: {MODEL_LEFT_OUT}" in capsys.readouterr().out
+    convert(tmp_path / "b", "--checkpoint", checkpoints.run, "--only", "lora")
+    assert MODEL_LEFT_OUT not in capsys.readouterr().out
 
 
 def test_merged_equals_unmerged(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -434,7 +451,9 @@ class FakeHub:
     def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str) -> None:
         assert path_in_repo == "conversion.json"
         inputs = json.loads(path_or_fileobj)["inputs"]
-        assert inputs and all(each["path"] == STATES_FILE for each in inputs), "folders of this machine"
+        expected = {STATES_FILE, "training_config.yaml"}
+        assert {each["path"] for each in inputs} == expected, "folders of this machine"
+        assert b"/" not in path_or_fileobj
 
 
 def test_upload(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

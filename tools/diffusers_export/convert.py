@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from cogvideox.weights.model_folder import find_weights
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
-from conversion.file_records import FileRecord, describe_input, describe_written
+from conversion.file_records import describe_folder, described_meanwhile
 from conversion.hub import upload
-from conversion.manifest import MANIFEST
+from conversion.manifest import MANIFEST, Manifest, read_manifest
 
 from diffusers_export.plan import Plan
 
@@ -39,11 +37,15 @@ def convert(plan: Plan) -> None:
         can't be converted.
     """
     entries = _transformer_entries(plan)
-    output = plan.options.output
-    with new_folder(output, _needed_bytes(plan, entries)) as partial, ThreadPoolExecutor(max_workers=1) as pool:
-        inputs = [pool.submit(describe_input, file, plan.options.sha256) for file in _input_files(plan)]
+    output, with_sha256 = plan.options.output, plan.options.sha256
+    with (
+        new_folder(output, _needed_bytes(plan, entries)) as partial,
+        described_meanwhile(_input_files(plan), with_sha256) as inputs,
+    ):
         written = _write_parts(plan, partial, entries)
-        _write_manifest(plan, partial, [each.result() for each in inputs], written)
+        known = {str(Path(folder) / file.name): file for folder, files in written.items() for file in files}
+        outputs = describe_folder(partial, known, with_sha256)
+        Manifest(_facts(plan), tuple(inputs()), tuple(outputs)).write(partial)
 
 
 def _transformer_entries(plan: Plan) -> list[Entry]:
@@ -109,33 +111,29 @@ def _write_pipeline_rest(plan: Plan, target: Path) -> dict[str, list[WrittenFile
 
 def _input_files(plan: Plan) -> list[Path]:
     files = list(plan.weights.files) if plan.weights is not None else []
-    if plan.vae_file is not None:
-        files += [file for file in _vae_files(plan.vae_file) if file not in files]
-    return files
+    files += _vae_files(plan.vae_file) if plan.vae_file is not None else []
+    files += plan.text_encoder.all if plan.text_encoder is not None else ()
+    return list(dict.fromkeys([*files, *plan.yamls]))
 
 
 def _vae_files(place: Path) -> list[Path]:
     if (place / "config.json").is_file():
-        return find_weights(place)[1]
+        return [place / "config.json", *find_weights(place)[1]]
     return [place / VAE_FILE if (place / VAE_FILE).is_file() else find_states_file(place)]
 
 
-def _write_manifest(plan: Plan, target: Path, inputs: list[FileRecord], written: dict[str, list[WrittenFile]]) -> None:
-    outputs = [
-        describe_written(target / folder / file.name, str(Path(folder) / file.name), file, plan.options.sha256)
-        for folder, files in written.items()
-        for file in files
-    ]
-    lora = plan.weights.lora if plan.weights is not None else None
-    content: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "dtype": _TYPE_NAMES[plan.dtype]}
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest says beside the files."""
+    facts: dict[str, Any] = {"dtype": _TYPE_NAMES[plan.dtype]}
+    if plan.options.overrides:
+        facts["overrides"] = plan.options.overrides
     if plan.settings.image_latent_scale is not None:
         folded = plan.options.fold_image_scale
-        content["image_latent_scale"] = (
-            plan.settings.pipeline_image_scale if folded else plan.settings.image_latent_scale
-        )
+        facts["image_latent_scale"] = plan.settings.pipeline_image_scale if folded else plan.settings.image_latent_scale
+    lora = plan.weights.lora if plan.weights is not None else None
     if lora is not None:
-        content["lora"] = {"r": lora.rank, "alpha": lora.alpha, "merged": plan.options.merge_lora}
-    folders.write_json(target / MANIFEST, content)
+        facts["lora"] = {"r": lora.rank, "alpha": lora.alpha, "merged": plan.options.merge_lora}
+    return facts
 
 
 @contextmanager
@@ -151,7 +149,4 @@ def push_to_hub(folder: Path) -> str:
     The manifest goes without the folders of this machine.
     Raises: CheckpointError when the upload is refused (no token, no network).
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for record in manifest["inputs"]:
-        record["path"] = Path(record["path"]).name
-    return upload(folder, {MANIFEST: json.dumps(manifest, indent=2).encode()})
+    return upload(folder, {MANIFEST: read_manifest(folder).for_others().text().encode()})

@@ -13,19 +13,23 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights import vae_map
 from cogvideox.weights.base import TransformerWeights, read_transformer
 from cogvideox.weights.diffusers_folder import PipelineSettings
-from cogvideox.weights.families import TransformerFacts, read_facts
+from cogvideox.weights.families import TRANSFORMER_PREFIX, TransformerFacts, read_facts
+from cogvideox.weights.key_rules import select_prefix
+from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.model_folder import check_same_dtype, read_model_folder
+from cogvideox.weights.run_config import trained_config
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 from cogvideox.weights.transformer_map import to_diffusers
 from conversion.hub import download
+from conversion.notes import MODEL_LEFT_OUT
 from torch import Tensor
+from yaml import safe_load
 
 from diffusers_export.differences import FoldedImageScale, check_folding, differences
 from diffusers_export.options import Options
 from diffusers_export.yaml_facts import YamlFacts, check_claims, check_network, read_settings
 
-RUN_CONFIG = "training_config.yaml"
 _VAE_IN_ENGINE = "first_stage_model."
 _T5_XXL = "models--google--t5-v1_1-xxl"  # where the old converter's cache folder kept it
 
@@ -41,6 +45,7 @@ class Plan:
     vae: dict[str, Tensor] | None
     vae_file: Path | None
     text_encoder: TextEncoderFiles | None
+    yamls: tuple[Path, ...] = ()  # where the settings come from, included files as well
     notes: tuple[str, ...] = ()
 
     @property
@@ -93,8 +98,8 @@ def make_plan(options: Options) -> Plan:
 
     Raises: CheckpointError, ConfigError.
     """
-    config = _read_yaml(options)
-    yaml = YamlFacts(config)
+    files = _yaml_files(options)
+    yaml = YamlFacts(_read_yaml(options, files))
     weights = facts = checkpoint = None
     if options.checkpoint is not None:
         checkpoint = read_checkpoint(options.checkpoint, options.iteration)
@@ -105,7 +110,8 @@ def make_plan(options: Options) -> Plan:
         _check_types(options, weights, facts)
     settings = read_settings(yaml, facts, options)
     check_claims(options, facts, settings)
-    check_folding(options.fold_image_scale, facts)
+    folded = options.fold_image_scale
+    check_folding(folded, facts)
     vae_file = _find_vae(options, yaml, checkpoint) if options.part in ("pipeline", "vae") else None
     return Plan(
         options=options,
@@ -115,22 +121,43 @@ def make_plan(options: Options) -> Plan:
         vae=_read_vae(vae_file, options.dtype) if vae_file is not None else None,
         vae_file=vae_file,
         text_encoder=text_encoder_files(_find_text_encoder(options, yaml)) if options.part == "pipeline" else None,
-        notes=differences(yaml, facts, settings, folded=options.fold_image_scale) if facts is not None else (),
+        yamls=tuple(dict.fromkeys(each for file in files for each in _with_included(file))),
+        notes=(*_notes(options, checkpoint), *(differences(yaml, facts, settings, folded=folded) if facts else ())),
     )
 
 
-def _read_yaml(options: Options) -> Config | None:
-    """The YAML that was given, or the one that the run's folder holds. None for neither."""
-    files = list(options.base)
-    if not files and options.checkpoint is not None:
-        states = find_states_file(options.checkpoint, options.iteration)
-        beside = [folder / RUN_CONFIG for folder in (states.parent, states.parent.parent)]
-        files = [str(file) for file in beside if file.is_file()][:1]
+def _yaml_files(options: Options) -> list[Path]:
+    """The YAML files that were given, or the one that the run's folder holds."""
+    if options.base or options.checkpoint is None:
+        return [Path(file) for file in options.base]
+    states = find_states_file(options.checkpoint, options.iteration)
+    beside = trained_config(states)
+    return [] if beside is None else [beside]
+
+
+def _read_yaml(options: Options, files: list[Path]) -> Config | None:
     if not files and options.overrides:
         raise ConfigError(f"{options.overrides[0]} overrides a YAML, but there is none: give --base")
     if not files:
         return None
-    return load_config(files, list(options.overrides), "train", options.allow_unknown, partial=True)
+    return load_config(
+        [str(file) for file in files], list(options.overrides), "train", options.allow_unknown, partial=True
+    )
+
+
+def _with_included(file: Path) -> list[Path]:
+    """A YAML after the files that it includes; it has been loaded, so that there is no circle."""
+    named = (safe_load(file.read_text(encoding="utf-8")) or {}).get("include") or []
+    names = [named] if isinstance(named, str) else named
+    return [*(each for name in names for each in _with_included(file.parent / name)), file]
+
+
+def _notes(options: Options, checkpoint: SatCheckpoint | None) -> tuple[str, ...]:
+    """What --only lora leaves behind."""
+    if checkpoint is None or options.part != "lora":
+        return ()
+    names = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
+    return () if all(is_adapter(name) for name in names) else (MODEL_LEFT_OUT,)
 
 
 def _with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: YamlFacts) -> TransformerWeights:

@@ -10,6 +10,8 @@ import yaml
 from cogvideox.config.load import load_config
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
 from cogvideox.weights.families import Family, TransformerFacts
+from conversion.file_records import describe_input, describe_output
+from conversion.manifest import MANIFEST, read_manifest
 
 from diffusers_import.plan import Plan
 from diffusers_import.settings import family_of
@@ -23,18 +25,33 @@ _NETWORK = "model.network_config.params"
 def write_yamls(plan: Plan) -> list[str]:
     """Write model.yaml and model_lora.yaml into the output folder; return commands that use them.
 
-    Nothing is written, and [] returned, without a transformer that a released family describes.
+    Nothing is written without a transformer, or for one that no released family describes, which a line says.
     """
-    family = family_of(plan.transformer.model.config) if plan.transformer is not None else None
-    if family is None or plan.transformer is None:
+    if plan.transformer is None:
         return []
+    family = family_of(plan.transformer.model.config)
+    if family is None:
+        what = plan.transformer.facts.summary
+        return [f"note: no {MODEL_YAML}: no released model is built like {what}; write its YAML after one in configs/"]
     wanted = {**_paths(plan), **_network(plan.transformer.facts, plan.settings, family), **_rest(plan)}
     for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.yaml.replace(".yaml", "_lora.yaml"))):
         file = ROOT / base
-        text = f"# {plan.options.source}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
+        text = f"# {plan.origin}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
         tree = {"include": str(file), **_differing(wanted, file)}
         _write(plan.options.output / name, text + yaml.safe_dump(tree, sort_keys=False))
+    _record(plan)
     return _commands(plan, family)
+
+
+def _record(plan: Plan) -> None:
+    """Into the manifest: the files, and the configurations of the source that say what is in them."""
+    output, with_sha256, root = plan.options.output, plan.options.sha256, plan.source.root
+    configs = [root / MANIFEST, root / "model_index.json", root / "config.json"]
+    configs += [root / part / "config.json" for part in ("transformer", "vae")]
+    configs.append(root / "scheduler" / "scheduler_config.json")
+    inputs = [describe_input(file, with_sha256) for file in configs if file.is_file()]
+    outputs = [describe_output(output, name, with_sha256) for name in (MODEL_YAML, LORA_YAML)]
+    read_manifest(output).replacing("yaml", inputs, outputs).write(output)
 
 
 def _write(file: Path, text: str) -> None:

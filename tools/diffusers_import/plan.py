@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ class Plan:
     vae: VaePart | None
     vae_config: dict[str, Any]  # of the source's VAE, asked for or not; {} without one
     text_encoder: TextEncoderFiles | None
+
+    @property
+    def origin(self) -> str:
+        """The source under one name, however it was written: a folder's full path, or a model's name on the hub."""
+        is_local = Path(self.options.source).expanduser().exists()
+        return str(self.source.root) if is_local else self.options.source
 
     def describe(self) -> list[str]:
         """What will be done, for the user."""

@@ -46,8 +46,7 @@ def find_source(options: Options) -> Source:
         doesn't have.
     """
     root = Path(options.source).expanduser()
-    if not root.exists():
-        root = _download(options)
+    root = root.resolve() if root.exists() else _download(options)
     if root.is_file():
         raise CheckpointError(f"{root} is a file; a diffusers folder with model_index.json or config.json is expected")
     index, config = root / "model_index.json", root / "config.json"

@@ -14,6 +14,7 @@ from cogvideox.weights.lora_map import LayoutName
 from cogvideox.weights.safetensors_stream import cast_to
 from cogvideox.weights.sat_folder import tensor_bytes, write_checkpoint
 from conversion.manifest import write_manifest
+from conversion.notes import MODEL_LEFT_OUT
 
 from lora_tools.base_model import BaseModel, check_fit, note_other_file
 
@@ -63,10 +64,7 @@ def _notes(adapter: Adapter, num_filled: int) -> list[str]:
     if not adapter.is_alpha_known:
         notes.append(f"alpha {adapter.lora.alpha:g} is {adapter.alpha_from}; give --alpha if it was trained otherwise")
     if adapter.has_model:
-        notes.append(
-            "the model in the same file is left out; if training changed it too, this LoRA alone is not what was "
-            "trained: tools/merge_lora.py gives both in one"
-        )
+        notes.append(MODEL_LEFT_OUT)
     if num_filled:
         notes.append(
             f"{num_filled} matrices that the file doesn't have are zeros: those layers stay as in the base, also when "
