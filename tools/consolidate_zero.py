@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from cogvideox.sampling.trained_settings import trained_config  # noqa: E402
 from cogvideox.weights.atomic import new_folder  # noqa: E402
+from cogvideox.weights.run_config import trained_config  # noqa: E402
 from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
 from cogvideox.weights.sat_stream import write_sat_folder  # noqa: E402
 from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402

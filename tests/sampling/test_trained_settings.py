@@ -15,7 +15,7 @@ import yaml
 from cogvideox.config.load import load_config
 from cogvideox.sampling import trained_settings
 from cogvideox.sampling.run import load_for_sampling
-from cogvideox.sampling.trained_settings import trained_config, warn_of_changes
+from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.training.run_folder import write_config
 
 NETWORK = "model.network_config.params"
@@ -161,16 +161,3 @@ def test_settings_that_cannot_be_read_are_said(family: tiny.TinyFamily, tmp_path
             f"not compared with the settings of training, {run}/training_config.yaml can't be"
         )
         assert not warnings
-
-
-def test_a_resumed_run_has_the_settings_of_each_part(tmp_path: Path) -> None:
-    def of(folder: str) -> str | None:
-        file = trained_config(tmp_path / folder / "mp_rank_00_model_states.pt")
-        return None if file is None else file.name
-
-    assert of("500") is None
-    for name in ("training_config.yaml", "training_config-resumed-at-500.yaml", "training_config-resumed-at-1000.yaml"):
-        (tmp_path / name).touch()
-    assert of("0") == of("500") == of("500-ema") == "training_config.yaml"
-    assert of("501") == of("1000") == "training_config-resumed-at-500.yaml"
-    assert of("1500-ema") == of("merged") == "training_config-resumed-at-1000.yaml"

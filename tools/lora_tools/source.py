@@ -8,9 +8,8 @@ from pathlib import Path
 from cogvideox.config.load import load_config
 from cogvideox.weights.base import LoraFacts
 from cogvideox.weights.lora_file import Adapter, read_adapter
+from cogvideox.weights.run_config import trained_config
 from diffusers_export.yaml_facts import YamlFacts
-
-_RUN_CONFIG = "training_config.yaml"
 
 
 def open_adapter(path: Path, iteration: str | None = None, alpha: float | None = None) -> Adapter:
@@ -25,7 +24,7 @@ def open_adapter(path: Path, iteration: str | None = None, alpha: float | None =
     if yaml is None or yaml.lora_alpha is None:
         return adapter
     lora = LoraFacts(adapter.lora.rank, yaml.lora_alpha)
-    return replace(adapter, lora=lora, alpha_from=f"from the run's {_RUN_CONFIG}", is_alpha_known=True)
+    return replace(adapter, lora=lora, alpha_from="from the run's YAML", is_alpha_known=True)
 
 
 def run_yaml(weights: Path) -> YamlFacts | None:
@@ -33,6 +32,5 @@ def run_yaml(weights: Path) -> YamlFacts | None:
 
     Raises: ConfigError for a broken one.
     """
-    folders = (weights.parent, weights.parent.parent)
-    file = next((folder / _RUN_CONFIG for folder in folders if (folder / _RUN_CONFIG).is_file()), None)
+    file = trained_config(weights)
     return None if file is None else YamlFacts(load_config([str(file)], [], "train", allow_unknown=True, partial=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from cogvideox.config.compare import changed_computation
@@ -11,10 +10,10 @@ from cogvideox.config.load import read_trained_model
 from cogvideox.config.schema import ModelConfig
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
+from cogvideox.weights.run_config import trained_config
 from cogvideox.weights.sat_folder import find_states_file
 
 _log = get_logger(__name__)
-_NAME = re.compile(r"training_config(?:-resumed-at-(\d+))?\.yaml")
 
 
 def warn_of_changes(config: ModelConfig, load: str | Path) -> None:
@@ -33,16 +32,3 @@ def warn_of_changes(config: ModelConfig, load: str | Path) -> None:
     texts = [f"{key} trained with {before}, sampling with {now}" for key, (before, now) in changed.items()]
     if texts:
         _log.warning("these weights were trained with other settings (%s): %s", file, "; ".join(texts))
-
-
-def trained_config(states_file: Path) -> Path | None:
-    """The configuration in force when a run wrote this checkpoint; None for weights outside of a run folder.
-
-    A run that was resumed at iteration n left another one, for the checkpoints behind n.
-    """
-    folder = states_file.resolve().parent
-    files = folder.parent.glob("training_config*.yaml")
-    starts = {int(match[1] or 0): file for file in files if (match := _NAME.fullmatch(file.name))}
-    saved_at = re.fullmatch(r"(\d+)(-.*)?", folder.name)
-    in_force = [start for start in starts if saved_at is None or start == 0 or start < int(saved_at[1])]
-    return starts[max(in_force)] if in_force else None

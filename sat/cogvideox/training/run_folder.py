@@ -15,6 +15,7 @@ from pathlib import Path
 from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import check_writable
+from cogvideox.weights.run_config import run_config_name
 from cogvideox.weights.sat_folder import find_states_file
 
 STATE_FOLDER = "training_state"
@@ -51,7 +52,7 @@ def make_run_folder(save: str, experiment_name: str) -> Path:
 def write_config(folder: Path, config: Config, iteration: int = 0) -> None:
     """Leave the configuration beside the checkpoints. A resumed run keeps the first one and adds its own."""
     suffix = f"-resumed-at-{iteration}" if iteration else ""
-    (folder / f"training_config{suffix}.yaml").write_text(config.resolved_yaml, encoding="utf-8")
+    (folder / run_config_name(iteration)).write_text(config.resolved_yaml, encoding="utf-8")
     model = json.dumps(dataclasses.asdict(config.model), indent=2)
     (folder / f"model_config{suffix}.json").write_text(model + "\n", encoding="utf-8")
 
