@@ -197,6 +197,21 @@ def test_model_parallel(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_what_lies_beside_the_weights_is_no_second_part(tmp_path: Path) -> None:
+    file = save_published(tmp_path, 1)
+    for suffix in (".sha256", ".tmp"):
+        file.with_name(file.name + suffix).write_text("x")
+    assert read_checkpoint(tmp_path).path == file
+
+
+def test_an_iteration_of_a_file(tmp_path: Path) -> None:
+    file = save_published(tmp_path, 1)
+    with pytest.raises(
+        CheckpointError, match=r"states\.pt is one file: iteration 77 can be asked of a folder with 'latest'"
+    ):
+        read_checkpoint(file, 77)
+
+
 def test_files_without_tensors(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pt")
     torch.save([1, 2], tmp_path / "b.pt")

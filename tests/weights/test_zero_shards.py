@@ -195,6 +195,14 @@ def test_what_is_no_zero_checkpoint(copy: Callable[[str], Path], tmp_path: Path)
         read_zero(folder)
 
 
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe1"])
+def test_latest_is_nonsense(saves: Path, tmp_path: Path, text: bytes) -> None:
+    folder = Path(shutil.copytree(saves / "stage2", tmp_path / "run"))
+    (folder / "latest").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"latest (holds|can't be read)"):
+        read_zero(folder)
+
+
 def test_files_without_their_entries(copy: Callable[[str], Path]) -> None:
     folder = copy("stage2")
     model = folder / "mp_rank_00_model_states.pt"

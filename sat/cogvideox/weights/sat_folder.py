@@ -32,6 +32,7 @@ STATES_FILE = "mp_rank_00_model_states.pt"
 LATEST_FILE = "latest"
 VAE_FILE = "3d-vae.pt"
 FORMAT = 1
+_STATES_SUFFIXES = (".pt", ".safetensors")  # others are hashes, notes and half downloads beside them
 _VAE_PREFIX = "first_stage_model."
 _VAE_DROPPED = "loss."  # the discriminator and perceptual loss that the VAE was trained with
 
@@ -72,18 +73,23 @@ def find_states_file(path: str | Path, iteration: int | str | None = None) -> Pa
         raise CheckpointError(
             f"no checkpoint at {path}: valid are a folder with '{LATEST_FILE}', an iteration folder or a file"
         )
+    if path.is_file() and iteration is not None:
+        raise CheckpointError(
+            f"{path} is one file: iteration {iteration} can be asked of a folder with '{LATEST_FILE}'"
+        )
     if path.is_file():
         return path
     if iteration is None and not (path / LATEST_FILE).exists() and _states_in(path):
         return _single_states_file(path)
-    name = str(iteration) if iteration is not None else _read_latest(path)
+    name = str(iteration) if iteration is not None else read_latest(path)
     if not (path / name).is_dir():
         source = "asked for" if iteration is not None else f"named by {path / LATEST_FILE}"
         raise CheckpointError(f"{path} has no iteration {name!r} ({source}); there: {_describe_iterations(path)}")
     return _single_states_file(path / name)
 
 
-def _read_latest(folder: Path) -> str:
+def read_latest(folder: Path) -> str:
+    """The name of the iteration folder that `latest` holds. Raises: CheckpointError for none, or nonsense."""
     file = folder / LATEST_FILE
     if not file.is_file():
         raise CheckpointError(
@@ -107,7 +113,7 @@ def _describe_iterations(folder: Path) -> str:
 
 
 def _states_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("mp_rank_*_model_states.*"))
+    return sorted(file for file in folder.glob("mp_rank_*_model_states.*") if file.suffix in _STATES_SUFFIXES)
 
 
 def _single_states_file(folder: Path) -> Path:

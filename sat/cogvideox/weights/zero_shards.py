@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE
+from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, read_latest
 from cogvideox.weights.torch_file import load_file
 
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<part>\d+)_optim_states\.pt")
@@ -194,7 +194,7 @@ def _find_folder(path: Path, tag: str | None) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"no folder with ZeRO shards at {path}")
     if tag is None and (path / LATEST_FILE).is_file():
-        tag = (path / LATEST_FILE).read_text(encoding="utf-8").strip()
+        tag = read_latest(path)
     if tag is not None and not (path / tag).is_dir():
         there = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "nothing"
         raise CheckpointError(f"{path} has no folder {tag!r}; there: {there}")
