@@ -85,6 +85,24 @@ def test_old_file_without_alpha(checkpoints: Checkpoints, tmp_path: Path, capsys
     assert "alpha 2.5 (from " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("lora", "error", "message"),
+    [
+        ({"r": RANK, "lora_alpha": -3}, CheckpointError, r"states alpha -3\.0, which is no number above 0"),
+        ({"r": 8, "lora_alpha": 3}, ConfigError, r"describes a LoRA of rank 8, .* holds one of 4: give --alpha"),
+    ],
+)
+def test_yaml_of_another_lora(
+    lora: dict[str, Any], error: type[Exception], message: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints.old_lora.parent, tmp_path / "run" / "1")
+    section = tiny.model_section(checkpoints.family, lora=lora)
+    tiny.write_yaml(tmp_path / "run" / "training_config.yaml", {"model": section})
+    with pytest.raises(error, match=message):
+        convert(tmp_path / "run" / "1", "comfyui", tmp_path / "a")
+    assert read_adapter(convert(tmp_path / "run" / "1", "comfyui", tmp_path / "b", "--alpha", 2)).lora.alpha == 2
+
+
 def test_finetrainers_file_without_alpha(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
     state = load_file(convert(checkpoints.run, "diffusers", tmp_path / "a") / "pytorch_lora_weights.safetensors")
     save_file({name: value for name, value in state.items() if "to_v" not in name}, tmp_path / "theirs.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,27 @@ def test_alpha_is_for_those_that_do_not_state_it(checkpoints: Checkpoints, tmp_p
 def test_strength_that_is_no_number(checkpoints: Checkpoints, strength: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"strength '{strength}' is not a number; write e\.g\. .*run:0\.8"):
         merge(tmp_path / "m", "--adapter", f"{checkpoints.run}:{strength}")
+
+
+def test_a_colon_in_the_path(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """A path that is there wins, with and without a strength behind it; what has a separator is never a strength."""
+    folder = tmp_path / "lora:2"
+    shutil.copytree(checkpoints.run, folder)
+    for text, strength in ((str(folder), "1"), (f"{folder}:0.5", "0.5")):
+        merge(tmp_path / strength, "--adapter", text)
+        assert f"+ {strength} x {folder}/20" in capsys.readouterr().out
+    for text in (f"{folder}/lost.safetensors", "C:\\loras\\a.safetensors", "lost:a/b"):
+        with pytest.raises(CheckpointError, match=f"no checkpoint at {re.escape(text)}: valid are"):
+            merge(tmp_path / "m", "--adapter", text)
+    for text in ("", ":0.5"):
+        with pytest.raises(ConfigError, match=f"--adapter '{text}': there is no path; write e\\.g\\. lora:0\\.8"):
+            merge(tmp_path / "m", "--adapter", text)
+
+
+def test_sum_beyond_the_type(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"attention\.query_key_value\.weight holds .*, beyond float16's 65504"):
+        merge(tmp_path / "m", "--adapter", f"{checkpoints.run}:1e6", "--fp16")
+    assert not (tmp_path / "m").exists()
 
 
 def test_mistakes(checkpoints: Checkpoints, tmp_path: Path) -> None:

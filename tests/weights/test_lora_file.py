@@ -216,6 +216,8 @@ def test_tensors_that_are_refused(case: str, tmp_path: Path) -> None:
     [
         ({"r": 4, "lora_alpha": 4}, "states rank 4, its matrices have rank 3"),
         ({"lora_alpha": "eight"}, r"a\.safetensors: it states alpha 'eight', which is no number above 0"),
+        ({"r": "3"}, "states rank '3', its matrices have rank 3"),
+        ({"lora_alpha": True}, "it states alpha True, which is no number above 0"),
         ({"lora_alpha": [8]}, r"it states alpha \[8\], which is no number above 0"),
         *(({"lora_alpha": alpha}, r"it states alpha -?\w+(\.0)?, which is no number") for alpha in ALPHAS.values()),
         ({"rank_pattern": {"a": 2}}, r"its modules differ \(rank_pattern\)"),
@@ -287,6 +289,22 @@ def test_broken_header(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read as text"):
         read_adapter(tmp_path)
+
+
+def test_which_file_a_folder_means(tmp_path: Path) -> None:
+    """A run folder means its iteration, also with a file beside; else the known names, else the only one."""
+    peft_file(tmp_path / "a.safetensors", {"lora_alpha": 1})
+    assert read_adapter(tmp_path).lora.alpha == 1
+    peft_file(tmp_path / "b.safetensors", {"lora_alpha": 2})
+    with pytest.raises(CheckpointError, match=r"holds 2 \.safetensors files \(a\.safetensors, b\.safetensors\): name"):
+        read_adapter(tmp_path)
+    peft_file(tmp_path / "pytorch_lora_weights.safetensors", {"lora_alpha": 3})
+    assert read_adapter(tmp_path).lora.alpha == 3
+    module = {TRANSFORMER_PREFIX + name: value for name, value in matrices().items()}
+    write_checkpoint(tmp_path, 7, module, {"lora": {"r": RANK, "alpha": 4.0}})
+    assert read_adapter(tmp_path).lora.alpha == read_adapter(tmp_path, 7).lora.alpha == 4
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is a file, which has no iteration '7'"):
+        read_adapter(tmp_path / "a.safetensors", 7)
 
 
 def test_no_lora(tmp_path: Path) -> None:

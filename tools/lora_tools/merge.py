@@ -37,14 +37,17 @@ def read_weighted(text: str, alpha: float | None = None) -> Weighted:
     Raises: ConfigError for a strength that is no finite number; CheckpointError for what is no adapter.
     """
     path, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Weighted(_open(Path(text), alpha), 1.0)
+    # What has a separator is a path with a colon in it, not a strength.
+    if not colon or Path(text).expanduser().exists() or any(each in strength for each in "/\\"):
+        path, strength = text, "1"
     try:
         number = float(strength)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"--adapter {text}: the strength {strength!r} is not a number; write e.g. {path}:0.8")
+    if not path or not math.isfinite(number):
+        example = f"{path or 'lora'}:0.8"
+        wrong = f"the strength {strength!r} is not a number" if path else "there is no path"
+        raise ConfigError(f"--adapter {text!r}: {wrong}; write e.g. {example}")
     return Weighted(_open(Path(path), alpha), number)
 
 
@@ -84,7 +87,7 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
     Sums are fp32 and rounded once. Whole or not at all. Raises: CheckpointError.
     """
     updates = [(each.adapter.matrices, each.adapter.lora.scaling * each.strength) for each in adapters]
-    merged = MergedWeights(base.weights.plain, updates, dtype)
+    merged = MergedWeights(base.weights.plain, updates, torch.float32)  # the writer rounds, and says what doesn't fit
     entries = [
         Entry(
             TRANSFORMER_PREFIX + name, tuple(value.shape), (dtype if value.is_floating_point() else None) or value.dtype

@@ -6,16 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from cogvideox.config.load import load_config
+from cogvideox.errors import ConfigError
 from cogvideox.weights.base import LoraFacts
 from cogvideox.weights.lora_file import Adapter, read_adapter
+from cogvideox.weights.lora_map import check_alpha
 from cogvideox.weights.run_config import trained_config
-from diffusers_export.yaml_facts import YamlFacts
+from conversion.yaml_facts import YamlFacts
 
 
 def open_adapter(path: Path, iteration: str | None = None, alpha: float | None = None) -> Adapter:
     """Read an adapter; alpha of old SAT runs, whose files don't state it, comes from the run's YAML.
 
-    Raises: CheckpointError when it is no LoRA or contradicts alpha; ConfigError for a broken YAML beside it.
+    Raises: CheckpointError when it is no LoRA or contradicts alpha; ConfigError for a YAML beside it that is broken or
+        describes another LoRA.
     """
     adapter = read_adapter(path, iteration, alpha)
     if adapter.is_alpha_known or adapter.layout != "SAT":
@@ -23,7 +26,13 @@ def open_adapter(path: Path, iteration: str | None = None, alpha: float | None =
     yaml = run_yaml(adapter.path)
     if yaml is None or yaml.lora_alpha is None:
         return adapter
-    lora = LoraFacts(adapter.lora.rank, yaml.lora_alpha)
+    rank = adapter.lora.rank
+    described = yaml.module("lora_config").get("r", rank)
+    if described != rank:
+        raise ConfigError(
+            f"the run's YAML describes a LoRA of rank {described}, {adapter.path} holds one of {rank}: give --alpha"
+        )
+    lora = LoraFacts(rank, check_alpha(yaml.lora_alpha, f"the run's YAML of {adapter.path}"))
     return replace(adapter, lora=lora, alpha_from="from the run's YAML", is_alpha_known=True)
 
 

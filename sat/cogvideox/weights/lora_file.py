@@ -39,7 +39,7 @@ from cogvideox.weights.lora_map import (
     plain_name,
 )
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, is_finite, write_model
-from cogvideox.weights.sat_folder import find_states_file, read_checkpoint
+from cogvideox.weights.sat_folder import LATEST_FILE, find_states_file, read_checkpoint
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
@@ -82,13 +82,20 @@ class Adapter:
 def find_lora_file(path: str | Path, iteration: int | str | None = None) -> Path:
     """The file that a path means: itself, a diffusers or peft folder's, or a SAT folder's.
 
-    Raises: CheckpointError when there is none.
+    Raises: CheckpointError when there is none, or several that could be meant.
     """
     path = Path(path).expanduser()
-    inside = [path / name for name in _FILES_IN_FOLDERS if (path / name).is_file()]
-    alone = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    found = inside or (alone if len(alone) == 1 else [])
-    return found[0] if found and iteration is None else find_states_file(path, iteration)
+    if path.is_file() and iteration is not None:
+        raise CheckpointError(f"{path} is a file, which has no iteration {str(iteration)!r}: give its run folder")
+    is_sat = (path / LATEST_FILE).is_file() or any(path.glob("mp_rank_*"))
+    if not path.is_dir() or iteration is not None or is_sat:
+        return find_states_file(path, iteration)
+    there = sorted(path.glob("*.safetensors"))
+    found = [path / name for name in _FILES_IN_FOLDERS if path / name in there][:1] or there
+    if len(found) > 1:
+        shown = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise CheckpointError(f"{path} holds {len(found)} .safetensors files ({shown}): name the one that is meant")
+    return found[0] if found else find_states_file(path)
 
 
 def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: float | None = None) -> Adapter:
@@ -210,7 +217,7 @@ def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | N
     if config.get("use_dora"):
         raise CheckpointError(f"{file} is a DoRA, which SAT has no place for: merge it into its model instead")
     if config.get("r") not in (None, rank):
-        raise CheckpointError(f"{file} states rank {config['r']}, its matrices have rank {rank}")
+        raise CheckpointError(f"{file} states rank {config['r']!r}, its matrices have rank {rank}")
     if config.get("lora_alpha") is None:
         return None
     return check_alpha(config["lora_alpha"], str(file)) * (rank**0.5 if config.get("use_rslora") else 1.0)

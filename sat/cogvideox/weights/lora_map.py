@@ -203,11 +203,11 @@ def common_rank(matrices: Mapping[str, Tensor], source: str) -> int | None:
 def check_alpha(value: object, source: str) -> float:
     """A stated alpha as a number. Raises: CheckpointError unless it is one above zero."""
     try:
-        alpha = float(value)  # type: ignore[arg-type]
+        alpha = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         alpha = math.nan
     if not (math.isfinite(alpha) and alpha > 0):
-        raise CheckpointError(f"{source}: it states alpha {value!r}, which is no number above 0: mend the file")
+        raise CheckpointError(f"{source}: it states alpha {value!r}, which is no number above 0")
     return alpha
 
 
