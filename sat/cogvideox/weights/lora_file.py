@@ -85,8 +85,6 @@ def find_lora_file(path: str | Path, iteration: int | str | None = None) -> Path
     Raises: CheckpointError when there is none, or several that could be meant.
     """
     path = Path(path).expanduser()
-    if path.is_file() and iteration is not None:
-        raise CheckpointError(f"{path} is a file, which has no iteration {str(iteration)!r}: give its run folder")
     is_sat = (path / LATEST_FILE).is_file() or any(path.glob("mp_rank_*"))
     if not path.is_dir() or iteration is not None or is_sat:
         return find_states_file(path, iteration)
