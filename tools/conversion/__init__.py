@@ -1,1 +1,1 @@
-"""What the tools that write weights have in common: their command lines, and the manifest beside a result."""
+"""What the tools that write weights share: command line, manifest, hub, facts of a YAML, comparison with diffusers."""

@@ -21,14 +21,15 @@ from cogvideox.weights.run_config import trained_config
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, read_checkpoint, read_vae
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 from cogvideox.weights.transformer_map import to_diffusers
+from conversion.differences import FoldedImageScale, check_folding, differences
 from conversion.hub import download
 from conversion.notes import MODEL_LEFT_OUT
+from conversion.yaml_facts import YamlFacts, check_network
 from torch import Tensor
 from yaml import safe_load
 
-from diffusers_export.differences import FoldedImageScale, check_folding, differences
 from diffusers_export.options import Options
-from diffusers_export.yaml_facts import YamlFacts, check_claims, check_network, read_settings
+from diffusers_export.settings import check_claims, read_settings
 
 _VAE_IN_ENGINE = "first_stage_model."
 _T5_XXL = "models--google--t5-v1_1-xxl"  # where the old converter's cache folder kept it

@@ -19,6 +19,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights import transformer_map, vae_map
 from cogvideox.weights.families import POSITION_TABLE
+from conversion import compare
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -31,7 +32,6 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from diffusers_export import compare
 from diffusers_export.plan import Plan
 
 _LARGE = 4 * 2**30  # bytes; a text encoder beyond this is not opened

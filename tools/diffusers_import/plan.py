@@ -17,7 +17,7 @@ from cogvideox.weights.key_rules import shorten
 from cogvideox.weights.model_folder import ModelFolder, check_same_dtype, read_json, read_model_folder
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
-from diffusers_export.differences import has_other_image_scale
+from conversion.differences import has_other_image_scale
 from torch import Size, Tensor
 
 from diffusers_import.options import Options

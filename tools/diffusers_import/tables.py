@@ -9,7 +9,7 @@ import torch
 from cogvideox.transformer.position_tables import rotary_3d, sincos_3d
 from cogvideox.weights.diffusers_folder import PipelineSettings
 from cogvideox.weights.families import POSITION_TABLE
-from diffusers_export.yaml_facts import THETA
+from conversion.yaml_facts import THETA
 from torch import Tensor
 
 UNUSED_POSITIONS = "transformer.position_embeddings.weight"

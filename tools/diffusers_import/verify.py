@@ -10,6 +10,7 @@ from cogvideox.weights import transformer_map
 from cogvideox.weights.families import POSITION_TABLE, TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import select_prefix
 from cogvideox.weights.sat_folder import read_checkpoint, read_vae
+from conversion import compare
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -18,7 +19,6 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from diffusers_export import compare
 
 from diffusers_import.convert import TRANSFORMER
 from diffusers_import.plan import Plan, TransformerPart, VaePart

@@ -54,7 +54,6 @@ class TransformerFacts:
     table_length: int | None  # tokens of the additive position table, text included
     ofs_embed_dim: int | None
     lora_rank: int | None
-    flat_patch_weight: bool  # Linear [d, c*pt*ph*pw] instead of Conv2d [d, c, ph, pw]
 
     @property
     def num_heads(self) -> int:
@@ -219,7 +218,6 @@ def read_facts(shapes: Mapping[str, Size], source: str = "the checkpoint") -> Tr
         table_length=shapes[POSITION_TABLE][1] if POSITION_TABLE in shapes else None,
         ofs_embed_dim=shapes[_OFS][1] if _OFS in shapes else None,
         lora_rank=next((shape[0] for name, shape in shapes.items() if _ADAPTER.match(name)), None),
-        flat_patch_weight=len(patch) == 2,
     )
 
 

@@ -22,7 +22,7 @@ from cogvideox.weights.lora_map import plain_name
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor
 
-from diffusers_export.differences import OFS
+from conversion.differences import OFS
 
 OUTPUT_LIMIT = 1e-3  # largest difference of outputs, in standard deviations of the output; about 1e-5 is usual
 TABLE_LIMIT = 1e-5  # of positions and noise levels, both of size 1, in float32

@@ -11,7 +11,7 @@ from cogvideox.weights.families import TransformerFacts
 from cogvideox.weights.transformer_map import PATCH_WEIGHTS
 from torch import Tensor
 
-from diffusers_export.yaml_facts import YamlFacts
+from conversion.yaml_facts import YamlFacts
 
 OFS = 2.0  # what diffusers' image-to-video pipeline passes
 

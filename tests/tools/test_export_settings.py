@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from cogvideox.errors import ConfigError
 from cogvideox.weights.families import read_facts
+from conversion.yaml_facts import YamlFacts
 from diffusers_export.options import parse_options
-from diffusers_export.yaml_facts import YamlFacts, check_claims, read_settings
+from diffusers_export.settings import check_claims, read_settings
 from torch import Size
 from weights.test_key_rules import PUBLISHED, published_shapes
 
