@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     for each in adapters:
         print(f"+ {each.strength:g} x {each.adapter.path}: {each.adapter.summary}")
         if each.adapter.has_model and each.adapter.path != base.path:
-            print("note: that file's own model is left out; if training changed it too, merge without --base")
+            print("note: that file's own model is left out; if training changed it too, merge it first, without --base")
         for note in note_other_file(each.adapter, base) if options.base is not None or len(adapters) > 1 else ():
             print(f"note: {note}")
     merge(base, adapters, options.output_path, options.dtype)

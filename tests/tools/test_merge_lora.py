@@ -285,6 +285,21 @@ def test_model_in_the_same_file(checkpoints: Checkpoints, tmp_path: Path, capsys
     assert "note: the model in the same file is left out" in capsys.readouterr().out
 
 
+def test_a_part_of_the_model_in_the_same_file(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    """Trained weights beside the adapters, on a base that is elsewhere: they count too, or are said to be left out."""
+    run = read_checkpoint(checkpoints.run)
+    name = f"{TRANSFORMER_PREFIX}transformer.layers.1.mlp.dense_h_to_4h.weight"
+    trained = read_checkpoint(checkpoints.family.transformer).module[name] + 1
+    write_checkpoint(tmp_path / "run", 1, {**run.module, name: trained}, run.extra)
+    found = read_checkpoint(merge(tmp_path / "m", "--adapter", tmp_path / "run")).module
+    expected = read_checkpoint(merge(tmp_path / "pure", "--adapter", checkpoints.run)).module
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], trained if key == name else value) for key, value in expected.items())
+    assert "note" not in capsys.readouterr().out
+    convert_lora.main([str(tmp_path / "run"), "--to", "diffusers", "--output_path", str(tmp_path / "hf")])
+    assert "note: the model in the same file is left out" in capsys.readouterr().out
+
+
 def test_a_broken_base_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     module = dict(read_checkpoint(checkpoints.family.transformer).module)
     name = next(iter(module))

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.base import SAT_ALPHA, LoraFacts, is_complete, lora_facts
-from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.base import SAT_ALPHA, LoraFacts, lora_facts
+from cogvideox.weights.families import POSITION_TABLE, TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import select_prefix
 from cogvideox.weights.lora_map import (
     LAYOUTS,
@@ -36,15 +36,16 @@ from cogvideox.weights.lora_map import (
     layout_name,
     parse_names,
     parse_sat,
-    plain_name,
 )
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, is_finite, write_model
 from cogvideox.weights.sat_folder import LATEST_FILE, find_states_file, read_checkpoint
+from cogvideox.weights.transformer_map import RULES
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
 _FILES_IN_FOLDERS = (f"{DIFFUSERS_STEM}.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"
+_WEIGHTS = tuple({rule.sat.partition("{")[0] for rule in RULES if rule.sat != POSITION_TABLE})  # how SAT's names begin
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLOSE = 1e-6  # relative; alpha tensors are often stored in 16 bits
 
@@ -60,7 +61,7 @@ class Adapter:
     alpha_from: str  # for the user: where alpha comes from
     is_alpha_known: bool  # stated or given, not the convention of the program that wrote the file
     base: Mapping[str, Any]  # what the file says of the model it was trained on: path, sha256, model; {} if nothing
-    has_model: bool = False  # the file holds a whole transformer as well, whose weights may have been trained too
+    has_model: bool = False  # the file holds weights of the transformer as well, which may have been trained too
 
     @property
     def num_layers(self) -> int:
@@ -132,7 +133,7 @@ def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: fl
         alpha_from=reason if chosen is None else "stated in the file" if known is not None else "as given",
         is_alpha_known=chosen is not None,
         base=_check_base(base, file),
-        has_model=is_complete({plain_name(name) for name in relative if not is_adapter(name)}),
+        has_model=any(name.startswith(_WEIGHTS) and not is_adapter(name) for name in relative),
     )
 
 
