@@ -120,6 +120,20 @@ def test_type_is_that_of_the_base_or_as_asked(checkpoints: Checkpoints, tmp_path
     assert all(torch.equal(value.bfloat16(), first[name]) for name, value in second.items())
 
 
+def test_base_in_8_bits(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    module = read_checkpoint(checkpoints.family.transformer).module
+    name = f"{TRANSFORMER_PREFIX}transformer.layers.0.attention.dense.weight"
+    torch.save({"module": {**module, name: module[name].to(torch.float8_e4m3fn)}}, tmp_path / "base.pt")
+    arguments = ("--base", tmp_path / "base.pt", "--adapter", checkpoints.run)
+    with pytest.raises(
+        CheckpointError, match=r"base\.pt stores .*dense\.weight as torch\.float8_e4m3fn, .*give --bf16"
+    ):
+        merge(tmp_path / "m", *arguments)
+    assert {v.dtype for v in read_checkpoint(merge(tmp_path / "m", *arguments, "--bf16")).module.values()} == {
+        torch.bfloat16
+    }
+
+
 def test_result_converts(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
     out = merge(tmp_path / "m", "--adapter", checkpoints.run)
     arguments = ["--checkpoint", out, "--base", checkpoints.family.model_yaml, "--only", "transformer", "--verify"]

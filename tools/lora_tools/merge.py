@@ -12,7 +12,7 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
-from cogvideox.weights.lora_file import Adapter
+from cogvideox.weights.lora_file import DTYPES, Adapter
 from cogvideox.weights.lora_map import MergedWeights
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_stream import write_sat_folder
@@ -89,9 +89,7 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
     updates = [(each.adapter.matrices, each.adapter.lora.scaling * each.strength) for each in adapters]
     merged = MergedWeights(base.weights.plain, updates, torch.float32)  # the writer rounds, and says what doesn't fit
     entries = [
-        Entry(
-            TRANSFORMER_PREFIX + name, tuple(value.shape), (dtype if value.is_floating_point() else None) or value.dtype
-        )
+        Entry(TRANSFORMER_PREFIX + name, tuple(value.shape), _stored_type(base, name, dtype))
         for name, value in base.weights.plain.items()
     ]
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
@@ -107,3 +105,15 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
             for each in adapters
         ]
         write_manifest(partial, [*base.weights.files, *(each.adapter.path for each in adapters)], {"merged": parts})
+
+
+def _stored_type(base: BaseModel, name: str, dtype: torch.dtype | None) -> torch.dtype:
+    """The type in which a weight is written. Raises: CheckpointError for one that files of weights don't have."""
+    own = base.weights.plain[name].dtype
+    if not own.is_floating_point:
+        return own
+    if dtype is None and own not in DTYPES:
+        raise CheckpointError(
+            f"{base.path} stores {name} as {own}, which is not written: give --bf16, --fp16 or --fp32"
+        )
+    return dtype or own

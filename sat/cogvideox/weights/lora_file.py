@@ -43,10 +43,10 @@ from cogvideox.weights.transformer_map import RULES
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are computed with and written
 _FILES_IN_FOLDERS = (f"{DIFFUSERS_STEM}.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"
 _WEIGHTS = tuple({rule.sat.partition("{")[0] for rule in RULES if rule.sat != POSITION_TABLE})  # how SAT's names begin
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLOSE = 1e-6  # relative; alpha tensors are often stored in 16 bits
 
 
@@ -154,8 +154,8 @@ def _check_matrices(matrices: Mapping[str, Tensor], file: Path) -> int:
                 f"[rank, {width}], [{width}, rank]"
             )
     for stored, value in matrices.items():
-        if value.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        if value.dtype not in DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise CheckpointError(f"{file}: {stored} is stored as {value.dtype}; known are {known}")
         if not is_finite(value):
             raise CheckpointError(f"{file}: NaN or infinity in {stored}: training diverged; take an earlier one")
