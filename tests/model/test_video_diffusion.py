@@ -133,6 +133,16 @@ def test_decode_undoes_the_scale(model: VideoDiffusion) -> None:
     assert model.latent_shape(3, tiny.HEIGHT, tiny.WIDTH) == LATENT_SHAPE
 
 
+@pytest.mark.parametrize("frames", [1, 5, 9, 13])
+def test_clips_come_back_with_the_frames_that_they_have(model: VideoDiffusion, frames: int) -> None:
+    """5 and 13 frames are an even number of latents."""
+    clip = torch.randint(256, (1, frames, 3, tiny.HEIGHT, tiny.WIDTH), dtype=torch.uint8)
+    latent = model.encode_video(clip)
+    assert latent.shape[1] == model.num_latent_frames(frames)
+    assert model.decode(latent).shape == clip.shape
+    assert sum(chunk.shape[1] for chunk in model.decode_chunks(latent)) == frames
+
+
 def test_bf16_parts_still_give_an_fp32_loss_near_the_exact_one(family: tiny.TinyFamily, tmp_path: Path) -> None:
     exact, low = build(family), build(family)
     low.transformer.bfloat16()

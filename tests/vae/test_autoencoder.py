@@ -84,13 +84,24 @@ def test_gradient_mode_outside_is_left_alone_between_chunks() -> None:
 # Inputs and outputs
 
 
-@pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (17, 5)])
-def test_shapes(frames: int, latent_frames: int) -> None:
-    vae = tiny_vae()
+@pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (9, 3), (13, 4), (17, 5)])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_as_many_frames_come_out_as_went_in(frames: int, latent_frames: int, frozen: bool) -> None:
+    vae = tiny_vae(frozen=frozen)
     latent = vae.encode(clip(frames)).mode()
     assert latent.shape == (2, latent_frames, 16, 2, 3)
-    expected = frames if latent_frames % 2 else 4 * latent_frames
-    assert vae.decode(latent).shape == (2, expected, 3, 16, 24)
+    assert vae.decode(latent).shape == (2, frames, 3, 16, 24)
+    assert sum(chunk.shape[1] for chunk in vae.decode_chunks(latent)) == frames
+    assert vae.decode(latent, lone_first_frame=False).shape == (2, 4 * latent_frames, 3, 16, 24)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_the_first_frames_are_the_same_however_many_follow(frames: int) -> None:
+    """The first latent stands for one frame whether their number is odd or even."""
+    vae = without_norms(tiny_vae(dtype=torch.float64, frozen=False))
+    latent = random_latent(5, 1, 2, batch=1).double()
+    part = vae.decode(latent[:, :frames])
+    torch.testing.assert_close(part, vae.decode(latent)[:, : 4 * frames - 3], rtol=0, atol=1e-12)
 
 
 def test_inputs_are_not_changed() -> None:

@@ -109,21 +109,22 @@ class VideoAutoencoder(nn.Module):
             mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
         return DiagonalGaussian(mean.contiguous(), logvar.contiguous())
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Decode latents.
+    def decode(self, latent: Tensor, *, lone_first_frame: bool = True) -> Tensor:
+        """Decode latents: as many frames as were encoded.
 
         Args:
             latent: b f c y x, as the posterior gives it, any float dtype (cast to the parameters'), on any device.
+            lone_first_frame: the first latent is one frame, as the encoder makes it. False, for comparisons only: it
+                is temporal_compression frames like all others, what diffusers takes it for when f is even.
 
         Returns: video b t c h w in the parameters' dtype, about [-1, 1]; on their device, or on the CPU with
-            offload_chunks. t = 1 + temporal_compression * (f - 1) for an odd f. For an even f no frame stands alone and
-            t = temporal_compression * f: the released rule.
+            offload_chunks. t = 1 + temporal_compression * (f - 1); without a lone frame temporal_compression * f.
         Raises: ShapeError.
         """
-        chunks = list(self.decode_chunks(latent))
+        chunks = list(self.decode_chunks(latent, lone_first_frame=lone_first_frame))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
-    def decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
+    def decode_chunks(self, latent: Tensor, *, lone_first_frame: bool = True) -> Iterator[Tensor]:
         """Decode as `decode` does, yielding each chunk of frames, b t' c h w, as soon as it is there.
 
         Raises: ShapeError, at the call and not at the first chunk.
@@ -131,7 +132,7 @@ class VideoAutoencoder(nn.Module):
         self._check_latent(latent)
         grid = tile_grid(latent.shape[3], latent.shape[4], self.tile)
         passage = Passage(self.decoder, grid, 1, self.spatial_compression, self.offload_chunks)
-        chunks = passage.run(latent, self.decode_chunk_latent_frames, lone_first_frame=latent.shape[1] % 2 == 1)
+        chunks = passage.run(latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame)
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
 
     def freeze(self) -> None:
