@@ -29,6 +29,14 @@ class ShapeError(UserError):
     """A frame count, size or tensor shape that the model can't take."""
 
 
+class NotFiniteError(UserError):
+    """NaN or infinity where a video should be."""
+
+
+class OutOfMemoryError(UserError):
+    """The device has too little memory for what the configuration asks."""
+
+
 def _rank_prefix() -> str:
     """Empty on a lone process and on the first of several, whose message is the one to read."""
     rank = os.environ.get("RANK", "0")

@@ -20,7 +20,6 @@ def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
     assert torch.equal(groups.mean(value), value) and torch.equal(groups.max(value), value)
     assert groups.gather_objects("me") == ["me"] and groups.share([1, 2, 3]) == [1, 2, 3]
     groups.agree(None)
-    groups.barrier()
 
 
 def test_cuda_without_a_device_is_refused():
@@ -38,7 +37,6 @@ def _collectives() -> dict[str, object]:
         groups.agree(error)
     except DataError as agreed:
         raised = str(agreed)
-    groups.barrier()
     rank = torch.tensor(float(groups.rank))
     return {
         "mean": float(groups.mean(rank)),
@@ -49,6 +47,34 @@ def _collectives() -> dict[str, object]:
         "share": groups.share(range(5)),
         "raised": raised,
     }
+
+
+def _one_works_longer(collective_seconds: float) -> list[int]:
+    groups = start_process_groups("cpu", collective_seconds=collective_seconds)
+    if groups.rank == 1:
+        time.sleep(2 * collective_seconds)
+    groups.agree(None)
+    return groups.gather_objects(groups.rank)
+
+
+def test_a_process_that_works_longer_is_waited_for():
+    """One more video on one of them may take an hour."""
+    assert run_processes(_one_works_longer, 2, 2.0) == [[0, 1], [0, 1]]
+
+
+def _one_ends() -> float:
+    groups = start_process_groups("cpu")
+    if groups.rank == 1:
+        return 0.0
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError):
+        groups.agree(None)
+    return time.monotonic() - begin
+
+
+def test_a_process_that_ended_is_not():
+    first, _ = run_processes(_one_ends, 2)
+    assert first < 60
 
 
 def test_two_processes_agree():

@@ -13,7 +13,7 @@ import sample_video
 import tiny
 import torch
 from cogvideox.config.load import load_config
-from cogvideox.errors import ConfigError, DataError, ShapeError, run_cli
+from cogvideox.errors import ConfigError, DataError, NotFiniteError, OutOfMemoryError, ShapeError, run_cli
 from cogvideox.model.build import build_model
 from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
@@ -27,7 +27,8 @@ from cogvideox.sampling.run import (
     sample_batches,
     sample_latents,
 )
-from cogvideox.weights.sat_folder import write_checkpoint
+from cogvideox.vae.autoencoder import VideoAutoencoder
+from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from processes import run_processes
 from safetensors.torch import load_file
 
@@ -272,6 +273,29 @@ def test_each_prompt_is_encoded_once_before_anything_is_sampled(family: tiny.Tin
     model.transformer.register_forward_hook(lambda *_: calls.append("step"))
     sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs[:3]), (FORMAT, jobs[3:])])
     assert calls == ["text", "text", "step", "step"]
+
+
+def test_numbers_that_are_none_are_no_black_video(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    module = dict(read_checkpoint(family.transformer).module)
+    name = next(name for name in module if name.endswith("layers.1.mlp.dense_h_to_4h.weight"))
+    module[name] = module[name].clone().index_fill_(0, torch.tensor([0]), torch.inf)
+    folder = tmp_path / "overflowing"
+    folder.mkdir()
+    torch.save({"module": module}, folder / "mp_rank_00_model_states.pt")  # our writer refuses such weights
+    with pytest.raises(NotFiniteError, match=r"'a red square moves left' came to NaN .*float32: .*args\.bf16=true"):
+        run(family, tmp_path / "out", load=folder)
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_too_little_memory_is_one_line_with_what_helps(
+    family: tiny.TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(VideoAutoencoder, "decode_chunks", exhausted)
+    with pytest.raises(OutOfMemoryError, match=r"out of device memory \(CUDA out of memory\).*low_memory\.yaml"):
+        run(family, tmp_path / "out")
 
 
 def test_the_text_encoder_is_given_up_where_nothing_follows(family: tiny.TinyFamily, tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 
-import torch
-
 from cogvideox.data.batches import Batch, BatchPlan, BatchReader
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.order import SampleStream
@@ -134,7 +132,7 @@ def build_loader(
     seed: int = 0,
     start_position: int = 0,
     num_workers: int = 2,
-    pin_memory: bool | None = None,
+    pin_memory: bool = False,
 ) -> VideoLoader:
     """Training batches of one process.
 
@@ -150,7 +148,7 @@ def build_loader(
         start_position: a loader's `position` (count of samples that all processes have taken), to go on from
             there.
         num_workers: decoding processes of this process; 0 decodes on demand without reading ahead.
-        pin_memory: None pins if CUDA is there.
+        pin_memory: for batches that go to a CUDA device.
 
     Raises:
         DataError: for a batch size below 1, or more processes than samples.
@@ -162,8 +160,9 @@ def build_loader(
         )
     assert start_position >= 0, start_position
     stream = SampleStream(dataset.sample_ids(), seed)
-    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-    reader = BatchReader(dataset, stream, seed=seed, num_workers=num_workers, pin_memory=pin, count_substitutes=True)
+    reader = BatchReader(
+        dataset, stream, seed=seed, num_workers=num_workers, pin_memory=pin_memory, count_substitutes=True
+    )
     plans = training_plans(micro_batch_size, rank, world_size, start_position)
     return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0)
 
@@ -186,13 +185,20 @@ class EvaluationLoader:
     """
 
     def __init__(
-        self, dataset: VideoDataset, micro_batch_size: int, rank: int, world_size: int, num_workers: int
+        self,
+        dataset: VideoDataset,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         self._dataset = dataset
         self._size = micro_batch_size
         self._rank = rank
         self._world_size = world_size
         self._num_workers = num_workers
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         """Batches of each process in a pass."""
@@ -209,7 +215,7 @@ class EvaluationLoader:
             SampleStream(self._dataset.sample_ids(), seed=0, shuffle=False),
             seed=0,
             num_workers=min(self._num_workers, len(self)),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pin_memory,
             count_substitutes=False,
         )
         try:
@@ -225,7 +231,12 @@ class EvaluationLoader:
 
 
 def build_evaluation_loader(
-    dataset: VideoDataset, micro_batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 2
+    dataset: VideoDataset,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 2,
+    pin_memory: bool = False,
 ) -> EvaluationLoader:
     """Evaluation batches of one process; iterate as often as needed.
 
@@ -235,7 +246,7 @@ def build_evaluation_loader(
         DataError: for a batch size below 1.
     """
     _check_sizes(micro_batch_size, rank, world_size)
-    return EvaluationLoader(dataset, micro_batch_size, rank, world_size, num_workers)
+    return EvaluationLoader(dataset, micro_batch_size, rank, world_size, num_workers, pin_memory)
 
 
 def _check_sizes(micro_batch_size: int, rank: int, world_size: int) -> None:

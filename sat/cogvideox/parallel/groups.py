@@ -21,25 +21,25 @@ from cogvideox.parallel.launch import Launch, read_launch
 
 _T = TypeVar("_T")
 _log = get_logger(__name__)
+# Whoever waits for an object may wait for another process's video, or for the first one reading a large data set. A
+# process that ends takes its connections with it, which ends the wait at once.
+_OBJECTS_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class ProcessGroups:
-    """One process among `world_size`; `device` is where its model lives."""
+    """One process among `world_size`; `device` is where its model lives; `objects` is the group that host objects
+    travel in (None: the default one)."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    objects: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-        if self.world_size > 1:
-            self.gather_objects(None)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over processes, as a new tensor; nothing is copied to the host."""
@@ -61,7 +61,7 @@ class ProcessGroups:
         """The first process's value, on every process."""
         holder = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(holder, src=0)
+            dist.broadcast_object_list(holder, src=0, group=self.objects)
         return holder[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -69,7 +69,7 @@ class ProcessGroups:
         gathered: list[Any] = [value]
         if self.world_size > 1:
             gathered = [None] * self.world_size
-            dist.all_gather_object(gathered, value)
+            dist.all_gather_object(gathered, value, group=self.objects)
         return gathered
 
     def share(self, items: Sequence[Any]) -> list[Any]:
@@ -125,7 +125,8 @@ def start_process_groups(
 ) -> ProcessGroups:
     """Join the other processes (gloo on CPU, NCCL on CUDA), or be alone.
 
-    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective later on.
+    rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective on tensors
+    later on. Objects are waited for much longer: see _OBJECTS_WAIT.
     Must run before SAT or DeepSpeed is imported: DeepSpeed chooses its accelerator on import.
 
     Raises:
@@ -150,7 +151,8 @@ def start_process_groups(
         torch.cuda.set_device(here)
     if not dist.is_initialized():
         _join(launch, use_cuda, rendezvous_seconds, collective_seconds)
-    return ProcessGroups(launch.rank, launch.world_size, launch.local_rank, here)
+    objects = dist.new_group(backend="gloo", timeout=_OBJECTS_WAIT) if launch.world_size > 1 else None
+    return ProcessGroups(launch.rank, launch.world_size, launch.local_rank, here, objects)
 
 
 def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_seconds: float) -> None:

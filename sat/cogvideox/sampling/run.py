@@ -22,10 +22,11 @@ from cogvideox.data.images import read_image
 from cogvideox.data.transforms import fit_to_bucket
 from cogvideox.diffusion.samplers import Denoise, Sampler
 from cogvideox.diffusion.timesteps import gaussian
-from cogvideox.errors import ConfigError, UserError
+from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
 from cogvideox.model.loading import load_transformer, read_lora
+from cogvideox.model.memory import advise_on_memory
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from cogvideox.parallel.groups import ProcessGroups
 
 _log = get_logger(__name__)
+_MEMORY_ADVICE = (
+    "configs/low_memory.yaml as a last file",
+    "args.batch_size=1",
+    "a smaller args.sampling_image_size or args.sampling_num_frames",
+)
 
 
 def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
@@ -50,10 +56,11 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     error: UserError | None = None
     written: list[Path] = []
     try:
-        model = load_for_sampling(config.model, args, groups.device)
-        sampler = build_sampler(config.model.sampler_config)
-        batches = make_batches(groups.share(jobs), args, model.patch_frames)
-        written = sample_batches(model, sampler, batches, show_progress=groups.is_first, keep_text_encoder=False)
+        with advise_on_memory(*_MEMORY_ADVICE):
+            model = load_for_sampling(config.model, args, groups.device)
+            sampler = build_sampler(config.model.sampler_config)
+            batches = make_batches(groups.share(jobs), args, model.patch_frames)
+            written = sample_batches(model, sampler, batches, show_progress=groups.is_first, keep_text_encoder=False)
     except UserError as caught:
         error = caught
     groups.agree(error)
@@ -161,12 +168,13 @@ def sample_latents(
     """Scaled latents fp32 [b, f, c, y, x], padded, of a batch of jobs.
 
     context: [b, l, e] of the prompts; None has them encoded here.
-    Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions.
+    Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions; NotFiniteError
+        instead of latents that would be decoded to black.
     """
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
     if context is None:
         context = model.encode_text([job.prompt for job in jobs]).to(model.device)
-    return sampler.sample(
+    latents = sampler.sample(
         _denoiser(model, jobs, form),
         _noise(jobs, shape, "start").to(model.device),
         model.schedule,
@@ -175,6 +183,19 @@ def sample_latents(
         step_noise=lambda step: _noise(jobs, shape, step).to(model.device),
         on_step=on_step,
     )
+    _check_finite(latents, jobs, context.dtype)
+    return latents
+
+
+def _check_finite(latents: Tensor, jobs: Sequence[SampleJob], dtype: torch.dtype) -> None:
+    finite = latents.isfinite().flatten(1).all(1).tolist()
+    broken = next((job for job, is_finite in zip(jobs, finite, strict=True) if not is_finite), None)
+    if broken is not None:
+        kind = str(dtype).removeprefix("torch.")
+        raise NotFiniteError(
+            f"the video of {broken.prompt!r} came to NaN or infinity in {kind}: if the weights are sound, their "
+            "numbers don't fit this type; the 5B and 1.5 models need args.bf16=true args.fp16=false"
+        )
 
 
 def _denoiser(model: VideoDiffusion, jobs: Sequence[SampleJob], form: VideoFormat) -> Denoise:

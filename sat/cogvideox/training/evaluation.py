@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cogvideox.data.loader import Batch
 from cogvideox.diffusion.samplers import Sampler
+from cogvideox.errors import NotFiniteError
+from cogvideox.log import get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
@@ -25,6 +27,7 @@ from cogvideox.sampling.prompts import Prompt
 from cogvideox.sampling.run import sample_latents, write_frames
 from cogvideox.transformer.lora import LoraLinear
 
+_log = get_logger(__name__)
 # Of evaluation and preview videos, whatever the run's own seed is, so that runs can be compared with each
 # other.
 EVALUATION_SEED = 20240806
@@ -79,7 +82,11 @@ def sample_prompts(
 
     def sample_mine() -> None:
         for job in groups.share(jobs):
-            (latent,) = sample_latents(model, sampler, [job], form)
+            try:
+                (latent,) = sample_latents(model, sampler, [job], form)
+            except NotFiniteError as error:  # no reason to lose the run; its losses will say more
+                _log.warning("no preview: %s", error)
+                continue
             name = f"{job.prompt_index}_{folder_name(job.prompt)}"
             write_frames(model, latent, form, folder / f"{name}.mp4", folder / f"{name}.png")
 

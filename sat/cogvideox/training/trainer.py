@@ -14,6 +14,7 @@ from cogvideox.config.schema import Config
 from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger
+from cogvideox.model.memory import advise_on_memory
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.run import build_sampler
@@ -24,6 +25,13 @@ from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import every, prepare, tokens_per_sample
 
 _log = get_logger(__name__)
+_MEMORY_ADVICE = (
+    "configs/low_memory.yaml as a last file",
+    "args.checkpoint_activations=true",
+    "deepspeed.train_micro_batch_size_per_gpu=1 with more gradient_accumulation_steps",
+    "LoRA instead of all weights, or ZeRO 2 over several GPUs",
+    "a smaller data.video_size or data.max_num_frames",
+)
 
 
 class Trainer:
@@ -41,8 +49,12 @@ class Trainer:
 
         Raises:
             UserError: configuration, data, weights or place to save don't fit, or the run diverged; on every
-            process.
+            process; the device has too little memory, on this one.
         """
+        with advise_on_memory(*_MEMORY_ADVICE):
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
         started = time.monotonic()
         parts = self._parts = prepare(self._config, self._groups)
         first, last = parts.progress.step + 1, self._args.train_iters
@@ -71,6 +83,7 @@ class Trainer:
             seed=self._args.seed,
             start_position=parts.progress.position,
             num_workers=self._args.num_workers,
+            pin_memory=self._groups.device.type == "cuda",
         )
 
     def _open_log(self, first: int, last: int) -> RunLog:
@@ -127,6 +140,7 @@ class Trainer:
                     self._groups.rank,
                     self._groups.world_size,
                     self._args.num_workers,
+                    pin_memory=self._groups.device.type == "cuda",
                 )
                 loss = held_out_loss(losses_of, loader, parts.model, self._groups)
                 self._evaluations.append((step, loss))
