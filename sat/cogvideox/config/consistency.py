@@ -9,6 +9,7 @@ from cogvideox.config.clip_sizes import ROTARY, positions, read_sizes
 from cogvideox.config.findings import Findings
 from cogvideox.config.image_input import check_image_input
 from cogvideox.config.limits import frame_count_problem
+from cogvideox.config.released import check_frame_rate
 from cogvideox.config.report import suggestion
 from cogvideox.config.schema import Config, SampleArgs
 
@@ -27,6 +28,7 @@ def check_consistency(config: Config, findings: Findings) -> None:
     if network:
         _check_network(network, findings)
         _check_precision(config, network, findings)
+        check_frame_rate(config, network, findings)
     if network and vae:
         frames = network.get("temporal_compression", 4)
         theirs = vae.get("temporal_compression", 4)

@@ -214,7 +214,7 @@ def _check_sections(root: Node, report: Report) -> None:
 
 
 def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, partial: bool) -> Config:
-    settle_shared_keys(root, kind, report, published=published)
+    settle_shared_keys(root, kind, report, published=published, partial=partial)
     args: TrainArgs | SampleArgs
     if kind == "train":
         args = read_section(

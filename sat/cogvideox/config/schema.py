@@ -133,7 +133,7 @@ class SampleArgs:
     prompts: list[str] = field(default_factory=list)
     num_samples: int = 1
     batch_size: int = 1
-    # the video
+    # the video; a 1.5 model has its own defaults (released.py)
     sampling_image_size: tuple[int, int] | None = (480, 720)
     sampling_num_frames: int = 13
     sampling_fps: int = 8

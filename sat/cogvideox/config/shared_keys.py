@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cogvideox.config.released import has_deep_patches, settle_sampling_defaults
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Kind
 from cogvideox.config.tree import Node, build, find, put
@@ -19,11 +20,12 @@ _CONSTANT = "cogvideox.diffusion.guidance.ConstantGuidance"
 _SAT_SCHEDULE_KEYS = ("warmup", "lr_decay_style", "lr_decay_ratio")
 
 
-def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: bool) -> None:
+def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: bool, partial: bool = False) -> None:
     """Give every component the value of the flat key that stands for it.
 
     Args:
         published: the files use published names, so a missing learning-rate schedule means SAT's own.
+        partial: the files are only a part of a configuration, so missing keys stand in another one.
     """
     if _is_mapping(root, "model.network_config"):
         if kind == "train":
@@ -32,6 +34,8 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
         _settle_image_scale(root, report)
     if kind == "sample":
         _settle_sampler(root)
+        if not partial:
+            settle_sampling_defaults(root, report)
     elif find(root, "args.lr_schedule") is None:
         _settle_schedule(root, report, published=published)
 
@@ -51,9 +55,8 @@ def _tie(root: Node, flat: str, param: str) -> None:
 
 def _settle_image_scale(root: Node, report: Report) -> None:
     """1.5 image-to-video (patches of 2 latent frames) takes the VAE's output as it is; null means scale_factor."""
-    image, patch = find(root, "model.noised_image_input"), find(root, f"{_NETWORK}.patch_size")
-    patches = patch.plain() if patch is not None else None
-    if image is None or image.value is not True or not isinstance(patches, list) or patches[:1] != [2]:
+    image = find(root, "model.noised_image_input")
+    if image is None or image.value is not True or not has_deep_patches(root):
         return
     if find(root, "model.image_latent_scale") is None:
         put(root, "model.image_latent_scale", Node(1.0, replace(image.origin, path="model.image_latent_scale")))
