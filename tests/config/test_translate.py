@@ -82,6 +82,26 @@ def test_published_sampling(published: Load) -> None:
     assert "lora_config" not in config.model.network_config["params"]["modules"]
 
 
+def test_a_published_batch_size_is_videos_per_prompt(published: Load) -> None:
+    config = published("sample", "cogvideox_2b.yaml", "inference.yaml", overrides=("args.batch_size=3",))
+    assert (config.sample_args.num_samples, config.sample_args.batch_size) == (3, 1)
+    assert sum("args.batch_size 3 is the number of videos per prompt" in line for line in config.notices) == 1
+    both = ("args.batch_size=3", "args.num_samples=2")
+    config = published("sample", "cogvideox_2b.yaml", "inference.yaml", overrides=both)
+    assert (config.sample_args.num_samples, config.sample_args.batch_size) == (2, 3)
+    config = published("sample", "cogvideox_2b.yaml", "inference.yaml")
+    assert not any("videos per prompt" in line for line in config.notices)
+    with pytest.raises(ConfigError, match=r"args\.batch_size: must be int, not 'some'"):
+        published("sample", "cogvideox_2b.yaml", "inference.yaml", overrides=("args.batch_size=some",))
+
+
+def test_batch_size_of_our_files_is_how_many_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("args: {batch_size: 3}\n")
+    config = load_config([MODEL, str(file)], [], "sample")
+    assert (config.sample_args.num_samples, config.sample_args.batch_size) == (1, 3)
+
+
 def test_what_has_no_effect_is_said_once(published: Load) -> None:
     config = published("train", LORA, "sft.yaml")
     said = [line for line in config.notices if line.startswith("accepted without effect")]

@@ -24,7 +24,8 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
     """Give every component the value of the flat key that stands for it.
 
     Args:
-        published: the files use published names, so a missing learning-rate schedule means SAT's own.
+        published: the files use published names, so a missing learning-rate schedule means SAT's own, and a batch size
+            in sampling the videos of a prompt.
         partial: the files are only a part of a configuration, so missing keys stand in another one.
     """
     if _is_mapping(root, "model.network_config"):
@@ -34,6 +35,8 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
         _settle_image_scale(root, report)
     if kind == "sample":
         _settle_sampler(root)
+        if published:
+            _settle_videos_per_prompt(root, report)
         if not partial:
             settle_sampling_defaults(root, report)
     elif find(root, "args.lr_schedule") is None:
@@ -85,6 +88,19 @@ def _settle_sampler(root: Node) -> None:
         if find(root, f"{_GUIDANCE}.target") is None:  # `guidance: null`: the scale asks for some
             put(root, _GUIDANCE, build({"target": _CONSTANT, "params": {}}, scale.origin))
         put(root, f"{_GUIDANCE}.params.scale", scale)
+
+
+def _settle_videos_per_prompt(root: Node, report: Report) -> None:
+    """The original's sampling loop makes `batch_size` videos of a prompt, one after the other."""
+    given = find(root, "args.batch_size")
+    if given is None or given.value in (None, 1) or find(root, "args.num_samples") is not None:
+        return
+    put(root, "args.num_samples", given)
+    put(root, "args.batch_size", Node(1, given.origin))
+    report.notice(
+        f"{given.origin.place()}: args.batch_size {given.value} is the number of videos per prompt in published files: "
+        "args.num_samples has it, and one is made at a time; write args.num_samples as well to make several at once"
+    )
 
 
 def _settle_schedule(root: Node, report: Report, *, published: bool) -> None:
