@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cogvideox.config.load import load_config
 from cogvideox.errors import ConfigError
-from config.conftest import MODEL, Load
+from config.conftest import MODEL, ROOT, Load
 
 NETWORK = "model.network_config.params"
 
@@ -125,7 +125,34 @@ def test_flat_keys_reach_their_components(train: Load) -> None:
 def test_steps_and_guidance_scale_reach_the_sampler(sample: Load) -> None:
     sampler = sample("args.num_steps=12", "args.guidance_scale=3.5").model.sampler_config
     assert sampler["params"]["num_steps"] == 12
-    assert sampler["params"]["guidance"]["params"] == {"scale": 3.5, "exp": 5.0, "num_steps": 12}
+    params = sampler["params"]["guidance"]["params"]
+    assert params == {"scale": 3.5, "exp": 5.0, "num_steps": 12, "by": "timestep"}
+
+
+SAMPLER = "model.sampler_config.params"
+
+
+def test_guidance_by_step_takes_the_sampler_s_steps(sample: Load, train: Load) -> None:
+    by_step = (f"{SAMPLER}.guidance.params.by=step", f"{SAMPLER}.guidance.params.exp=2")
+    for config in (sample(f"{SAMPLER}.num_steps=25", *by_step), train(f"{SAMPLER}.num_steps=25", *by_step)):
+        assert config.model.sampler_config["params"]["guidance"]["params"]["num_steps"] == 25
+        assert not config.warnings
+        assert [line for line in config.notices if "num_steps: 25 instead of 50: guidance by step" in line]
+    assert not sample(*by_step).notices and not sample("args.num_steps=25", *by_step).notices
+
+
+def test_guidance_by_timestep_with_another_number_of_steps_warns(sample: Load, train: Load) -> None:
+    (warning,) = sample(f"{SAMPLER}.num_steps=25").warnings
+    assert "guidance.params.num_steps: 50 differs from the sampler's num_steps, 25" in warning
+    assert warning.startswith(str(ROOT / "configs/cogvideox_2b.yaml")) and "or set args.num_steps" in warning
+    assert not sample("args.num_steps=25").warnings
+    assert not sample("model.sampler_config=null").warnings
+    constant = "{target: cogvideox.diffusion.guidance.ConstantGuidance, replace: true}"
+    assert not sample(f"{SAMPLER}.num_steps=25", f"{SAMPLER}.guidance={constant}").warnings
+    assert not train(f"{SAMPLER}.num_steps=25").warnings  # nothing is sampled
+    prompts = (f"{SAMPLER}.num_steps=25", "args.eval_prompts=[a ship]")
+    assert "or set args.sample_steps" in train(*prompts).warnings[0]
+    assert not train(*prompts, "args.sample_steps=9").warnings
 
 
 def test_a_guidance_scale_without_guidance_makes_it_constant(sample: Load) -> None:

@@ -185,6 +185,13 @@ def test_with_steps_carries_everything_else(kind: type[Sampler]) -> None:
     assert kind(50, constant).with_steps(8).guidance is constant
 
 
+def test_guidance_by_step_counts_the_steps_of_its_sampler() -> None:
+    sampler = DDIMSampler(25, DynamicGuidance(6.0, 5.0, 50, by="step"))
+    assert sampler.guidance is not None and sampler.guidance.scale_at(0, 24) > 6.0
+    published = DynamicGuidance(6.0, 5.0, 50)
+    assert DDIMSampler(25, published).guidance is published
+
+
 def test_impossible_samplers_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_steps is 0, must be at least 1"):
         DDIMSampler(0)

@@ -12,9 +12,12 @@ from cogvideox.config.limits import frame_count_problem
 from cogvideox.config.released import check_frame_rate
 from cogvideox.config.report import suggestion
 from cogvideox.config.schema import Config, SampleArgs
+from cogvideox.config.signatures import read_signature
 
 _NETWORK = "model.network_config.params"
 _VAE = "model.first_stage_config.params"
+_SAMPLER = "model.sampler_config.params"
+_DYNAMIC = "cogvideox.diffusion.guidance.DynamicGuidance"
 _MAY_BE_ZERO = ("num_res_blocks",)
 # Entries of the network's `modules`; all but the last must be there.
 NETWORK_SLOTS = ("pos_embed_config", "patch_embed_config", "adaln_layer_config", "final_layer_config", "lora_config")
@@ -33,6 +36,7 @@ def check_consistency(config: Config, findings: Findings) -> None:
         frames = network.get("temporal_compression", 4)
         theirs = vae.get("temporal_compression", 4)
         findings.equal(f"{_NETWORK}.temporal_compression", frames, "the VAE's temporal_compression", theirs)
+    _check_guidance(config, findings)
     check_image_input(args, model, network, vae, findings)
     encoder = (model.conditioner_config["params"].get("encoder") or {}).get("params")
     if network and encoder:
@@ -104,3 +108,22 @@ def _check_precision(config: Config, network: dict[str, Any], findings: Findings
         path = "args.fp16" if config.kind == "sample" else "deepspeed.fp16.enabled"
         text = "CogVideoX 5B and 1.5 were trained in bf16 and overflow in fp16 (NaN, black video)"
         findings.warn(path, f"{text}: use bf16")
+
+
+def _check_guidance(config: Config, findings: Findings) -> None:
+    """Sampler and dynamic guidance each hold the number of steps, and the published scales need it to be one number."""
+    sampler = config.model.sampler_config
+    guidance = sampler["params"].get("guidance") or {}
+    if guidance.get("target") != _DYNAMIC or guidance["params"].get("by") == "step":
+        return  # by step takes the sampler's
+    if config.kind == "train" and (not config.train_args.eval_prompts or config.train_args.sample_steps is not None):
+        return  # nothing is sampled, or both get sample_steps
+    steps, counted = (
+        {**read_signature(node["target"]).defaults, **node["params"]}.get("num_steps") for node in (sampler, guidance)
+    )
+    if steps != counted:
+        text = (
+            f"{counted} differs from the sampler's num_steps, {steps}, which gives other scales than either number does"
+        )
+        flat = "args.num_steps" if config.kind == "sample" else "args.sample_steps"
+        findings.warn(f"{_SAMPLER}.guidance.params.num_steps", f"{text}: make them one, or set {flat}, which sets both")

@@ -41,6 +41,7 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
             settle_sampling_defaults(root, report)
     elif find(root, "args.lr_schedule") is None:
         _settle_schedule(root, report, published=published)
+    _settle_guidance_steps(root, report)
 
 
 def _is_mapping(root: Node, path: str) -> bool:
@@ -88,6 +89,21 @@ def _settle_sampler(root: Node) -> None:
         if find(root, f"{_GUIDANCE}.target") is None:  # `guidance: null`: the scale asks for some
             put(root, _GUIDANCE, build({"target": _CONSTANT, "params": {}}, scale.origin))
         put(root, f"{_GUIDANCE}.params.scale", scale)
+
+
+def _settle_guidance_steps(root: Node, report: Report) -> None:
+    """Guidance by step counts the sampler's steps, which `Sampler` sees to; here the files are made to say so."""
+    target, by = find(root, f"{_GUIDANCE}.target"), find(root, f"{_GUIDANCE}.params.by")
+    steps = find(root, f"{_SAMPLER}.params.num_steps")
+    if steps is None or target is None or by is None or (target.value, by.value) != (_DYNAMIC, "step"):
+        return
+    held = find(root, f"{_GUIDANCE}.params.num_steps")
+    put(root, f"{_GUIDANCE}.params.num_steps", steps)
+    if held is not None and held.value != steps.value:
+        report.notice(
+            f"{held.origin.place()}: {held.origin.path}: {steps.value} instead of {held.value}: "
+            "guidance by step counts the sampler's steps"
+        )
 
 
 def _settle_videos_per_prompt(root: Node, report: Report) -> None:

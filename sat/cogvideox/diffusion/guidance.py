@@ -42,12 +42,11 @@ class ConstantGuidance:
 class DynamicGuidance:
     """A scale between 1 and 1 + `scale`: 1 + scale * (1 - cos(pi * progress ** exp)) / 2.
 
-    by: what progress is. "timestep", the published behaviour: (num_steps - timestep) / num_steps with
-    timesteps
-        of 0..999, so the scale jumps between its ends from step to step; diffusers does the same.
-        "step": step / num_steps, so the scale rises smoothly.
-    Raises: ConfigError for a negative scale, num_steps < 1, or, by timestep, an exponent that is no whole
-    number
+    by: what progress is. "timestep", the published behaviour: (num_steps - timestep) / num_steps with timesteps of
+        0..999, so the scale jumps between its ends from step to step; diffusers does the same. "step": step /
+        num_steps, so the scale rises smoothly.
+    num_steps: as the sampler's, for the published scales. By step it is the sampler's, which sets it (see Sampler).
+    Raises: ConfigError for a negative scale, num_steps < 1, or, by timestep, an exponent that is no whole number
         (progress is negative there).
     """
 
@@ -76,3 +75,7 @@ class DynamicGuidance:
     def scale_at(self, timestep: int, step: int) -> float:
         progress = (self.num_steps - timestep if self.by == "timestep" else step) / self.num_steps
         return 1.0 + self.scale * (1.0 - math.cos(math.pi * progress**self.exp)) / 2.0
+
+    def with_steps(self, num_steps: int) -> DynamicGuidance:
+        """The same guidance for another number of steps."""
+        return DynamicGuidance(self.scale, self.exp, num_steps, self.by)

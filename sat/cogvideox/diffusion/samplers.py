@@ -43,7 +43,8 @@ class Sampler(ABC):
     prediction itself.
 
     num_steps: levels, each with one guided prediction.
-    guidance: an object with scale_at (see guidance.Guidance); None samples from the conditional branch only.
+    guidance: an object with scale_at (see guidance.Guidance); None samples from the conditional branch only. A
+        DynamicGuidance by step counts the steps of this sampler, whatever number it was made with.
     spacing: how the levels are spread (see NoiseSchedule.sampling): trailing as the released models are sampled,
         linear_quadratic for few steps.
     linear_steps: of linear_quadratic, how many steps are linear; None for half of them.
@@ -80,6 +81,8 @@ class Sampler(ABC):
             )
         if linear_steps is not None and not 0 <= linear_steps < num_steps:
             raise ConfigError(f"sampler: linear_steps is {linear_steps}, must be between 0 and {num_steps - 1}")
+        if isinstance(guidance, DynamicGuidance) and guidance.by == "step":
+            guidance = guidance.with_steps(num_steps)
         self.num_steps = num_steps
         self.guidance: Guidance | None = guidance  # type: ignore[assignment]
         self.spacing: Spacing = spacing
@@ -91,7 +94,7 @@ class Sampler(ABC):
         their share. Raises: ConfigError."""
         guidance = self.guidance
         if isinstance(guidance, DynamicGuidance):
-            guidance = DynamicGuidance(guidance.scale, guidance.exp, num_steps, guidance.by)
+            guidance = guidance.with_steps(num_steps)
         linear = self.linear_steps
         if linear is not None:
             linear = min(round(linear * num_steps / self.num_steps), num_steps - 1)
