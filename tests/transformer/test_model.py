@@ -195,6 +195,7 @@ def test_inputs_that_do_not_fit(change: Any, message: str) -> None:
         ({"modules": module_nodes() | {"lora": {}}}, r"unknown \['lora'\]"),
         ({"modules": module_nodes(lora={"r": 0})}, "rank must be at least 1"),
         ({"modules": module_nodes(lora={"r": 2, "lora_dropout": 1.0})}, "lora_dropout"),
+        ({"modules": module_nodes(lora={"r": 2, "lora_alpha": 0.0})}, r"lora_alpha is 0\.0; it must be above 0"),
     ],
 )
 def test_configurations_that_do_not_fit(sizes: dict[str, Any], message: str) -> None:

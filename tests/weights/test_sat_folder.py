@@ -264,3 +264,10 @@ def test_zero_shards(tmp_path: Path) -> None:
     (tmp_path / "7" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"7 holds the ZeRO shards of a training run: run tools/consolidate_zero"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["lora", "base"])
+def test_entries_of_another_type(tmp_path: Path, key: str) -> None:
+    torch.save({"module": {"a": torch.ones(1)}, "cogvideox": {key: "somewhere"}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"a\.pt: '{key}' of its entry 'cogvideox' is a str, a dict is expected"):
+        read_checkpoint(tmp_path / "a.pt")

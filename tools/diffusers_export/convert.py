@@ -19,6 +19,7 @@ from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
 from conversion.file_records import describe_folder, described_meanwhile
 from conversion.hub import upload
 from conversion.manifest import MANIFEST, Manifest, read_manifest
+from conversion.threads import one_thread
 
 from diffusers_export.plan import Plan
 
@@ -39,6 +40,7 @@ def convert(plan: Plan) -> None:
     entries = _transformer_entries(plan)
     output, with_sha256 = plan.options.output, plan.options.sha256
     with (
+        one_thread(),
         new_folder(output, _needed_bytes(plan, entries)) as partial,
         described_meanwhile(_input_files(plan), with_sha256) as inputs,
     ):

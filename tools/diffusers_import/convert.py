@@ -17,6 +17,7 @@ from cogvideox.weights.sat_stream import stream_states, stream_torch_file
 from cogvideox.weights.text_encoder_folder import copy_files
 from conversion.file_records import describe_input, describe_written, described_meanwhile
 from conversion.manifest import Manifest, read_manifest
+from conversion.threads import one_thread
 
 from diffusers_import.model_yaml import TEXT_ENCODER, TRANSFORMER
 from diffusers_import.plan import Plan, TransformerPart, VaePart
@@ -52,7 +53,7 @@ def convert(plan: Plan) -> None:
             print(f"  {part.name}: done before")
             continue
         begin = time.perf_counter()
-        with described_meanwhile(part.inputs, with_sha256, _HASHERS) as inputs:
+        with one_thread(), described_meanwhile(part.inputs, with_sha256, _HASHERS) as inputs:
             written = part.write()
             outputs = [describe_written(output, file.name, file, with_sha256) for file in written]
             manifest = manifest.replacing(part.name, inputs(), outputs)

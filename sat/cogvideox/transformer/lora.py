@@ -82,6 +82,8 @@ class LoraMixin(lora2.LoraMixin):
     def __init__(self, r: int, lora_alpha: float = 1.0, lora_dropout: float = 0.0, *, network: NetworkShape) -> None:
         if r < 1:
             raise ConfigError(f"lora_config.r is {r}; the rank must be at least 1")
+        if not 0 < lora_alpha < math.inf:
+            raise ConfigError(f"lora_config.lora_alpha is {lora_alpha}; it must be above 0 and finite")
         if not 0 <= lora_dropout < 1:
             raise ConfigError(f"lora_config.lora_dropout is {lora_dropout}; it must be at least 0 and below 1")
         super().__init__(network.num_layers, r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)

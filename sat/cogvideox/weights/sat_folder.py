@@ -63,6 +63,10 @@ def read_checkpoint(path: str | Path, iteration: int | str | None = None) -> Sat
         raise CheckpointError(f"{file}: its entry 'cogvideox' is a {type(extra).__name__}, a dict is expected")
     if extra.get("format", FORMAT) != FORMAT:
         raise CheckpointError(f"{file} has format {extra['format']}; this version reads format {FORMAT}: update it")
+    for key in ("lora", "base"):
+        if not isinstance(extra.get(key, {}), dict | None):
+            kind = type(extra[key]).__name__
+            raise CheckpointError(f"{file}: '{key}' of its entry 'cogvideox' is a {kind}, a dict is expected")
     return SatCheckpoint(file, _iteration_of(file, extra), _tensors_of(content, file), extra)
 
 
