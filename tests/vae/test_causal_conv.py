@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cogvideox.vae import causal_conv, fewer_products
+from cogvideox.vae import fewer_products, frame_runs
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
@@ -47,7 +47,7 @@ def test_large_convolutions_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     conv = CausalConv3d(3, 4).double()
     x = torch.randn(1, 3, 7, 6, 6, dtype=torch.float64)
     expected = conv(x, CausalState())
-    monkeypatch.setattr(causal_conv, "MAX_CONV_ELEMENTS", 4 * x[:, :, 0].numel() + 1)
+    monkeypatch.setattr(frame_runs, "MAX_ELEMENTS", 4 * x[:, :, 0].numel() + 1)
     sizes: list[int] = []
     conv.conv.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2]))
     torch.testing.assert_close(conv(x, CausalState()), expected, rtol=0, atol=1e-13)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cogvideox.vae import fewer_products
+from cogvideox.vae import fewer_products, frame_runs
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState, Padded, convolve_frames
+from cogvideox.vae.frame_runs import equal_runs, joined
 from cogvideox.vae.norm_silu import NormMaps, apply_map, covered_frames, group_norm_maps
 
 GROUP_NORM_EPS = 1e-6
@@ -115,7 +116,9 @@ class Downsample(nn.Module):
         else:
             padded = self._pad_into_buffer(x, state)
         images = padded.transpose(1, 2).flatten(0, 1)
-        return self.conv(images).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        runs = equal_runs(len(images), frame_runs.MAX_ELEMENTS // images[0].numel())
+        images = joined((self.conv(images[run]) for run in runs), len(images), dim=0)
+        return images.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
     def _pad_into_buffer(self, x: Tensor, state: CausalState) -> Tensor:
         """The convolution's input, written once: averaged frames with a row and a column of zeros behind."""
@@ -157,9 +160,15 @@ class Upsample(nn.Module):
         if fewer_products.saves_time(x):
             images = fewer_products.upsampled_conv2d(images, self.conv.weight, self.conv.bias)
         else:
-            images = self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest"))
+            largest = 4 * images[0].numel()  # the convolution keeps the width
+            runs = equal_runs(len(images), frame_runs.MAX_ELEMENTS // largest)
+            images = joined((self._enlarge(images[run]) for run in runs), len(images), dim=0)
         x = images.unflatten(0, (batch, -1)).transpose(1, 2)
         if not self.expand_time:
             return x
         doubled = torch.arange(2 * x.shape[2], device=x.device) // 2
         return x.index_select(2, doubled[1:] if state.lone_first_frame else doubled)
+
+    def _enlarge(self, images: Tensor) -> Tensor:
+        """n c h w -> n c 2h 2w."""
+        return self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest"))

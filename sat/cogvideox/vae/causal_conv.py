@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cogvideox.vae import fewer_products
+from cogvideox.vae import fewer_products, frame_runs
+from cogvideox.vae.frame_runs import equal_runs, joined
 from cogvideox.vae.norm_silu import NormMaps
-
-# cuDNN counts elements in 32 bits; torch sends larger convolutions to a kernel that needs many times the memory.
-MAX_CONV_ELEMENTS = 2**31 - 1
 
 
 @dataclass
@@ -125,17 +123,14 @@ class Padded:
 
 
 def convolve_frames(conv: nn.Conv3d, frames: Tensor) -> Tensor:
-    """b c_in t+k-1 h w -> b c_out t h w. Without autograd, input beyond MAX_CONV_ELEMENTS is convolved in equal runs of
-    frames: the same result."""
-    if frames.numel() <= MAX_CONV_ELEMENTS or torch.is_grad_enabled():
-        return conv(frames)
+    """b c_in t+k-1 h w -> b c_out t h w, in runs of frames whose input and output fit into MAX_ELEMENTS; where not even
+    one frame of all samples does, sample by sample."""
     context = conv.kernel_size[0] - 1
-    b, _, t, h, w = frames.shape
+    b, c_in, t, h, w = frames.shape
     t -= context
-    shape = (b, conv.out_channels, t, h, w)
-    out = torch.empty(shape, dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last_3d)
-    most = max(1, MAX_CONV_ELEMENTS // frames[:, :, 0].numel() - context)
-    step = -(-t // -(-t // most))
-    for start in range(0, t, step):
-        out[:, :, start : start + step] = conv(frames[:, :, start : start + step + context])
-    return out
+    limit, area = frame_runs.MAX_ELEMENTS, b * h * w
+    most = min(limit // (c_in * area) - context, limit // (conv.out_channels * area))
+    if most < 1 and b > 1:
+        return joined((convolve_frames(conv, sample) for sample in frames.split(1)), b, dim=0)
+    runs = equal_runs(t, most)
+    return joined((conv(frames[:, :, run.start : run.stop + context]) for run in runs), t, dim=2)
