@@ -143,4 +143,4 @@ def test_a_new_target_drops_the_parameters_of_the_old_one_with_a_notice(sample: 
     target = "cogvideox.diffusion.guidance.ConstantGuidance"
     config = sample(f"model.sampler_config.params.guidance.target={target}")
     assert config.model.sampler_config["params"]["guidance"] == {"target": target, "params": {"scale": 6.0}}
-    assert sum("is not used by" in line for line in config.notices) == 2
+    assert sum("is not used by" in line for line in config.notices) == 3

@@ -139,6 +139,74 @@ def test_published_parameters_can_be_overridden(published: Load) -> None:
     assert config.model.network_config["params"]["checkpoint_activations"] is True
 
 
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("sampler_config.params.guidance.params.by=step", None),
+        ("sampler_config.params.guidance.params.scale=4", None),
+        ("schedule_config.params.shift_scale=1.5", None),
+        ("schedule_config.params.num_timesteps=500", None),
+        ("conditioner_config.params.caption_dropout=0.2", None),
+        ("conditioner_config.params.encoder.params.model_dir=other", None),
+        ("first_stage_config.params.ch=64", None),
+        ("first_stage_config.params.norm_num_groups=16", None),
+        ("loss_fn_config.params.stratified_timesteps=false", None),
+        ("network_config.params.text_length=226", None),
+        ("sampler_config.params.num_steps=50", None),
+        # published names that no file holds, and that a file holds
+        ("sampler_config.params.guider_config.params.by=step", "sampler_config.params.guidance.params.by"),
+        ("network_config.params.time_compressed_rate=4", "network_config.params.temporal_compression"),
+        ("conditioner_config.params.emb_models.0.ucg_rate=0.3", "conditioner_config.params.caption_dropout"),
+        ("sampler_config.params.guider_config.params.scale=4", "sampler_config.params.guidance.params.scale"),
+    ],
+)
+def test_a_published_file_takes_overrides_in_both_names(
+    published: Load, tmp_path: Path, override: str, path: str | None
+) -> None:
+    """On the command line, and in a file that includes the published one."""
+    key, _, text = override.partition("=")
+    overlay = tmp_path / "overlay.yaml"
+    value: object = yaml.safe_load(text)
+    for part in reversed(["model", *key.split(".")]):
+        value = {part: value} if part != "0" else value  # a list can't be changed in part by a file
+    overlay.write_text(yaml.safe_dump({"include": str(PUBLISHED / LORA), **value}))  # type: ignore[dict-item]
+    configs = [published("train", LORA, "sft.yaml", overrides=(f"model.{override}",))]
+    if "emb_models" not in key:
+        configs.append(load_config([str(overlay), str(PUBLISHED / "sft.yaml")], [], "train"))
+    for config in configs:
+        section, *rest = (path or key).split(".")
+        found = getattr(config.model, section)
+        for part in rest:
+            found = found[part]
+        assert found == yaml.safe_load(text)
+        assert not [line for line in config.notices if "not used by" in line]
+
+
+def test_ours_wins_over_the_published_name_and_mistakes_are_still_placed(published: Load) -> None:
+    path = "model.sampler_config.params"
+    overrides = (f"{path}.guidance.params.scale=5", f"{path}.guider_config.params.scale=4")
+    sampler = published("train", LORA, "sft.yaml", overrides=overrides).model.sampler_config
+    assert sampler["params"]["guidance"]["params"]["scale"] == 5.0
+    with pytest.raises(ConfigError, match=r"command line: .*guidance\.params\.scal: unknown parameter .*'scale'"):
+        published("train", LORA, "sft.yaml", overrides=(f"{path}.guidance.params.scal=5",))
+
+
+def test_our_component_in_place_of_a_published_one(published: Load) -> None:
+    node = "{replace: true, target: cogvideox.diffusion.guidance.ConstantGuidance, params: {scale: 3}}"
+    theirs = "{replace: true, target: sgm.modules.diffusionmodules.guiders.VanillaCFG, params: {scale: 3}}"
+    expected = {"target": "cogvideox.diffusion.guidance.ConstantGuidance", "params": {"scale": 3.0}}
+    for override in (f"guidance={node}", f"guidance={theirs}", f"guider_config={theirs}"):
+        config = published("train", LORA, "sft.yaml", overrides=(f"model.sampler_config.params.{override}",))
+        assert config.model.sampler_config["params"]["guidance"] == expected
+
+
+def test_interpolation_reaches_across_names(published: Load) -> None:
+    path = "model.sampler_config.params"
+    overrides = (f"{path}.guidance.params.num_steps=${{{path}.num_steps}}", f"{path}.num_steps=25")
+    sampler = published("train", LORA, "sft.yaml", overrides=overrides).model.sampler_config
+    assert sampler["params"]["guidance"]["params"]["num_steps"] == 25
+
+
 def test_our_target_over_published_parameters_keeps_the_guidance(published: Load) -> None:
     target = "cogvideox.diffusion.samplers.DDIMSampler"
     config = published("train", LORA, "sft.yaml", overrides=(f"model.sampler_config.target={target}",))

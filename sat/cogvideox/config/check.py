@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cogvideox.config.load import load_config, read_tree
+from cogvideox.config.load import load_config, read_layers
 from cogvideox.config.report import Report
 from cogvideox.config.schema import Kind, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names
@@ -25,17 +25,18 @@ def infer_kinds(base: Sequence[str]) -> list[Kind]:
 
 def _kinds_of(file: str) -> list[Kind]:
     report = Report()
-    root = read_tree([file], [], report)
+    trees = read_layers([file], [], report)
     report.raise_if_any()
-    args = root.child("args")
-    keys = set(args.value) if args is not None and isinstance(args.value, dict) else set()
+    sections = {name for tree in trees for name in tree.value}
+    args = [node for tree in trees if (node := tree.child("args")) is not None and isinstance(node.value, dict)]
+    keys = {key for node in args for key in node.value}
     train, sample = set(field_names(TrainArgs)), set(field_names(SampleArgs))
     kinds: list[Kind] = []
-    if keys & (train - sample) or root.child("data") is not None:
+    if keys & (train - sample) or "data" in sections:
         kinds.append("train")
     if keys & (sample - train):
         # A model file says with which precision one samples, and with which one trains.
-        kinds = ["train", "sample"] if root.child("deepspeed") is not None else [*kinds, "sample"]
+        kinds = ["train", "sample"] if "deepspeed" in sections else [*kinds, "sample"]
     return kinds
 
 

@@ -19,21 +19,13 @@ from omegaconf import OmegaConf
 from cogvideox.config.consistency import check_consistency
 from cogvideox.config.deepspeed_section import read_deepspeed
 from cogvideox.config.findings import Findings
+from cogvideox.config.layers import translate_layers
 from cogvideox.config.paths import check_paths
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names, read_model, read_section
 from cogvideox.config.shared_keys import settle_shared_keys
-from cogvideox.config.translate import translate
-from cogvideox.config.tree import (
-    Node,
-    drop_missing,
-    drop_replace_marks,
-    merge,
-    read_override,
-    read_yaml,
-    resolve_interpolations,
-)
+from cogvideox.config.tree import Node, merge, read_override, read_yaml, resolve_interpolations
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
 
@@ -113,10 +105,10 @@ def load_config(
         ConfigError: with every problem found.
     """
     report = Report(allow_unknown)
-    root = read_tree(base, overrides, report)
+    trees = read_layers(base, overrides, report)
     report.raise_if_any()  # nothing more can be said about half a tree
+    root, published = translate_layers(trees, report)
     _check_sections(root, report)
-    published = translate(root, report)
     config = _read_sections(root, kind, report, published=published, partial=partial)
     if check_files:
         check_paths(config, root, report)
@@ -136,18 +128,19 @@ def read_trained_model(file: Path) -> ModelConfig:
         ConfigError: this version doesn't understand it.
     """
     report = Report(allow_unknown=True)
-    root = read_tree([str(file)], [], report)
+    trees = read_layers([str(file)], [], report)
     report.raise_if_any()
-    published = translate(root, report)
+    root, published = translate_layers(trees, report)
     settle_shared_keys(root, "train", report, published=published)
     model = read_model(root.child("model"), report)
     report.raise_if_any()
     return model
 
 
-def read_tree(base: Sequence[str], overrides: Sequence[str], report: Report) -> Node:
-    """All files and overrides merged, with includes and interpolations resolved; problems go to the report."""
-    root = Node({}, Origin("", None, ""))
+def read_layers(base: Sequence[str], overrides: Sequence[str], report: Report) -> list[Node]:
+    """One tree per file and override, includes first, later ones win; interpolations are resolved over all of them.
+    Problems go to the report.
+    """
     trees: list[Node] = []
     for file in base:
         _read_with_includes(Path(file), (), trees, report)
@@ -155,13 +148,12 @@ def read_tree(base: Sequence[str], overrides: Sequence[str], report: Report) -> 
         tree = read_override(text, len(trees), report)
         if tree is not None:
             trees.append(tree)
-    for tree in trees:
-        root = merge(root, tree)
-    drop_missing(root, report)
-    drop_replace_marks(root, report)
     if not report.errors:
+        root = Node({}, Origin("", None, ""))
+        for tree in trees:
+            root = merge(root, tree)  # shares its values with the trees
         resolve_interpolations(root, report)
-    return root
+    return trees
 
 
 def _read_with_includes(file: Path, chain: tuple[Path, ...], trees: list[Node], report: Report) -> None:

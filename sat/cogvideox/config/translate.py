@@ -156,9 +156,10 @@ class _Translation:
         for name in _INTERPOLATION:
             if name in network:
                 self._agree(params, name, network.pop(name))
-            if ignored and name in params and params[name].plain() != 1:
+            without = params.pop(name, None) if ignored else None
+            if without is not None and without.plain() != 1:
                 text = "the published rotary positions never applied it: no effect; ours (RotaryPositionMixin) would"
-                self.report.warn(params.pop(name).origin, text)
+                self.report.warn(without.origin, text)
         if "text_length" in params:
             self._agree(network, "text_length", params.pop("text_length"))
         if "hidden_size_head" in params:
