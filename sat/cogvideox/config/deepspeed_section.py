@@ -12,7 +12,6 @@ from cogvideox.config.aliases import OPTIMIZER_ALIASES
 from cogvideox.config.report import Report
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
-from cogvideox.errors import ConfigError
 
 _BATCH_FACTORS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
@@ -117,19 +116,6 @@ def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
     _check_ranges(node, result, report)
     _warn_misplaced(node, report)
     return result
-
-
-def check_precision(deepspeed: dict[str, Any], *, cuda_available: bool) -> None:
-    """What the config alone can't know: whether the device can do it.
-
-    Raises:
-        ConfigError: fp16 without CUDA.
-    """
-    if deepspeed.get("fp16", {}).get("enabled") and not cuda_available:
-        raise ConfigError(
-            "deepspeed.fp16.enabled: fp16 needs a CUDA device and none is available; "
-            "use deepspeed.bf16.enabled=true deepspeed.fp16.enabled=false, or neither for fp32"
-        )
 
 
 def _child(node: Node | None, name: str) -> Node | None:
