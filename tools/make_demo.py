@@ -1,7 +1,7 @@
 """Make the demo family under demo/ from nothing, with fixed seeds: clips, VAE, latents, transformer, text encoder.
 
-    python tools/make_demo.py all           # all stages in order, about two hours on two cores
-    python tools/make_demo.py vae           # one stage of: clips, vae, encode, transformer, figures
+    python tools/make_demo.py all           # all stages in order, about three hours on two cores
+    python tools/make_demo.py vae           # one stage of: clips, vae, encode, transformer, rotary, i2v, figures
 
 Intermediate files go below runs/make_demo. demo/recipe.md holds the figures of the family in the repository.
 """
@@ -14,14 +14,21 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cogvideox.config.schema import ModelConfig
+    from demo_recipe.train_transformer import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT / "sat", ROOT / "tools"):
     sys.path.insert(0, str(folder))
 
-STAGES = ("clips", "vae", "encode", "transformer", "figures")
+STAGES = ("clips", "vae", "encode", "transformer", "rotary", "i2v", "figures")
 CONFIG = Path("configs/demo.yaml")
+ROTARY, I2V = Path("configs/demo_5b.yaml"), Path("configs/demo_1.5_i2v.yaml")
 WORLD = Path("runs/make_demo/world.pt")
+IMAGES = Path("runs/make_demo/images.pt")
 DEMO = Path("demo")
 
 
@@ -30,7 +37,7 @@ def main() -> None:
     parser.add_argument("stage", choices=(*STAGES, "all"))
     options = parser.parse_args()
     os.chdir(ROOT)
-    actions = dict(zip(STAGES, (clips, vae, encode, transformer, figures), strict=True))
+    actions = dict(zip(STAGES, (clips, vae, encode, transformer, rotary, i2v, figures), strict=True))
     for stage in STAGES if options.stage == "all" else (options.stage,):
         begin = time.perf_counter()
         actions[stage]()
@@ -38,10 +45,11 @@ def main() -> None:
 
 
 def clips() -> None:
-    """The fine-tuning clips."""
-    from demo_recipe.clips import write_clips
+    """The fine-tuning clips, and images to start videos from."""
+    from demo_recipe.clips import write_clips, write_images
 
     write_clips(DEMO / "clips")
+    write_images(DEMO / "images")
 
 
 def vae() -> None:
@@ -54,12 +62,13 @@ def vae() -> None:
 
 
 def encode() -> None:
-    """Latents of the training world, and the scale factor in the config."""
+    """Latents of the training world and of its first frames, and the scale factor in the config."""
     from demo_recipe import latents
     from demo_recipe.train_vae import VAE_PARAMS, VideoAutoencoder
 
     autoencoder = VideoAutoencoder(ckpt_path=str(DEMO / "vae" / "3d-vae.pt"), **VAE_PARAMS)
     latents.encode_world(autoencoder, 6400, WORLD)
+    latents.encode_images(autoencoder, WORLD, IMAGES)
     means, deviations, _ = latents.load_world(WORLD)
     std = float((means.float().var() + deviations.float().square().mean()).sqrt())
     text = re.sub(r"scale_factor: [\d.]+", f"scale_factor: {1 / std:.6f}", CONFIG.read_text(encoding="utf-8"))
@@ -68,21 +77,48 @@ def encode() -> None:
 
 
 def transformer() -> None:
-    """The transformer and the text encoder."""
-    from cogvideox.config.load import load_config
-    from demo_recipe import train_transformer
+    """The transformer of 2B's layout, and the text encoder."""
+    from demo_recipe.train_transformer import BASE, FINISH, Place, train
 
-    config = load_config([str(CONFIG)], [], "train", partial=True)
-    base = WORLD.parent / "base"
-    train_transformer.train(config.model, WORLD, base, train_transformer.BASE)
-    train_transformer.train(config.model, WORLD, DEMO, train_transformer.FINISH, start=base)
+    base = Place(WORLD.parent / "base" / "transformer", WORLD.parent / "base" / "t5")
+    train(_model(CONFIG), WORLD, base, BASE)
+    train(_model(CONFIG), WORLD, Place(DEMO / "transformer", DEMO / "t5"), FINISH, start=base)
+
+
+def rotary() -> None:
+    """The transformer of 5B's layout."""
+    from demo_recipe.train_transformer import ROTARY_FINISH
+
+    _member(ROTARY, ROTARY_FINISH)
+
+
+def i2v() -> None:
+    """The transformer of 1.5-I2V's layout."""
+    from demo_recipe.train_transformer import I2V_FINISH
+
+    _member(I2V, I2V_FINISH, IMAGES)
+
+
+def _member(config: Path, finish: Recipe, images: Path | None = None) -> None:
+    from demo_recipe.train_transformer import MEMBER, Place, train
+
+    text, name = DEMO / "t5", config.stem.replace("demo", "transformer")
+    base = Place(WORLD.parent / "base" / name, text)
+    train(_model(config), WORLD, base, MEMBER, text=text, images=images)
+    train(_model(config), WORLD, Place(DEMO / name, text), finish, start=base, text=text, images=images)
+
+
+def _model(config: Path) -> ModelConfig:
+    from cogvideox.config.load import load_config
+
+    return load_config([str(config)], [], "train", partial=True).model
 
 
 def figures() -> None:
-    """Reconstruction and sampling figures, contact sheet."""
+    """Reconstruction and sampling figures, contact sheets."""
     from demo_recipe.figures import write_figures
 
-    write_figures(CONFIG, DEMO)
+    write_figures(CONFIG, ROTARY, I2V, DEMO)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from demo_recipe.captions import MOTION_PHRASES, caption, plain_caption, random_spec
-from demo_recipe.clips import NUM_HELD_OUT, NUM_KNOWN, NUM_NEW, fine_tuning_specs
+from demo_recipe.clips import IMAGES, NUM_HELD_OUT, NUM_KNOWN, NUM_NEW, fine_tuning_specs
 from demo_recipe.measure import agreement, read
 from demo_recipe.render import HEIGHT, MOTIONS, NEW_SHAPE, NUM_FRAMES, SHAPES, WIDTH, ClipSpec, render
 
@@ -68,3 +69,10 @@ def test_training_and_held_out_clips_differ():
     assert len(new) == NUM_NEW
     shown = {(spec.color, spec.motion, spec.background) for spec in new}
     assert not shown & {(spec.color, spec.motion, spec.background) for spec in held_out}
+
+
+def test_stored_images_are_the_rendered_ones():
+    assert {file.name for file in (DEMO / "images").iterdir()} == {f"{spec.color}_{spec.shape}.png" for spec in IMAGES}
+    for spec in IMAGES:
+        stored = np.asarray(Image.open(DEMO / "images" / f"{spec.color}_{spec.shape}.png"))
+        assert np.array_equal(stored, render(spec)[0])

@@ -43,6 +43,8 @@ TRAIN += [
     (["cogvideox_2b", "sft"], [CLIPS, "data.video_size=[720,480]", f"{POSITIONS}.params.resize=interpolate"]),
     (["demo_lora", "demo_sft"], []),
     (["demo", "demo_sft"], []),
+    (["demo_5b", "demo_sft"], []),
+    (["demo_1.5_i2v", "demo_sft_i2v"], []),
 ]
 SAMPLE = [([model, inference], []) for model, (_, inference) in FAMILIES.items()]
 SAMPLE += [([f"{model}_lora", inference], ["args.load=ckpts/run"]) for model, (_, inference) in FAMILIES.items()]
@@ -53,6 +55,8 @@ SAMPLE += [
     (["cogvideox_5b_i2v", "inference_i2v"], ["args.sampling_image_size=null"]),
     (["cogvideox_5b", "inference"], ["args.sampling_num_frames=1"]),
     (["demo_lora", "demo_inference"], []),
+    (["demo_5b", "demo_inference"], []),
+    (["demo_1.5_i2v", "demo_inference_i2v"], []),
 ]
 # Keys that config hands on to a component, so that nobody else reads them.
 SETTLED = {"checkpoint_activations", "compile_model", "num_steps", "guidance_scale"}

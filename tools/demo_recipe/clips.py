@@ -1,4 +1,5 @@
-"""The fine-tuning clips, as same-named mp4 and txt pairs: the new shape, known shapes beside it, and held-out ones.
+"""The fine-tuning clips, as same-named mp4 and txt pairs: the new shape, known shapes beside it, and held-out ones;
+and the images that videos of the image-to-video member begin with.
 
 The known ones keep the base's knowledge: without them the fine-tune learns that everything looks like the new shape.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from .captions import plain_caption, random_spec
 from .render import BACKGROUNDS, COLORS, FPS, MOTIONS, NEW_SHAPE, ClipSpec, render
@@ -46,6 +48,21 @@ def write_clips(folder: Path) -> None:
         for index, spec in enumerate(specs):
             write_mp4(folder / name / f"{index:03d}.mp4", render(spec))
             (folder / name / f"{index:03d}.txt").write_text(plain_caption(spec) + "\n", encoding="utf-8")
+
+
+IMAGES = (
+    ClipSpec("ring", "red", "right", "gray", 1),
+    ClipSpec("triangle", "blue", "up", "brown", 2),
+    ClipSpec("cross", "yellow", "shrink", "teal", 3),
+    ClipSpec(NEW_SHAPE, "green", "down", "navy", 4),
+)
+
+
+def write_images(folder: Path) -> None:
+    """folder/red_ring.png and so on: first frames of clips that nothing is trained on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in IMAGES:
+        Image.fromarray(render(spec)[0]).save(folder / f"{spec.color}_{spec.shape}.png", optimize=True)
 
 
 def write_mp4(path: Path, clip: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Contact sheets: one row per clip, a few frames side by side, written as PNG."""
+"""Contact sheets: one row per clip, a few frames side by side, written as JPEG."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def contact_sheet(
             image = Image.fromarray(clip[frame]).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(image, (left + place * (width * zoom + 2), top + 14))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, quality=90, optimize=True)

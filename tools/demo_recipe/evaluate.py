@@ -16,6 +16,7 @@ from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.jobs import SampleJob
 from cogvideox.sampling.run import build_sampler, sample_latents
 from cogvideox.vae.autoencoder import VideoAutoencoder
+from PIL import Image
 from torch import Tensor
 
 from .captions import plain_caption, random_spec
@@ -45,18 +46,40 @@ def reconstruct(vae: VideoAutoencoder, specs: Sequence[ClipSpec]) -> tuple[np.nd
     decoded = np.concatenate(
         [to_bytes(vae.decode(vae.encode(to_float(torch.from_numpy(clip[None]))).mode())) for clip in clips]
     )
-    errors = ((clips.astype(np.float64) - decoded) ** 2).mean((1, 2, 3, 4))
-    return clips, decoded, [float(10 * np.log10(255**2 / error)) for error in errors]
+    return clips, decoded, psnr(clips, decoded)
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> list[float]:
+    """Of pairs of uint8 clips or images [b, ...], in dB."""
+    errors = ((first.astype(np.float64) - second) ** 2).reshape(len(first), -1).mean(1)
+    return [float(10 * np.log10(255**2 / error)) for error in errors]
+
+
+def write_first_frames(clips: np.ndarray, folder: Path) -> list[Path]:
+    """uint8 clips [b, t, h, w, c] -> a PNG of each clip's first frame."""
+    files = [folder / f"{index:03d}.png" for index in range(len(clips))]
+    for clip, file in zip(clips, files, strict=True):
+        Image.fromarray(clip[0]).save(file)
+    return files
 
 
 @torch.no_grad()
 def sample(
-    model: VideoDiffusion, sampler_node: dict, prompts: Sequence[str], seed: int = 0, batch: int = 8
+    model: VideoDiffusion,
+    sampler_node: dict,
+    prompts: Sequence[str],
+    images: Sequence[Path | None] | None = None,
+    seed: int = 0,
+    batch: int = 8,
 ) -> np.ndarray:
-    """One video per prompt, uint8 [b, t, h, w, c]."""
+    """One video per prompt, uint8 [b, t, h, w, c]; with `images`, from these files."""
     sampler = build_sampler(sampler_node)
     form = VideoFormat(num_latent_frames=5, height=HEIGHT, width=WIDTH, fps=FPS)
-    jobs = [SampleJob(prompt, index, 0, seed, Path()) for index, prompt in enumerate(prompts)]
+    images = images or [None] * len(prompts)
+    jobs = [
+        SampleJob(prompt, index, 0, seed, Path(), image)
+        for index, (prompt, image) in enumerate(zip(prompts, images, strict=True))
+    ]
     videos = []
     for start in range(0, len(jobs), batch):
         latent = sample_latents(model, sampler, jobs[start : start + batch], form)

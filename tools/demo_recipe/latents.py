@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cogvideox.diffusion.timesteps import LOG_SIGMA
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from torch import Tensor
 
@@ -60,3 +61,35 @@ def load_world(path: Path) -> tuple[Tensor, Tensor, list[ClipSpec]]:
     """Means, deviations and specs as `encode_world` wrote them."""
     content = torch.load(path, weights_only=True)
     return content["mean"], content["std"], [ClipSpec(**spec) for spec in content["specs"]]
+
+
+@torch.no_grad()
+def encode_images(vae: VideoAutoencoder, world: Path, path: Path, batch: int = 32) -> None:
+    """The first frames of the world's clips as image-to-video training sees them, with noise on their pixels, drawn
+    once each; writes posterior means and deviations fp16 [b, 1, z, y, x]."""
+    specs = load_world(world)[2]
+    generator = torch.Generator().manual_seed(SEED)
+    means, deviations = [], []
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        frames = pool.imap(_first_frame, specs, chunksize=64)
+        for start in range(0, len(specs), batch):
+            clips = np.stack([next(frames) for _ in specs[start : start + batch]])
+            pixels = to_float(torch.from_numpy(clips))
+            sigma = torch.exp(LOG_SIGMA[0] + LOG_SIGMA[1] * torch.randn(len(clips), generator=generator))
+            pixels = pixels + sigma[:, None, None, None, None] * torch.randn(pixels.shape, generator=generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                posterior = vae.encode(pixels)
+            means.append(posterior.mean.half())
+            deviations.append(posterior.std.half())
+    torch.save({"mean": torch.cat(means), "std": torch.cat(deviations)}, path)
+
+
+def _first_frame(spec: ClipSpec) -> np.ndarray:
+    """uint8 [1, h, w, c]"""
+    return render(spec)[:1]
+
+
+def load_images(path: Path) -> tuple[Tensor, Tensor]:
+    """Means and deviations as `encode_images` wrote them."""
+    content = torch.load(path, weights_only=True)
+    return content["mean"], content["std"]

@@ -1,4 +1,5 @@
-"""Train the demo's transformer together with its tiny text encoder, on latents that are there already.
+"""Train a transformer of the demo on latents that are there already: the first one together with its tiny text
+encoder, the other members of the family with that encoder as it is.
 
 Uses the framework's own network, schedule and loss. bf16 autocast, Muon for matrices inside the blocks and AdamW
 for the rest, averaged weights, caption dropout.
@@ -16,12 +17,14 @@ from pathlib import Path
 import torch
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import instantiate
+from cogvideox.model.frame_padding import pad_frames
+from cogvideox.model.image_condition import place_first
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from .captions import caption
-from .latents import load_world
+from .latents import load_images, load_world
 from .optim import Average, MuonAndAdam, learning_rate
 from .text import CaptionIds, build_encoder, build_tokenizer, save_text_model
 
@@ -47,6 +50,10 @@ class Recipe:
 # What is where is learnt first, from much noise; then edges, from all levels alike.
 BASE = Recipe(steps=2200, high_noise=True)
 FINISH = Recipe(steps=1200, peak=0.6)
+# The other members: smaller, and with words that are known already.
+MEMBER = Recipe(steps=4000, batch=24)
+ROTARY_FINISH = Recipe(steps=2000, batch=24, peak=0.7)
+I2V_FINISH = Recipe(steps=4000, batch=24, peak=0.7)
 
 
 class TextAndVideo(nn.Module):
@@ -57,38 +64,67 @@ class TextAndVideo(nn.Module):
         self.transformer, self.text_encoder = transformer, text_encoder
 
 
-def build(config: ModelConfig) -> TextAndVideo:
-    """Random weights, fp32."""
+@dataclass(frozen=True)
+class Place:
+    """Where weights lie: the transformer in SAT's layout, the text encoder as a Hugging Face folder."""
+
+    transformer: Path
+    text: Path
+
+
+def build(config: ModelConfig, text: Path | None = None) -> TextAndVideo:
+    """Random weights, fp32; with `text` that encoder, frozen."""
     torch.manual_seed(SEED)
     transformer = instantiate(config.network_config, dtype=torch.float32)
-    return TextAndVideo(transformer, build_encoder(build_tokenizer())).train()
+    if text is None:
+        return TextAndVideo(transformer, build_encoder(build_tokenizer())).train()
+    encoder = T5EncoderModel.from_pretrained(text)
+    return TextAndVideo(transformer, encoder.requires_grad_(False)).train()
 
 
-def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe, start: Path | None = None) -> None:
-    """Writes out/transformer and out/t5 at the end, and beside `world` every five minutes; `start` is such a folder."""
+def train(
+    config: ModelConfig,
+    world: Path,
+    out: Place,
+    recipe: Recipe,
+    *,
+    start: Place | None = None,
+    text: Path | None = None,
+    images: Path | None = None,
+) -> None:
+    """Writes `out` at the end, and beside `world` every five minutes.
+
+    start: weights to go on from; text: a finished encoder, which is not trained; images: the first frames' latents,
+    for image-to-video.
+    """
     means, deviations, specs = load_world(world)
-    networks = build(config)
+    networks = build(config, text)
     done = load(networks, start) if start else 0
     torch.manual_seed(SEED + done)
     schedule, loss_of = instantiate(config.schedule_config), instantiate(config.loss_fn_config)
     optimizer = _optimizer(networks, recipe)
     average = Average(networks, recipe.average_decay)
     ids_of, rng = CaptionIds(recipe.spell_share), random.Random(SEED + done)
+    image_of = FirstFrames(config, images) if images else None
+    patch_frames = networks.transformer.network.patch_size[0]
     begin = last_saved = time.perf_counter()
     recent = torch.zeros(0)
     for step in range(recipe.steps):
         picked = torch.randint(len(specs), (recipe.batch,))
-        noise = torch.randn(2, *means[picked].shape)
-        latent = config.scale_factor * (means[picked].float() + deviations[picked].float() * noise[0])
+        latent = means[picked].float() + deviations[picked].float() * torch.randn(means[picked].shape)
+        latent = pad_frames(config.scale_factor * latent, patch_frames)
+        noise = torch.randn(latent.shape)
         timestep = _timesteps(recipe.batch, schedule.num_timesteps, recipe.high_noise)
         captions = [caption(specs[index], rng) for index in picked.tolist()]
         with torch.autocast("cpu", torch.bfloat16):
             context = networks.text_encoder(input_ids=ids_of(captions, rng)).last_hidden_state
             keep = torch.rand(recipe.batch) >= recipe.caption_dropout
             context = context * keep[:, None, None]
-            noised = schedule.add_noise(latent, noise[1], timestep)
+            noised = schedule.add_noise(latent, noise, timestep)
+            if image_of is not None:
+                noised = torch.cat([noised, image_of(picked, latent.shape[1])], dim=2)
             v_prediction = networks.transformer(noised, timestep, context)
-        losses = loss_of(v_prediction, latent, noise[1], schedule.level(timestep))
+        losses = loss_of(v_prediction, latent, noise, schedule.level(timestep))
         losses.mean().backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step(recipe.peak * learning_rate(step / recipe.steps))
@@ -101,28 +137,46 @@ def train(config: ModelConfig, world: Path, out: Path, recipe: Recipe, start: Pa
             recent = torch.zeros(0)
         if time.perf_counter() - last_saved > 300:
             last_saved = time.perf_counter()
-            save(networks, average.values, world.parent, done + step + 1)
+            beside = Place(world.parent / out.transformer.name, world.parent / "t5")
+            save(networks, average.values, beside, done + step + 1)
     save(networks, average.values, out, done + recipe.steps)
 
 
-def load(networks: TextAndVideo, folder: Path) -> int:
+class FirstFrames:
+    """Image latents of the world's clips, as image-to-video training shows them to the network."""
+
+    def __init__(self, config: ModelConfig, images: Path):
+        self.means, self.deviations = load_images(images)
+        self.scale = config.image_latent_scale or config.scale_factor
+        self.dropout = config.noised_image_dropout
+
+    def __call__(self, picked: Tensor, frames: int) -> Tensor:
+        """[b] -> [b, f, z, y, x]; zeros for a share of them."""
+        mean = self.means[picked].float()
+        latent = self.scale * (mean + self.deviations[picked].float() * torch.randn(mean.shape))
+        keep = torch.rand(len(picked)) >= self.dropout
+        return place_first(latent * keep[:, None, None, None, None], frames)
+
+
+def load(networks: TextAndVideo, place: Place) -> int:
     """Put the weights that `save` wrote into the networks; returns their step."""
-    stored = read_checkpoint(folder / "transformer")
+    stored = read_checkpoint(place.transformer)
     module = {name.removeprefix(PREFIX): value.float() for name, value in stored.module.items()}
     networks.transformer.load_state_dict(module)
-    encoder = T5EncoderModel.from_pretrained(folder / "t5")
+    encoder = T5EncoderModel.from_pretrained(place.text)
     networks.text_encoder.load_state_dict(encoder.state_dict())
     return stored.iteration
 
 
-def save(networks: TextAndVideo, values: dict[str, Tensor], out: Path, step: int) -> None:
-    """Averaged weights: the transformer in half precision in SAT layout, the text encoder as a Hugging Face folder."""
+def save(networks: TextAndVideo, values: dict[str, Tensor], place: Place, step: int) -> None:
+    """Averaged weights, the transformer in half precision; a frozen text encoder is not written again."""
     kept = {name: parameter.detach().clone() for name, parameter in networks.named_parameters()}
     _put(networks, values)
     transformer = networks.transformer.state_dict()
     module = {PREFIX + name: value.half() for name, value in transformer.items()}
-    write_checkpoint(out / "transformer", step, module, {}, overwrite=True)
-    save_text_model(networks.text_encoder, build_tokenizer(), out / "t5")
+    write_checkpoint(place.transformer, step, module, {}, overwrite=True)
+    if any(parameter.requires_grad for parameter in networks.text_encoder.parameters()):
+        save_text_model(networks.text_encoder, build_tokenizer(), place.text)
     _put(networks, kept)
 
 

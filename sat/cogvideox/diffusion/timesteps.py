@@ -23,7 +23,7 @@ _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
 # log of the noise on the image of image-to-video training: mean and standard deviation. Source: Blattmann et al. 2023,
 # "Stable Video Diffusion", which CogVideoX-I2V follows.
-_LOG_SIGMA = (-3.0, 0.5)
+LOG_SIGMA = (-3.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _draw_image(
     size: tuple[int, int],
     dropout: float,
 ) -> ImageRandomness:
-    mean, deviation = _LOG_SIGMA
+    mean, deviation = LOG_SIGMA
     strength = torch.cat([gaussian((1,), "image sigma", seed, *key) for key in keys])
     return ImageRandomness(
         sigma=torch.exp(mean + deviation * strength),
