@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,63 @@ def test_block_compiles_to_one_graph(family: str, lora: dict[str, Any] | None) -
     torch.testing.assert_close(compiled, eager, rtol=0, atol=5e-6)
     for name, grad in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", ["2b", "5b", "5b_i2v"])
+def test_few_graphs_serve_all_shapes(family: str) -> None:
+    """The first layer's input, a view of the embeddings, needs none of its own."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_tiny(family=family)
+    randomise(model)
+    plain = build_tiny(family=family)
+    plain.load_state_dict(model.state_dict())
+    model.mixins["adaln_layer"].compile_blocks(backend="eager")
+    with torch.no_grad():
+        for size in ((3, 8, 12), (3, 4, 8)):
+            for sample in batches(family, size, (2, 1, 4, 3)):
+                torch.testing.assert_close(model(*sample), plain(*sample), rtol=0, atol=5e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 5
+
+
+def test_compiled_adapters_are_trained_and_evaluated_at_several_shapes() -> None:
+    """Nothing before the first layer needs a gradient: that and evaluation double the graphs, beyond torch's limit."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_tiny(lora={"r": 2}, family="5b")
+    randomise(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("matrix_" in name)
+    model.mixins["adaln_layer"].compile_blocks(backend="eager")
+    for grad in (False, True):
+        for size in ((3, 8, 12), (3, 4, 8)):
+            for sample in batches("5b", size, (2, 1, 3)):
+                with torch.set_grad_enabled(grad):
+                    out = model(*sample)
+                if grad:
+                    out.square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 8
+
+
+def test_torch_without_an_argument_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old_compile(model: Any, *, fullgraph: bool, backend: str) -> Any:
+        return model
+
+    monkeypatch.setattr(torch, "compile", old_compile)
+    for before, after in ((8, 64), (100, 100)):
+        with torch._dynamo.config.patch(cache_size_limit=before):
+            build_tiny(compile_blocks=True)
+            assert torch._dynamo.config.cache_size_limit == after
+
+
+def batches(
+    family: str, size: tuple[int, int, int], counts: tuple[int, ...]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Inputs of one size in batches of so many."""
+    for count in counts:
+        latent, timestep, context = family_inputs(family, size)
+        latent, timestep, context = (torch.cat([x, x])[:count] for x in (latent, timestep, context))
+        yield latent, timestep, context
 
 
 def test_compile_by_configuration_and_checkpointing_together() -> None:

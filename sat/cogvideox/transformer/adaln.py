@@ -5,7 +5,9 @@ Letters: b batch, l text tokens, v video tokens, d hidden, h head width, e time 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sat.model.base_model import BaseMixin, BaseModel
@@ -16,6 +18,9 @@ from cogvideox.transformer.modulation import Modulation
 from cogvideox.transformer.shape import NetworkShape
 
 QK_NORM_EPS = 1e-6
+# Graphs of the block: torch makes them for the first shape, for any shape and for batches of one; each of these with
+# and without gradients, and once more where the first layer's input needs none (adapters). torch's own limit is 8.
+MAX_GRAPHS = 64
 
 
 class AdaLNMixin(BaseMixin):
@@ -48,7 +53,7 @@ class AdaLNMixin(BaseMixin):
 
         Modules stay as they are, and so do stored names.
         """
-        self._block = torch.compile(transformer_block, fullgraph=True, backend=backend)
+        self._block = torch.compile(transformer_block, fullgraph=True, backend=backend, **_graph_limit())
 
     def layer_forward(
         self, text: Tensor, video: Tensor, conditioning: Tensor, rotation: Tensor | None = None, *, layer_id: int
@@ -57,6 +62,9 @@ class AdaLNMixin(BaseMixin):
 
         rotation: of queries and keys [l + v, 1, h/2, 2], None for none.
         """
+        if layer_id == 0 and self._block is not transformer_block:
+            # The embeddings are views, what later layers get is not: compiled code would be made for both.
+            text, video = text.clone(), video.clone()
         return self._block(
             self.transformer.layers[layer_id],
             self.adaLN_modulations[layer_id],
@@ -68,6 +76,15 @@ class AdaLNMixin(BaseMixin):
             conditioning,
             rotation,
         )
+
+
+def _graph_limit() -> dict[str, Any]:
+    """MAX_GRAPHS as an argument of torch.compile; before it took one, as torch's setting for the whole process."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": MAX_GRAPHS}
+    settings = torch._dynamo.config
+    settings.cache_size_limit = max(settings.cache_size_limit, MAX_GRAPHS)
+    return {}
 
 
 def _head_norm(network: NetworkShape) -> nn.LayerNorm:
