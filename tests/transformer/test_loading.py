@@ -85,7 +85,7 @@ def test_learned_table_of_another_size_is_never_replaced() -> None:
 
 def test_merged_names_are_those_of_a_plain_model() -> None:
     adapted = build_tiny(lora={"r": 4})
-    adapted.mixins["lora"].merge_lora()
+    adapted.get_mixin("lora").merge_lora()  # as SAT's users call it
     assert list(adapted.state_dict()) == list(build_tiny().state_dict())
     assert adapted.mixins["lora"].adapted_layers() == []
 

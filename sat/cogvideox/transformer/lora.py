@@ -111,7 +111,11 @@ class LoraMixin(lora2.LoraMixin):
             layer.scaling = layer.base_scaling * strength
 
     def merge_lora(self) -> None:
-        """Add the adapters to the weights and remove them; stored names become those of a plain model."""
+        """Add the adapters to the weights and remove them; stored names become those of a plain model.
+
+        SAT's interface, `model.get_mixin("lora").merge_lora()`, for a model in memory; SAT's own code would not know
+        these layers. Files are merged by tools/merge_lora.py.
+        """
         for layer in self.transformer.layers:
             for name in ("query_key_value", "dense"):
                 adapted = getattr(layer.attention, name)
