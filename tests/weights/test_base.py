@@ -173,7 +173,7 @@ def test_alpha_is_one_unless_stated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ("rank 4", "LoRA settings are a str, a dict is expected"),
+        ("rank 4", "'lora' of its entry 'cogvideox' is a str, a dict is expected"),
         ({"alpha": "eight"}, "states alpha 'eight', which is no number above 0"),
         ({"alpha": 0.0}, r"states alpha 0\.0, which is no number above 0"),
     ],

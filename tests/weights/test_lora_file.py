@@ -250,7 +250,7 @@ def test_alphas_alone(tmp_path: Path) -> None:
     [
         ({"model": "2B"}, "'model' of its base is a str, a dict is expected"),
         ({"path": 3}, "'path' of its base is a int, a str is expected"),
-        ("2B", "its base is a str, a dict is expected"),
+        ("2B", "'base' of its entry 'cogvideox' is a str, a dict is expected"),
     ],
 )
 def test_records_of_the_base_that_are_refused(base: Any, message: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.safetensors_stream import Entry
-from cogvideox.weights.sat_folder import STATES_FILE, begin_iteration, commit_iteration, read_checkpoint, write_states
+from cogvideox.weights.sat_folder import STATES_FILE, begin_iteration, commit_iteration, read_checkpoint, states_content
 from cogvideox.weights.sat_stream import stream_states, write_sat_folder
 from torch import Tensor
 
@@ -45,7 +45,8 @@ def test_same_bytes_as_torch_save(tmp_path: Path) -> None:
     tensors = state()
     (tmp_path / "whole" / "partial").mkdir(parents=True)
     (tmp_path / "streamed" / "partial").mkdir(parents=True)
-    write_states(tmp_path / "whole" / "partial", 5, tensors, EXTRA)
+    with (tmp_path / "whole" / "partial" / STATES_FILE).open("wb") as file:
+        torch.save(states_content(5, tensors, EXTRA), file)
     written = stream_states(tmp_path / "streamed" / "partial", 5, entries(tensors), iter(tensors.items()), EXTRA)
     whole, streamed = (tmp_path / kind / "partial" / STATES_FILE for kind in ("whole", "streamed"))
     with zipfile.ZipFile(whole) as first, zipfile.ZipFile(streamed) as second:

@@ -68,8 +68,6 @@ def lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:
     if rank is None:
         return None
     stated = checkpoint.extra.get("lora") or {}
-    if not isinstance(stated, dict):
-        raise CheckpointError(f"{checkpoint.path}: its LoRA settings are a {type(stated).__name__}, a dict is expected")
     if stated.get("r", rank) != rank:
         raise CheckpointError(f"{checkpoint.path}: its LoRA matrices have rank {rank}, and it says {stated['r']}")
     return LoraFacts(rank, check_alpha(stated.get("alpha", SAT_ALPHA), str(checkpoint.path)))

@@ -8,7 +8,6 @@ Source: the format section of safetensors' documentation.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.hashes import FAST, new_hash
+from cogvideox.weights.hashes import HashedFile
 
 MAX_SHARD_BYTES = 10 * 10**9  # what diffusers' own save_pretrained uses
 _ALIGNMENT = 8  # bytes; readers map the data as numbers of up to this size
@@ -105,17 +104,13 @@ def write_file(
     """
     head = _header_bytes(entries, header or {"format": "pt"})
     try:
-        digest = new_hash(FAST)
-        with path.open("wb", buffering=0) as file:
+        with HashedFile(path) as file:
             file.write(head)
-            digest.update(head)
             for entry in entries:
                 name, value = next(tensors)
                 assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
-                data = _raw_bytes(cast_to(name, value, entry.dtype))
-                _write_all(file.fileno(), data)
-                digest.update(data)
-            return WrittenFile(path.name, file.tell(), digest.hexdigest())
+                file.write(_raw_bytes(cast_to(name, value, entry.dtype)))
+            return WrittenFile(path.name, file.num_bytes, file.xxh3_128)
     except OSError as error:
         raise CheckpointError(f"writing {path} failed: {error.strerror}") from error
 
@@ -169,9 +164,3 @@ def is_finite(value: Tensor) -> bool:
 def _raw_bytes(value: Tensor) -> memoryview:
     """The tensor's memory; a memory-mapped tensor is not copied. The view keeps the tensor alive."""
     return value.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    """One write() call transfers at most 2 GiB, so large tensors take several."""
-    while len(data):
-        data = data[os.write(descriptor, data) :]

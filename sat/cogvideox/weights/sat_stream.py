@@ -1,8 +1,8 @@
 """Writing SAT's weight file tensor by tensor, so that a conversion or a merge never holds more than one in memory.
 
 torch.save needs every tensor before it writes the first byte. Here the pickle of names, shapes and dtypes is written
-first, and each tensor's bytes follow as the caller gives them. The file is byte for byte that of torch.save: a zip
-archive of `data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
+first, and each tensor's bytes follow as the caller gives them. The file is byte for byte what torch.save puts into an
+open file: a zip archive of `data.pkl` and, aligned for mapping, `data/0`, `data/1`, ...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, UntypedStorage
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import write_text_atomically
-from cogvideox.weights.hashes import FAST, hash_of
+from cogvideox.weights.hashes import HashedFile
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
 from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, states_content
 
@@ -77,45 +77,65 @@ def stream_torch_file(
     pickled = io.BytesIO()
     _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
     with _Archive(path) as archive:
-        archive.write("data.pkl", pickled.getvalue(), pickled.tell())
+        archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
         for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
-            archive.write(name, text.encode(), len(text))
+            archive.write_record(name, text.encode(), len(text))
         for (index, entry), (name, value) in zip(enumerate(entries), tensors, strict=True):
             assert name == entry.name and tuple(value.shape) == entry.shape, f"{name} is not {entry}"
             own = cast_to(name, value, entry.dtype).contiguous()
             if own.untyped_storage().nbytes() != entry.num_bytes:
                 own = own.clone()  # a view: its buffer holds more
-            archive.write(f"data/{index}", own.untyped_storage(), entry.num_bytes)
-    return WrittenFile(path.name, path.stat().st_size, hash_of(path, FAST))
+            archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)
+    return WrittenFile(path.name, archive.file.num_bytes, archive.file.xxh3_128)
 
 
 class _Archive:
-    """torch's zip writer, which has to be finished after an error too: its destructor would end the process."""
+    """torch's zip writer onto a file that is hashed on the way.
+
+    Errors of the file must not pass through the writer, which would end the process: they wait until it has returned.
+    For the same reason the writer is always finished, into nowhere after an error.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._error: OSError | None = None
         with self._errors():
-            self._writer = torch._C.PyTorchFileWriter(str(path))
+            self.file = HashedFile(path)
+        self._writer = torch._C.PyTorchFileWriter(self)  # type: ignore[call-overload]
 
-    def write(self, name: str, data: bytes | UntypedStorage, num_bytes: int) -> None:
+    def write_record(self, name: str, data: bytes | UntypedStorage, num_bytes: int) -> None:
         """Add a record. Raises: CheckpointError when it can't be written."""
         with self._errors():
             self._writer.write_record(name, data, num_bytes)  # type: ignore[arg-type]
+
+    def write(self, data: bytes | memoryview) -> None:
+        """What torch's writer calls."""
+        try:
+            if self._error is None:
+                self.file.write(data)
+        except OSError as error:
+            self._error = error
 
     def __enter__(self) -> _Archive:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._errors() if kind is None else suppress(RuntimeError):
+        if kind is not None:
+            self._error = self._error or OSError("given up")
+        with self.file:
             self._writer.write_end_of_file()
+        if kind is None:
+            with self._errors():
+                pass
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:
-            first_line = str(error).splitlines()[0]
-            raise CheckpointError(f"writing {self._path} failed: {first_line}; nothing was kept") from error
+            if self._error is not None:
+                raise self._error
+        except OSError as error:
+            raise CheckpointError(f"writing {self._path} failed: {error.strerror}; nothing was kept") from error
 
 
 @dataclass(frozen=True)
