@@ -97,7 +97,9 @@ def measure(folder: Path, job: Job, rounds: int, with_verify: bool) -> None:
         shutil.rmtree(folder / "hf", ignore_errors=True)
         costs["copy and fsync"].append(time_copy(source, folder / "copy.pt"))
         costs["to diffusers"].append(run_command(there))
+        read_all(folder / "hf")  # written files leave the page cache
         costs["to SAT"].append(run_command(back))
+        read_all(source.parent)
         shutil.rmtree(folder / "sat")
     print_table({name: median(found) for name, found in costs.items()}, size)
     if with_verify:
@@ -175,6 +177,15 @@ def fill(name: str, shape: tuple[int, ...], noise: Tensor, start: int) -> Tensor
     if len(shape) >= 2:
         return values / values[0].numel() ** 0.5
     return 0.1 * values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+def read_all(folder: Path) -> None:
+    """Bring every file of a folder into the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(2**24):
+                    pass
 
 
 def time_copy(source: Path, target: Path) -> Cost:

@@ -8,6 +8,7 @@ Source: the reference implementation of XXH3, in the package xxhash (`xxh128sum`
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,6 +24,9 @@ _BLOCK = 2**20  # bytes per read: large enough that hashing, not reading, is the
 # Bytes per write, as many as sendfile() takes. Larger ones gain nothing, and let Linux take page cache in blocks of
 # megabytes: on a virtual machine whose free memory goes back to its host that cost 2 to 3 s per GB, this 0.3 to 0.6 s.
 _PIECE = 2**16
+# So often the disk is told to begin, and what it has leaves the page cache: fsync finds nothing left to wait for, and a
+# file of many GB pushes nothing else out of memory.
+_FLUSH_EVERY = 2**26  # bytes
 
 
 def new_hash(name: HashName) -> Any:
@@ -43,7 +47,7 @@ class HashedFile:
     """A new file that is hashed while it is written, with XXH3. Raises: OSError as open() and write() do."""
 
     def __init__(self, path: Path) -> None:
-        self.num_bytes = 0
+        self.num_bytes = self._flushed = 0
         self._file = path.open("wb", buffering=0)
         self._digest = new_hash(FAST)
 
@@ -60,6 +64,9 @@ class HashedFile:
             self._digest.update(rest[:count])
             self.num_bytes += count
             rest = rest[count:]
+            if self.num_bytes - self._flushed >= _FLUSH_EVERY:
+                self._flushed = self.num_bytes
+                os.posix_fadvise(self._file.fileno(), 0, self._flushed, os.POSIX_FADV_DONTNEED)
 
     def __enter__(self) -> HashedFile:
         return self
