@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogvideox.weights.hashes import FAST, SHA256, hash_of, new_hash
+import numpy as np
+import pytest
+from cogvideox.weights import hashes
+from cogvideox.weights.hashes import FAST, SHA256, HashedFile, hash_of, new_hash
 
 
 def test_known_values(tmp_path: Path) -> None:
@@ -22,3 +25,14 @@ def test_many_blocks(tmp_path: Path) -> None:
         whole = new_hash(name)
         whole.update(data)
         assert hash_of(tmp_path / "x", name) == whole.hexdigest()
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sizes of what is written, and of what goes to the disk on the way."""
+    monkeypatch.setattr(hashes, "_FLUSH_EVERY", 100_000)
+    parts = [b"", b"a", bytes(range(256)) * 1_001, np.arange(50_000).reshape(5, -1).data, b"end"]
+    with HashedFile(tmp_path / "x") as file:
+        for part in parts:
+            file.write(part)
+    assert (tmp_path / "x").read_bytes() == b"".join(bytes(part) for part in parts)
+    assert (file.xxh3_128, file.num_bytes) == (hash_of(tmp_path / "x", FAST), (tmp_path / "x").stat().st_size)

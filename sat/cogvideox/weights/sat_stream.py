@@ -13,6 +13,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,8 @@ def stream_torch_file(
     """Write `content`, in which an `Entry` stands for each tensor. Arguments and errors as `stream_states`."""
     pickled = io.BytesIO()
     _SkeletonPickler(pickled, {entry.name: str(index) for index, entry in enumerate(entries)}).dump(content)
-    with _Archive(path) as archive:
+    writing: Future[None] | None = None
+    with _Archive(path) as archive, ThreadPoolExecutor(1) as writer:  # while one is written, the next is made
         archive.write_record("data.pkl", pickled.getvalue(), pickled.tell())
         for name, text in ((".format_version", "1"), (".storage_alignment", "64"), ("byteorder", sys.byteorder)):
             archive.write_record(name, text.encode(), len(text))
@@ -85,7 +87,11 @@ def stream_torch_file(
             own = cast_to(name, value, entry.dtype).contiguous()
             if own.untyped_storage().nbytes() != entry.num_bytes:
                 own = own.clone()  # a view: its buffer holds more
-            archive.write_record(f"data/{index}", own.untyped_storage(), entry.num_bytes)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(archive.write_record, f"data/{index}", own.untyped_storage(), entry.num_bytes)
+        if writing is not None:
+            writing.result()
     return WrittenFile(path.name, archive.file.num_bytes, archive.file.xxh3_128)
 
 
