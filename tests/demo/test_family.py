@@ -82,7 +82,7 @@ def test_different_words_give_different_contexts(model):
 def test_reconstruction_of_held_out_clips(model):
     _, _, psnr = reconstruct(model.vae, [*held_out_specs(3), *held_out_specs(1, (NEW_SHAPE,))])
     assert sum(psnr[:3]) / 3 >= 28
-    assert psnr[3] >= 22  # measured on 8 clips of the new shape: 24.7 on average
+    assert psnr[3] >= 22  # measured on 8 clips of the new shape: 25.9 on average
 
 
 def test_scale_factor_gives_latents_of_unit_size(model):
@@ -100,7 +100,7 @@ def test_videos_begin_with_the_image_and_move_as_the_prompt_says(load: Load, tmp
     images = write_first_frames(clips, tmp_path)
     videos = sample(*few_steps(load("demo_1.5_i2v")), [plain_caption(spec) for spec in SPECS], images)
     assert_shown(SPECS, videos)
-    # Another clip's first frame has 12 dB at most; the VAE's reconstruction has 26 or more.
+    # Another of the four first frames has 14.4 dB at most; on 48 clips the worst video had 27.6 dB.
     assert min(psnr(videos[:, 0], clips[:, 0])) >= 20
     assert max(psnr(videos[:, 0], np.roll(clips, 1, axis=0)[:, 0])) <= 16
 
