@@ -142,6 +142,6 @@ def _remedies(kinds: set[str]) -> str:
         "ambiguous caption": "keep one caption file per video",
         "unreadable caption": "save the captions as UTF-8",
         "too short": "set data.short_clips=skip to leave these clips out or =pad to repeat their last frame; "
-        "lower data.skip_frms_num or data.max_num_frames if all are meant to be this long",
+        "lower data.max_num_frames if all are meant to be this long",
     }
     return "\n".join(f"what to do: {remedies[kind]}" for kind in KINDS if kind in kinds and kind in remedies)

@@ -21,7 +21,7 @@ _TIE_SHARE = 1e-2
 
 
 class ClipTooShortError(DataError):
-    """A clip that lasts less than the frames asked for, after the frames dropped at both ends."""
+    """A clip that lasts less than the frames asked for, with not one frame dropped at its ends."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ClipSpec:
         video_size: height and width in pixels of the result.
         fps: frames per second of the result.
         max_num_frames: frames of the result, t = 4 k + 1.
-        skip_frms_num: frames of the SOURCE that are dropped at its start and again at its end; a whole
-            number.
+        skip_frms_num: frames of the SOURCE that are dropped at its start and again at its end, as far as it
+            has frames to spare; a whole number.
         short_clips: what happens to a clip that is too short: "error" refuses the data set, "skip" leaves the
             clip out, "pad" repeats its last frame.
         random_start: start anywhere in the clip, drawn from (seed, epoch, sample), instead of at its
@@ -110,22 +110,18 @@ def frame_indices(timestamps: Timestamps, spec: ClipSpec, start_fraction: float 
         start_fraction: in [0, 1]; where in the time to spare the first frame lies, 0 = at the start.
 
     Raises:
-        ClipTooShortError: unless `short_clips` is "pad"; with "pad" only when dropping frames at both ends
-            leaves none.
+        ClipTooShortError: unless `short_clips` is "pad".
     """
-    skip = int(spec.skip_frms_num)
-    last = len(timestamps) - 1 - skip
-    if last < skip:
-        raise ClipTooShortError(
-            f"has {len(timestamps)} frames and skip_frms_num={skip} drops {2 * skip}: none are left"
-        )
     interval = float(np.median(np.diff(timestamps))) if len(timestamps) > 1 else 1 / spec.fps
-    spare = float(timestamps[last] - timestamps[skip]) - spec.duration_s
     # The last frame is still the nearest one half an interval after it began.
-    if spare + interval / 2 < -1e-6 and spec.short_clips != "pad":
-        raise ClipTooShortError(_too_short(timestamps, spec, interval))
-    targets = timestamps[skip] + start_fraction * max(spare, 0.0) + np.arange(spec.max_num_frames) / spec.fps
-    indices = np.clip(_nearest(timestamps, targets, interval), skip, last)
+    needed = spec.duration_s - interval / 2 - 1e-6
+    if timestamps[-1] < needed and spec.short_clips != "pad":
+        raise ClipTooShortError(_too_short(timestamps, spec))
+    first = _frames_to_drop(timestamps, int(spec.skip_frms_num), needed)
+    last = len(timestamps) - 1 - first
+    spare = float(timestamps[last] - timestamps[first]) - spec.duration_s
+    targets = timestamps[first] + start_fraction * max(spare, 0.0) + np.arange(spec.max_num_frames) / spec.fps
+    indices = np.clip(_nearest(timestamps, targets, interval), first, last)
     padded = int(np.sum(targets > timestamps[last] + interval / 2 + 1e-6))
     real = indices[: spec.max_num_frames - padded]
     elapsed = float(timestamps[real[-1]] - timestamps[real[0]])
@@ -137,6 +133,14 @@ def frame_indices(timestamps: Timestamps, spec: ClipSpec, start_fraction: float 
     )
 
 
+def _frames_to_drop(timestamps: Timestamps, most: int, needed_s: float) -> int:
+    """How many frames to drop at each end: `most`, or fewer where only fewer leave `needed_s` seconds. A clip that is
+    too short by itself, to be padded, loses none."""
+    drops = np.arange(min(most, (len(timestamps) - 1) // 2) + 1)
+    spans = timestamps[len(timestamps) - 1 - drops] - timestamps[drops]  # the more are dropped, the shorter
+    return max(int(np.sum(spans >= needed_s)) - 1, 0)
+
+
 def _nearest(timestamps: Timestamps, targets: NDArray[np.float64], interval: float) -> NDArray[np.int64]:
     after = np.clip(np.searchsorted(timestamps, targets), 0, len(timestamps) - 1)
     before = np.maximum(after - 1, 0)
@@ -144,11 +148,8 @@ def _nearest(timestamps: Timestamps, targets: NDArray[np.float64], interval: flo
     return np.where(closer, after, before).astype(np.int64)
 
 
-def _too_short(timestamps: Timestamps, spec: ClipSpec, interval: float) -> str:
-    skip = int(spec.skip_frms_num)
-    needed = spec.duration_s + 2 * skip * interval
-    skipped = f" after dropping skip_frms_num={skip} frames at both ends" if skip else ""
+def _too_short(timestamps: Timestamps, spec: ClipSpec) -> str:
     return (
         f"spans {timestamps[-1]:.2f} s ({len(timestamps)} frames at {average_fps(timestamps):.2f} fps); "
-        f"{spec.max_num_frames} frames at {spec.fps:g} fps{skipped} need {needed:.2f} s"
+        f"{spec.max_num_frames} frames at {spec.fps:g} fps need {spec.duration_s:.2f} s"
     )
