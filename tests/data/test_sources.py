@@ -104,6 +104,8 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         (b"\nlate", "", ["empty caption"]),
         (b"caf\xe9", None, ["unreadable caption"]),
         ("utf-16".encode("utf-16"), None, ["unreadable caption"]),
+        ("a ship".encode("utf-16-le"), None, ["unreadable caption"]),
+        (b"a ship, " * 20_000, None, ["unreadable caption"]),
     ],
 )
 def test_caption_files(tmp_path: Path, content: bytes, caption: str | None, kinds: list[str]) -> None:
@@ -112,6 +114,13 @@ def test_caption_files(tmp_path: Path, content: bytes, caption: str | None, kind
     pairs = find_pairs([tmp_path])
     assert [sample.caption for sample in pairs.samples] == ([] if caption is None else [caption])
     assert [problem.kind for problem in pairs.problems] == kinds
+
+
+def test_a_pipe_as_a_caption_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    put(tmp_path, "x.mp4")
+    os.mkfifo(tmp_path / "x.txt")
+    (problem,) = find_pairs([tmp_path]).problems
+    assert (problem.kind, problem.reason) == ("unreadable caption", f"{tmp_path}/x.txt is not a regular file")
 
 
 def test_missing_ambiguous_and_orphaned_captions_are_named(tmp_path: Path) -> None:

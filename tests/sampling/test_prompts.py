@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_one_prompt_per_line_without_blank_lines(tmp_path: Path) -> None:
     prompts = read_prompts(args)
     assert texts(prompts) == ["a ship", "une île", "last"]
     assert [prompt.place.rsplit(", ")[-1] for prompt in prompts] == ["line 1", "line 4", "line 5"]
+
+
+def test_a_line_ends_where_a_caption_s_line_ends(tmp_path: Path) -> None:
+    prompts = read_prompts(write(tmp_path, "one \u2028 still one\x0b\x1c\x85 one\rtwo\r\nthree".encode()))
+    assert texts(prompts) == ["one \u2028 still one\x0b\x1c\x85 one", "two", "three"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is not a regular file"):
+        read_prompts(SampleArgs(input_type="txt", input_file=str(tmp_path / "pipe")))
 
 
 def test_prompts_in_the_configuration_win(tmp_path: Path) -> None:
@@ -69,7 +81,7 @@ def test_folder_instead_of_file(tmp_path: Path) -> None:
 
 
 def test_other_encoding(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="can't be read as UTF-8 text"):
+    with pytest.raises(DataError, match=r"prompt file .*prompts.txt is not UTF-8: byte \d+ is wrong"):
         read_prompts(write(tmp_path, "île".encode("latin-1")))
 
 

@@ -8,7 +8,6 @@ inside a path.
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from cogvideox.data.images import IMAGE_SUFFIXES, is_image
 from cogvideox.data.order import hash_words
 from cogvideox.data.report import Problem, shown
 from cogvideox.errors import DataError
+from cogvideox.text_files import UnreadableTextError, read_text, split_lines
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 MISSING_CAPTIONS = ("error", "empty")
+MAX_CAPTION_BYTES = 100_000  # a text encoder reads about 1,000 letters
 _VIDEO_FOLDER, _LABEL_FOLDER = "videos", "labels"
 
 
@@ -226,14 +227,10 @@ def _sibling_labels(root: Path, video: PurePosixPath) -> Path | None:
 
 def _read_caption(file: Path, video: str) -> tuple[str | None, list[Problem]]:
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return None, [
-            Problem("unreadable caption", video, f"{shown(str(file))} is not UTF-8: byte {error.start} is wrong")
-        ]
-    except OSError as error:
-        return None, [Problem("unreadable caption", video, f"{shown(str(file))}: {error.strerror}")]
-    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines(): it also cuts at U+2028 and others
+        text = read_text(file, MAX_CAPTION_BYTES)
+    except UnreadableTextError as error:
+        return None, [Problem("unreadable caption", video, f"{shown(str(file))} {error}")]
+    lines = split_lines(text) or [""]
     caption = lines[0].strip()
     problems: list[Problem] = []
     if not caption:

@@ -10,7 +10,9 @@ from typing import TextIO
 
 from cogvideox.config.schema import SampleArgs
 from cogvideox.errors import DataError
+from cogvideox.text_files import UnreadableTextError, read_text, split_lines
 
+MAX_PROMPT_FILE_BYTES = 50_000_000
 _IMAGE_MARK = "@@"  # separates prompt and image for image-to-video models
 
 
@@ -49,13 +51,13 @@ def read_prompt_file(path: str | Path, *, image_to_video: bool = False) -> list[
     """One prompt per line, UTF-8, blank lines skipped; images are looked for beside the file first. Raises:
     DataError."""
     file = Path(path).expanduser()
-    if not file.is_file():
+    if file.is_dir() or not file.exists():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"prompt file {file} {what}; args.input_file must be a text file with one prompt per line")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"prompt file {file} can't be read as UTF-8 text: {error}") from error
+        lines = split_lines(read_text(file, MAX_PROMPT_FILE_BYTES))
+    except UnreadableTextError as error:
+        raise DataError(f"prompt file {file} {error}") from error
     return parse_prompts(lines, f"prompt file {file}", image_to_video=image_to_video, folder=file.parent)
 
 
