@@ -1,6 +1,7 @@
 """Our transformer against diffusers' CogVideoXTransformer3DModel: same weights, all random and non-zero, every family.
 
-The tolerances are for outputs with a standard deviation of 1.
+The tolerances are for outputs with a standard deviation of 1. That both compute the same function is tested in double
+precision; in fp32 they differ by rounding, by how much depends on the processor's kernels.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ UNUSED = "transformer.position_embeddings.weight"  # stored by rotary models
 SIZES = [LATENT_GRID, (1, 8, 12), (3, 6, 8), (2, 4, 12), (1, 2, 2)]
 CASES = [(family, grid) for family in FAMILIES for grid in SIZES]
 Sample = tuple[Tensor, Tensor, Tensor]
+# Rounding in fp32 (unit 6e-8): some 40 operations in a row add up like a random walk, and the largest of some thousand
+# outputs lies 4 deviations out, so each side may be off by 4 * sqrt(40) * 6e-8 = 1.5e-6, and the two by 3e-6. Random
+# weights may enlarge an error on its way. The next worse kind of arithmetic (tf32) would be off by 1e-3.
+ROUNDING = 5e-6
 
 
 def build_theirs(
@@ -115,7 +120,7 @@ def test_forward(family: str, grid: tuple[int, int, int]) -> None:
         mine = ours(*sample)
         assert error(mine, their_prediction(theirs, sample)) <= 2e-5
         theirs.norm_out.norm.eps = 1e-6
-        assert error(mine, their_prediction(theirs, sample)) <= 2e-6
+        assert error(mine, their_prediction(theirs, sample)) <= ROUNDING
 
 
 @pytest.mark.parametrize("frames", [2, 6, 12])
@@ -126,7 +131,7 @@ def test_frame_counts_of_1_5(frames: int) -> None:
     model = build_tiny(family="1.5", num_frames=21)
     model.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        assert error(model(*sample), their_prediction(theirs, sample)) <= 2e-6
+        assert error(model(*sample), their_prediction(theirs, sample)) <= ROUNDING
 
 
 @pytest.mark.parametrize("family", ["2b", "5b"])
@@ -136,7 +141,7 @@ def test_interpolated_sizes(family: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(family, 1e-6, resize="interpolate")
     sample = family_inputs(family, (2, *size))
     with torch.no_grad():
-        assert error(ours(*sample), their_prediction(theirs, sample, interpolate=True)) <= 2e-6
+        assert error(ours(*sample), their_prediction(theirs, sample, interpolate=True)) <= ROUNDING
 
 
 @pytest.mark.parametrize("ofs", [0.0, 2.0, 7.5])
@@ -145,7 +150,7 @@ def test_ofs(ofs: float) -> None:
     ours.ofs = ofs
     sample = family_inputs("1.5_i2v")
     with torch.no_grad():
-        assert error(ours(*sample), their_prediction(theirs, sample, ofs=ofs)) <= 2e-6
+        assert error(ours(*sample), their_prediction(theirs, sample, ofs=ofs)) <= ROUNDING
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -214,7 +219,7 @@ def test_diffusers_weights_load_here(family: str) -> None:
     assert verdict.unexpected_keys == []
     sample = family_inputs(family)
     with torch.no_grad():
-        assert error(ours(*sample), their_prediction(theirs, sample)) <= 2e-6
+        assert error(ours(*sample), their_prediction(theirs, sample)) <= ROUNDING
 
 
 def test_position_table_is_theirs() -> None:
