@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.transformer.block import transformer_block
+from processes import run_processes
 from sat.model.base_model import BaseModel
 from transformer.tiny_transformer import FAMILIES, build_tiny, family_inputs, inputs, module_nodes, randomise
 
@@ -43,22 +44,20 @@ def test_build_leaves_random_generators_alone() -> None:
     assert torch.equal(again.state_dict()[name], second.state_dict()[name])
 
 
-def test_build_without_process_group_leaves_none() -> None:
-    assert not dist.is_initialized()
-    build_tiny()
-    assert not dist.is_initialized()
-    assert not mpu.model_parallel_is_initialized()
+def _groups_around_a_build() -> list[tuple[bool, bool]]:
+    """Whether (a process group, SAT's groups) run after a build without one, and after a build under one."""
+    found = []
+    for runs_already in (False, True):
+        if runs_already:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        build_tiny()(*inputs())
+        found.append((dist.is_initialized(), mpu.model_parallel_is_initialized()))
+    return found
 
 
-def test_build_under_a_running_process_group() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = build_tiny()
-        model(*inputs())
-        assert dist.is_initialized()
-        assert not mpu.model_parallel_is_initialized()
-    finally:
-        dist.destroy_process_group()
+def test_a_build_leaves_process_groups_as_they_were() -> None:
+    """In a process of its own: in this one the group of an earlier test may live on, as it does in a run."""
+    assert run_processes(_groups_around_a_build, 1) == [[(False, False), (True, False)]]
 
 
 def test_forward_needs_no_process_group_and_keeps_its_inputs() -> None:
