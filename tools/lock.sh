@@ -22,9 +22,8 @@ import sys
 from pathlib import Path
 
 OF_CUDA = re.compile(r"(nvidia|cuda)-")
-OTHER_SYSTEMS = re.compile(r"sys_platform == '(win32|emscripten)'")
 blocks = re.split(r"\n(?=[a-z0-9])", Path(sys.argv[1]).read_text().strip())
-blocks = [each for each in blocks if not OF_CUDA.match(each) and not OTHER_SYSTEMS.search(each.splitlines()[0])]
+blocks = [each for each in blocks if not OF_CUDA.match(each)]
 pins = [each.splitlines()[0].removesuffix(" \\") for each in blocks]
 Path("requirements.lock").write_text(
     "# Exact versions of everything that the scripts and tests need, for Python 3.10 to 3.13. Made by tools/lock.sh.\n"
