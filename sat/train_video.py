@@ -1,6 +1,7 @@
 """Fine-tune a CogVideoX transformer: train_video.py --base configs/model.yaml configs/sft.yaml [key=value ...]
 
-One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration and stops.
+One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration, looks at clips
+and captions, and stops.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("DEBUG" if command.debug else "INFO")
     config = command.load()
     if command.check:
-        from cogvideox.sampling.jobs import read_previews
+        from cogvideox.training.preflight import check_run
 
-        read_previews(config)
-        print("the configuration is valid")
+        print(*check_run(config), "the configuration is valid", sep="\n")
         return
     setup_logging("DEBUG" if command.debug else config.train_args.log_level)
 

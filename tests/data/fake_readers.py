@@ -12,8 +12,8 @@ from cogvideox.errors import DataError
 
 
 class ScriptedReader:
-    """Does what the file says by its name: hang, crash, bug or broken; others give frames of one grey
-    value.
+    """Does what the file says by its name: hang, crash, bug, broken, or short (which only reading shows); others give
+    frames of one grey value.
 
     Reads are counted in the file `<video>.reads` beside the video.
     """
@@ -41,7 +41,7 @@ class ScriptedReader:
             raise ZeroDivisionError("a mistake in a reader")
         if "broken" in file:
             raise DataError(f"{path}: broken on purpose")
-        choice = choose(np.arange(49) / 8)
+        choice = choose(np.arange(3 if "short" in file else 49) / 8)
         grey = sum(file.encode()) % 256
         frames = np.full((len(choice.indices), 16, 16, 3), grey, dtype=np.uint8)
         return DecodedFrames(frames, choice, self.name)

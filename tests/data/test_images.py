@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cogvideox.data.clips import ClipDecoder, ReadJob
-from cogvideox.data.dataset import build_dataset, list_samples
-from cogvideox.data.decode import PyAVReader
+from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadJob
+from cogvideox.data.dataset import build_dataset
+from cogvideox.data.decode import ClipInfo, PyAVReader
 from cogvideox.data.images import IMAGE_SUFFIXES, ImageReader, is_image, read_image
+from cogvideox.data.listing import list_samples
 from cogvideox.data.loader import build_loader
 from cogvideox.data.sources import find_pairs
+from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
 from data.clip_files import read_number, render_pair
@@ -105,7 +107,8 @@ def test_an_image_is_a_clip_of_one_frame_from_which_nothing_is_dropped(tmp_path:
     clip = decoder.read(ReadJob(str(put_image(tmp_path / "x.png")), 1, 0, 0))
     assert clip.video.shape == (1, 3, 16, 24) and clip.reader == "pillow"
     assert clip.video[0, :, 8, 0].tolist() == [250, 10, 10] and clip.video[0, :, 8, -1].tolist() == [10, 10, 250]
-    assert decoder.survey(str(tmp_path / "x.png")).too_short is None
+    info = decoder.run(ProbeJob(str(tmp_path / "x.png")))
+    assert isinstance(info, ClipInfo) and Survey.of(info, ONE_FRAME).too_short is None
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_folders_of_images_and_clips_train_on_single_frames(mixed: Path, caplog:
 
 
 def test_images_among_clips_are_reported_when_clips_have_more_frames(mixed: Path) -> None:
-    samples, report = list_samples([mixed], ClipDecoder(ClipSpec((16, 24), 8, 9), PyAVReader()), num_workers=0)
+    samples, report = list_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader())
     assert [Path(sample.video_path).name for sample in samples] == ["c.mp4"]
     left = report.of_kind("image among clips")
     assert [Path(problem.path).name for problem in left] == ["a.png", "b.jpg", "broken.png"]

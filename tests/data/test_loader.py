@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,9 +152,28 @@ def test_too_many_failures_stop_the_run(tmp_path: Path, num_workers: int) -> Non
             next(loader)
 
 
+def test_a_clip_that_turns_out_too_short_is_no_decoding_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [*letters(4), "short-1", "short-2", "short-3"]
+    dataset = scripted(tmp_path, names, max_failed_share=0.0)
+    skipping = replace(dataset, decoder=ClipDecoder(replace(SPEC, short_clips="skip"), ScriptedReader()))
+    with build_loader(skipping, 7, num_workers=0) as loader:
+        assert not any("short" in caption for caption in next(loader).captions)
+    assert caplog.text.count("short-1: spans 0.25 s (3 frames at 8.00 fps)") == 1
+    with (
+        build_loader(dataset, 7, num_workers=0) as loader,
+        pytest.raises(DataError, match=r"short-\d: spans 0.25 s .*; data.short_clips=skip leaves such clips out"),
+    ):
+        next(loader)
+
+
 def test_all_failed(tmp_path: Path) -> None:
     dataset = scripted(tmp_path, ["broken-1", "broken-2"], max_failed_share=1.0)
-    with build_loader(dataset, 1, num_workers=0) as loader, pytest.raises(DataError, match="2 of 2 videos failed"):
+    with (
+        build_loader(dataset, 1, num_workers=0) as loader,
+        pytest.raises(DataError, match=r"none of the 2 videos can be used; the last: .*broken-2"),
+    ):
         next(loader)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox.data.clips import ClipDecoder, ReadJob, Survey, SurveyJob
-from cogvideox.data.pool import ProcessPool, ReadDone, Task, open_pool
+from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadDone, ReadJob
+from cogvideox.data.decode import ClipInfo
+from cogvideox.data.pool import ProcessPool, Task, open_pool
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
 from data.fake_readers import ScriptedReader
@@ -80,13 +81,14 @@ def test_clips_arrive_in_their_memory(tmp_path: Path) -> None:
     batch = torch.zeros(2, 5, 3, 8, 8, dtype=torch.uint8)
     pool = open_pool(ClipDecoder(SPEC, ScriptedReader()), 1, TIMEOUT_S)
     try:
-        pool.submit(Task(0, SurveyJob(str(tmp_path / "x"))))
+        pool.submit(Task(0, ProbeJob(str(tmp_path / "x"))))
         for row, name in enumerate("pq"):
             pool.submit(Task(row + 1, ReadJob(str(tmp_path / name), 1, 0, 0), batch[row]))
         results = dict(result for result in (pool.next_result() for _ in range(3)) if result)
     finally:
         pool.close()
-    assert results[0] == Survey(8.0, 8.0, 16, 16, 0, 0, None)
+    info = results[0]
+    assert isinstance(info, ClipInfo) and (info.width, info.height, info.num_frames, info.fps) == (16, 16, 49, 8.0)
     assert batch[0].unique().tolist() == [ord("p")] and batch[1].unique().tolist() == [ord("q")]
 
 
@@ -146,7 +148,7 @@ def test_a_worker_that_can_not_start_is_said_at_once() -> None:
     pool = open_pool(ClipDecoder(SPEC, Local()), 1, TIMEOUT_S)
     del module.Nowhere  # type: ignore[attr-defined]
     try:
-        pool.submit(Task(0, SurveyJob("x")))
+        pool.submit(Task(0, ProbeJob("x")))
         with pytest.raises(RuntimeError, match=r"a decoding process could not start \(exit status 1\)"):
             pool.next_result()
     finally:

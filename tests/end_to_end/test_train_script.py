@@ -151,9 +151,9 @@ def test_more_processes_than_clips_is_refused(settings, family):
     from cogvideox.config.load import load_config
     from cogvideox.errors import DataError
     from cogvideox.parallel.groups import ProcessGroups
-    from cogvideox.training.setup import check_folders
+    from cogvideox.training.setup import check_enough, prepare_data
 
-    config = load_config([str(settings)], [], "train")
+    train, _ = prepare_data(load_config([str(settings)], [], "train"))
     groups = ProcessGroups(rank=0, world_size=9, local_rank=0, device=torch.device("cpu"))
     with pytest.raises(DataError, match="9 processes but only 8 usable clips to train on: start at most 8"):
-        check_folders(config, groups)
+        check_enough(train, groups)

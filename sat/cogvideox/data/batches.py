@@ -14,12 +14,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from cogvideox.data.clips import Failure, ReadJob
+from cogvideox.data.clips import ReadDone, ReadJob
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleStream
-from cogvideox.data.pool import DecodePool, ReadDone, Task, open_pool
+from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
+from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
 
@@ -107,6 +108,7 @@ class BatchReader:
     ) -> None:
         self.pool: DecodePool = open_pool(dataset.decoder, num_workers, dataset.clip_timeout_s)
         self.failures: dict[str, str] = {}
+        self._num_unreadable = 0
         self.read_by: dict[str, int] = {}
         self._dataset = dataset
         self._stream = stream
@@ -164,7 +166,7 @@ class BatchReader:
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
         if isinstance(outcome, Failure):
-            self._note_failure(self._dataset.samples[key.index].video_path, outcome.reason)
+            self._note_failure(self._dataset.samples[key.index].video_path, outcome)
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
@@ -175,17 +177,25 @@ class BatchReader:
         self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
         key.ready = True
 
-    def _note_failure(self, path: str, reason: str) -> None:
+    def _note_failure(self, path: str, failure: Failure) -> None:
+        """Leave a file out from now on. One that turns out to be too short can be read, and is treated as
+        `short_clips` says."""
         if path in self.failures:
             return
-        self.failures[path] = reason
+        reason = shown(failure.reason)
+        if failure.too_short and self._dataset.decoder.spec.short_clips == "error":
+            raise DataError(f"{reason}; data.short_clips=skip leaves such clips out, data.short_clips=pad takes them")
+        self.failures[path] = failure.reason
+        self._num_unreadable += not failure.too_short
         total, share = len(self._dataset), self._dataset.max_failed_share
-        _log.warning("left out from now on, another clip takes its place: %s", shown(reason))
-        if len(self.failures) == total or len(self.failures) > share * total:
+        _log.warning("left out from now on, another clip takes its place: %s", reason)
+        if self._num_unreadable > share * total:
             raise DataError(
-                f"{len(self.failures)} of {total} videos failed to decode, more than "
-                f"max_failed_share={share:g} allows; the last: {shown(reason)}"
+                f"{self._num_unreadable} of {total} videos failed to decode, more than "
+                f"max_failed_share={share:g} allows; the last: {reason}"
             )
+        if len(self.failures) == total:
+            raise DataError(f"none of the {total} videos can be used; the last: {reason}")
 
     def _finish(self, batch: _UnderWay) -> Batch:
         samples = [self._dataset.samples[row.index] for row in batch.rows]

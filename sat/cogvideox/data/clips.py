@@ -6,20 +6,20 @@ Letters: t frames, h w pixels, c = 3 colours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from cogvideox.data.decode import VideoReader
-from cogvideox.data.images import ImageReader, is_image
+from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.order import uniform
+from cogvideox.data.survey import reader_for
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.transforms import fit_to_bucket
 
 
 @dataclass(frozen=True)
-class SurveyJob:
-    """Look at a file without decoding it."""
+class ProbeJob:
+    """Look at a file: what it says about itself."""
 
     path: str
 
@@ -34,27 +34,7 @@ class ReadJob:
     epoch: int
 
 
-Job = SurveyJob | ReadJob
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a file will give.
-
-    Args:
-        source_fps, effective_fps: frames per second of the file, and of the result against the file's clock.
-        width, height: pixels as shown.
-        num_repeated, num_padded: see FrameChoice.
-        too_short: why the clip is too short, or None.
-    """
-
-    source_fps: float
-    effective_fps: float
-    width: int
-    height: int
-    num_repeated: int
-    num_padded: int
-    too_short: str | None
+Job = ProbeJob | ReadJob
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +46,15 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A job without a result, and why."""
+class ReadDone:
+    """A clip is in its memory; the name of the reader that read it."""
 
-    reason: str
+    reader: str
 
 
 @dataclass(frozen=True)
 class ClipDecoder:
-    """Turns files into clips. Picklable, if its reader is.
-
-    Image files are clips of one frame, from which skip_frms_num drops nothing; they have a reader of their own.
-    """
+    """Turns files into clips. Picklable, if its reader is. Image files are clips of one frame."""
 
     spec: ClipSpec
     reader: VideoReader
@@ -87,33 +64,17 @@ class ClipDecoder:
         """t, c, h, w of every clip."""
         return (self.spec.max_num_frames, 3, *self.spec.video_size)
 
-    def run(self, job: Job) -> Survey | Clip:
+    def run(self, job: Job) -> ClipInfo | Clip:
         """Do a job.
 
         Raises:
             DataError: the file can't be read.
         """
-        return self.survey(job.path) if isinstance(job, SurveyJob) else self.read(job)
-
-    def survey(self, path: str) -> Survey:
-        reader, spec = self._for(path)
-        info = reader.probe(path)
-        try:
-            choice = frame_indices(info.timestamps, spec)
-        except ClipTooShortError as error:
-            return Survey(info.fps, 0.0, info.width, info.height, 0, 0, str(error))
-        return Survey(
-            info.fps,
-            choice.effective_fps,
-            info.width,
-            info.height,
-            choice.num_repeated,
-            choice.num_padded,
-            None,
-        )
+        return reader_for(job.path, self.reader).probe(job.path) if isinstance(job, ProbeJob) else self.read(job)
 
     def read(self, job: ReadJob) -> Clip:
-        reader, spec = self._for(job.path)
+        """Decode a clip. Raises: DataError, of which ClipTooShortError."""
+        spec = self.spec
         start = uniform(job.seed, job.epoch, job.sample_id, "start") if spec.random_start else 0.0
 
         def choose(timestamps: Timestamps) -> FrameChoice:
@@ -122,10 +83,5 @@ class ClipDecoder:
             except ClipTooShortError as error:
                 raise ClipTooShortError(f"{job.path}: {error}") from None
 
-        decoded = reader.read(job.path, choose)
+        decoded = reader_for(job.path, self.reader).read(job.path, choose)
         return Clip(fit_to_bucket(decoded.frames, spec.video_size), decoded.reader)
-
-    def _for(self, path: str) -> tuple[VideoReader, ClipSpec]:
-        if is_image(path):
-            return ImageReader(), replace(self.spec, skip_frms_num=0.0)
-        return self.reader, self.spec

@@ -22,7 +22,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cogvideox.data.clips import Clip, ClipDecoder, Failure, Job, Survey
+from cogvideox.data.clips import Clip, ClipDecoder, Job, ReadDone
+from cogvideox.data.decode import ClipInfo
+from cogvideox.data.survey import Failure
 from cogvideox.data.worker import READY
 from cogvideox.errors import DataError
 
@@ -41,14 +43,7 @@ class Task:
     into: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class ReadDone:
-    """A clip is in its memory; the name of the reader that read it."""
-
-    reader: str
-
-
-Outcome = Survey | ReadDone | Failure
+Outcome = ClipInfo | ReadDone | Failure
 
 
 class DecodePool(Protocol):
@@ -97,13 +92,13 @@ class ThreadPool:
     def next_result(self) -> tuple[Hashable, Outcome] | None:
         assert self._tasks, "no task was submitted"
         task = self._tasks.popleft()
-        results: list[Survey | Clip | Failure] = []
+        results: list[ClipInfo | Clip | Failure] = []
 
         def work() -> None:
             try:
                 results.append(self._decoder.run(task.job))
             except DataError as error:
-                results.append(Failure(str(error)))
+                results.append(Failure.of(error))
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
@@ -159,19 +154,15 @@ class _Process:
         if message == READY:
             self.ready, self.deadline = True, float("inf")
             return None
-        kind, content = message
         task = self.task
         assert task is not None, "a result without a task"
         self.task, self.deadline = None, float("inf")
-        if kind == "failed":
-            return Failure(content)
-        if kind == "clip":
+        if isinstance(message, ReadDone):
             assert task.into is not None, "a clip needs memory to go to"
             size = os.preadv(self._clip_fd, [task.into.numpy().data], 0)
             assert size == task.into.numel(), "the clip has another size than its memory"
-            return ReadDone(content)
-        assert isinstance(content, Survey)
-        return content
+        assert isinstance(message, Outcome), message
+        return message
 
     def stop(self) -> None:
         """End it now."""

@@ -4,7 +4,7 @@ that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cogvideox.errors import DataError
@@ -17,6 +17,9 @@ KINDS = (
     "unreadable video",
     "unreadable image",
     "too short",
+    "held out and trained on",
+    "cropped",
+    "enlarged",
     "padded",
     "empty caption",
     "long caption",
@@ -26,6 +29,14 @@ KINDS = (
     "caption without video",
 )
 EFFECTS = ("error", "left out", "kept")
+_REMEDIES = {
+    "missing caption": "write the captions, or set data.missing_captions=empty to train without",
+    "ambiguous caption": "keep one caption file per video",
+    "unreadable caption": "save the captions as UTF-8 text",
+    "held out and trained on": "their loss says nothing about new clips; take them out of one of the two folders",
+    "cropped": "data.video_size in the shape of the clips keeps more of them",
+    "enlarged": "training teaches their blur; take larger clips, or a smaller data.video_size",
+}
 
 
 def shown(text: str) -> str:
@@ -36,13 +47,14 @@ def shown(text: str) -> str:
 @dataclass(frozen=True)
 class Problem:
     """Something about one item: its kind, the file, the reason, and whether it stops training, is left out or
-    is kept.
+    is kept. badness: of two of a kind the one with more is listed first.
     """
 
     kind: str
     path: str
     reason: str
     effect: str = "error"
+    badness: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.effect in EFFECTS, (self.kind, self.effect)
@@ -63,6 +75,28 @@ class Spread:
     def __str__(self) -> str:
         return f"{self.smallest:.2f} to {self.largest:.2f}, mean {self.mean:.2f}"
 
+    def percent(self) -> str:
+        """Shares, as people write them."""
+        return f"{self.smallest:.0%} to {self.largest:.0%}, mean {self.mean:.0%}"
+
+
+def describe(problems: Sequence[Problem], remedies: Mapping[str, str] = _REMEDIES, limit: int | None = 20) -> list[str]:
+    """Lines for people: every problem by kind, the worst first, at most `limit` of a kind (None: all), and what to
+    do about it."""
+    lines: list[str] = []
+    for kind in KINDS:
+        found = sorted((problem for problem in problems if problem.kind == kind), key=lambda each: -each.badness)
+        if not found:
+            continue
+        effects = sorted({problem.effect for problem in found}, key=EFFECTS.index)
+        lines.append(f"  {kind}: {len(found)} ({', '.join(effects)})")
+        lines += [f"    {shown(problem.path)}: {shown(problem.reason)}" for problem in found[:limit]]
+        if limit is not None and len(found) > limit:
+            lines.append(f"    and {len(found) - limit} more")
+        if remedies.get(kind):
+            lines.append(f"    what to do: {remedies[kind]}")
+    return lines
+
 
 @dataclass(frozen=True)
 class SourceReport:
@@ -71,12 +105,15 @@ class SourceReport:
     Args:
         roots: the folders.
         num_videos: video files found, and images where they count.
-        num_samples: of these, usable for training.
+        num_samples: of these, usable for training; with `num_not_looked_at`, of those that were looked at.
         problems: everything there is to say about single items.
         source_fps, effective_fps: frames per second of the usable files, and of what is trained against the
             files' clocks (frames per second of source time: below the configured rate would be slow motion).
         max_failed_share: share of the videos that may be unreadable.
         noun: what the files are.
+        num_not_looked_at: videos with captions for which there was no time.
+        kept_share, enlargement: of the usable files, see survey.Survey; video_size: height and width of the result.
+        too_short_remedy: what takes the clips that are too short.
     """
 
     roots: tuple[str, ...]
@@ -87,6 +124,11 @@ class SourceReport:
     effective_fps: Spread | None
     max_failed_share: float
     noun: str = "videos"
+    num_not_looked_at: int = 0
+    kept_share: Spread | None = None
+    enlargement: Spread | None = None
+    video_size: tuple[int, int] = (0, 0)
+    too_short_remedy: str = ""
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
@@ -97,20 +139,20 @@ class SourceReport:
 
     def text(self, limit: int | None = 20) -> str:
         """For people to read: totals, then every item by kind, at most `limit` of a kind (None: all)."""
-        roots = ", ".join(map(shown, self.roots))
-        lines = [f"data: {self.num_samples} of {self.num_videos} {self.noun} usable, from {roots}"]
+        looked_at = self.num_videos - self.num_not_looked_at
+        lines = [
+            f"data: {self.num_samples} of {looked_at} {self.noun} usable, from {', '.join(map(shown, self.roots))}"
+        ]
+        if self.num_not_looked_at:
+            lines.append(f"  {looked_at} of {self.num_videos} {self.noun} were looked at")
         if self.source_fps and self.effective_fps:
             lines.append(f"  source fps {self.source_fps}; effective fps {self.effective_fps}")
-        for kind in KINDS:
-            found = self.of_kind(kind)
-            if not found:
-                continue
-            effects = sorted({problem.effect for problem in found}, key=EFFECTS.index)
-            lines.append(f"  {kind}: {len(found)} ({', '.join(effects)})")
-            lines += [f"    {shown(problem.path)}: {problem.reason}" for problem in found[:limit]]
-            if limit is not None and len(found) > limit:
-                lines.append(f"    and {len(found) - limit} more")
-        return "\n".join(lines)
+        if self.kept_share and self.enlargement:
+            lines.append(
+                f"  at {self.video_size[0]} x {self.video_size[1]} (height x width) the crop keeps "
+                f"{self.kept_share.percent()}; enlarged {self.enlargement} times (below 1: reduced)"
+            )
+        return "\n".join(lines + describe(self.problems, {**_REMEDIES, "too short": self.too_short_remedy}, limit))
 
     def check(self) -> None:
         """Refuse data that can't be trained on.
@@ -124,24 +166,12 @@ class SourceReport:
             first = errors[0]
             raise DataError(
                 f"{len(errors)} of {self.num_videos} {self.noun} can't be used, "
-                f"the first is {shown(first.path)}: {first.reason}\n"
-                f"{self.text()}\n{_remedies({problem.kind for problem in errors})}"
+                f"the first is {shown(first.path)}: {shown(first.reason)}\n{self.text()}"
             )
         if self.num_unreadable > self.max_failed_share * self.num_videos:
             raise DataError(
                 f"{self.num_unreadable} of {self.num_videos} {self.noun} can't be read, more than "
                 f"max_failed_share={self.max_failed_share:g} allows\n{self.text()}"
             )
-        if not self.num_samples:
+        if not self.num_samples and self.num_not_looked_at < self.num_videos:
             raise DataError(f"none of the {self.noun} is usable\n{self.text()}")
-
-
-def _remedies(kinds: set[str]) -> str:
-    remedies = {
-        "missing caption": "write the captions, or set data.missing_captions=empty to train without",
-        "ambiguous caption": "keep one caption file per video",
-        "unreadable caption": "save the captions as UTF-8",
-        "too short": "set data.short_clips=skip to leave these clips out or =pad to repeat their last frame; "
-        "lower data.max_num_frames if all are meant to be this long",
-    }
-    return "\n".join(f"what to do: {remedies[kind]}" for kind in KINDS if kind in kinds and kind in remedies)

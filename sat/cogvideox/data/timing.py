@@ -122,7 +122,8 @@ def frame_indices(timestamps: Timestamps, spec: ClipSpec, start_fraction: float 
     spare = float(timestamps[last] - timestamps[first]) - spec.duration_s
     targets = timestamps[first] + start_fraction * max(spare, 0.0) + np.arange(spec.max_num_frames) / spec.fps
     indices = np.clip(_nearest(timestamps, targets, interval), first, last)
-    padded = int(np.sum(targets > timestamps[last] + interval / 2 + 1e-6))
+    past_the_end = int(np.sum(targets > timestamps[last] + interval / 2 + 1e-6))
+    padded = max(0, min(past_the_end, int(np.sum(indices == last)) - 1))  # the last frame's first showing is none
     real = indices[: spec.max_num_frames - padded]
     elapsed = float(timestamps[real[-1]] - timestamps[real[0]])
     return FrameChoice(

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from cogvideox.data.clips import Clip, ClipDecoder
+from cogvideox.data.clips import Clip, ClipDecoder, ReadDone
+from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
 
 READY = "ready"
@@ -39,13 +40,13 @@ def main(connection_fd: int, clip_fd: int, parent_pid: int) -> None:
             try:
                 result = decoder.run(job)
             except DataError as error:
-                connection.send(("failed", str(error)))
+                connection.send(Failure.of(error))
                 continue
             if isinstance(result, Clip):
                 os.pwrite(clip_fd, result.video.numpy().data, 0)
-                connection.send(("clip", result.reader))
+                connection.send(ReadDone(result.reader))
             else:
-                connection.send(("survey", result))
+                connection.send(result)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -1,7 +1,7 @@
 """From a configuration to the parts of a run, in the order that fails early and cheaply.
 
-Process group, then data folders, model, weights, engine; the run folder comes last, so that nothing is written by a
-run that doesn't start.
+Process group, then clips and captions, model, weights, engine; the run folder comes last, so that nothing is written by
+a run that doesn't start.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from cogvideox.config.compare import changed_settings
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
-from cogvideox.data.sources import Pairs, find_pairs
-from cogvideox.data.timing import ClipSpec
+from cogvideox.data.listing import long_captions, trained_and_held_out
+from cogvideox.data.report import describe
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model
@@ -34,6 +34,7 @@ from cogvideox.training.lr_schedules import (
     describe_schedule,
 )
 from cogvideox.training.optimizers import read_optimizer
+from cogvideox.training.preflight import clip_spec, data_section
 from cogvideox.training.run_folder import check_save_folder, find_resume, make_run_folder, newest_config, write_config
 
 _log = get_logger(__name__)
@@ -67,8 +68,9 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     schedule = make_schedule(args)
     groups.attempt(lambda: check_save_folder(args.save))
     resumed = groups.attempt(lambda: _resume_folder(args))
-    groups.attempt(lambda: check_folders(config, groups))
     previews = groups.attempt(lambda: read_previews(config))
+    train_data, held_out = groups.first_only(lambda: prepare_data(config))
+    check_enough(train_data, groups)
     source = resumed if resumed is not None else args.load
     model = groups.attempt(
         lambda: build_model(
@@ -78,8 +80,7 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     groups.attempt(lambda: _load(model, source))
     trainable = freeze(model, config.model.not_trainable_prefixes)
     extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, resumed))
-    train_data, held_out = groups.first_only(lambda: prepare_data(config, model))
-    _check_enough(train_data, groups)
+    groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
     if config.model.lr_scale is not None:
         schedule = _scaled(schedule, config.model.lr_scale)
     engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
@@ -113,20 +114,6 @@ def _resume_folder(args: TrainArgs) -> Path | None:
     return None
 
 
-def check_folders(config: Config, groups: ProcessGroups) -> None:
-    """The mistakes in data folders that show without reading a video, before weights are read."""
-    args, data = config.train_args, _data(config)
-
-    def find(roots: list[str]) -> Pairs:
-        return find_pairs(roots, data.missing_captions, with_images=data.max_num_frames == 1)
-
-    pairs = find(args.train_data)
-    if args.valid_data:
-        find(args.valid_data)
-    if pairs.num_videos < groups.world_size:
-        raise DataError(_too_few(groups.world_size, pairs.num_videos))
-
-
 def _load(model: VideoDiffusion, source: str | Path | None) -> None:
     if source is None:
         _log.warning("args.load is not set: the transformer starts from random weights")
@@ -148,9 +135,10 @@ def _checkpoint_extra(
     return {"lora": lora, "base": None if is_whole else base_reference(source)}  # type: ignore[arg-type]
 
 
-def prepare_data(config: Config, model: VideoDiffusion) -> tuple[VideoDataset, VideoDataset | None]:
-    """Clips to train on, and those held out: from `valid_data`, else split off when `eval_split` says so."""
-    args, data = config.train_args, _data(config)
+def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
+    """Clips to train on, and those held out: from `valid_data`, else split off when `eval_split` says so. Needs no
+    model, so that data is judged before weights are loaded. Raises: DataError."""
+    args, data = config.train_args, data_section(config)
 
     def read(roots: list[str]) -> VideoDataset:
         return build_dataset(
@@ -161,13 +149,13 @@ def prepare_data(config: Config, model: VideoDiffusion) -> tuple[VideoDataset, V
             max_failed_share=data.max_failed_share,
             clip_timeout_s=data.clip_timeout_s,
             num_workers=args.num_workers,
-            count_tokens=model.conditioner.count_tokens,
-            max_tokens=model.conditioner.max_length,
         )
 
     train, held_out = read(args.train_data), None
     if args.valid_data:
         held_out = read(args.valid_data)
+        for line in describe(trained_and_held_out(train.samples, held_out.samples)):
+            _log.warning("%s", line)
     elif args.eval_split > 0:
         train, held_out = split_held_out(train, args.eval_split)
     if held_out is not None:
@@ -176,22 +164,11 @@ def prepare_data(config: Config, model: VideoDiffusion) -> tuple[VideoDataset, V
     return train, held_out
 
 
-def clip_spec(data: DataConfig) -> ClipSpec:
-    """What every clip becomes, from section `data`."""
-    return ClipSpec(
-        video_size=data.video_size,
-        fps=data.fps,
-        max_num_frames=data.max_num_frames,
-        skip_frms_num=data.skip_frms_num,
-        short_clips=data.short_clips,
-        random_start=data.random_start,
-    )
-
-
-def _data(config: Config) -> DataConfig:
-    if config.data is None:
-        raise ConfigError("data: section missing; training needs video_size, fps and max_num_frames")
-    return config.data
+def _name_long_captions(model: VideoDiffusion, train: VideoDataset, held_out: VideoDataset | None) -> None:
+    """Only the text encoder's tokenizer knows them, so this comes after the report on the data."""
+    samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
+    for line in describe(long_captions(samples, model.conditioner.count_tokens, model.conditioner.max_length)):
+        _log.warning("%s", line)
 
 
 def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> None:
@@ -210,7 +187,8 @@ def _compare_settings(run: Path, config: Config) -> None:
         _log.warning("resumed with other settings than those of %s: %s", saved, ", ".join(texts))
 
 
-def _check_enough(train: VideoDataset, groups: ProcessGroups) -> None:
+def check_enough(train: VideoDataset, groups: ProcessGroups) -> None:
+    """Every process needs a clip. Raises: DataError."""
     if len(train) < groups.world_size:
         raise DataError(_too_few(groups.world_size, len(train)))
 

@@ -1,0 +1,96 @@
+"""What can be known about a run before it starts: `--check`, beyond the configuration itself. No torch here."""
+
+from __future__ import annotations
+
+from cogvideox.config.schema import Config, DataConfig
+from cogvideox.data.decode import open_reader
+from cogvideox.data.listing import held_out_count, list_samples, trained_and_held_out
+from cogvideox.data.report import describe
+from cogvideox.data.sources import Sample
+from cogvideox.data.survey import look_here
+from cogvideox.data.timing import ClipSpec
+from cogvideox.errors import ConfigError
+from cogvideox.parallel.devices import has_gpu
+from cogvideox.sampling.jobs import read_previews
+
+CHECK_BUDGET_S = 5.0  # for looking at clips that aren't remembered
+
+
+def check_run(config: Config) -> list[str]:
+    """Precision, previews and data of a training run, as far as they can be known without loading anything.
+
+    Returns:
+        Lines for people: the report on the data.
+
+    Raises:
+        ConfigError, DataError: what training would end with.
+    """
+    check_precision(config)
+    read_previews(config)
+    return check_data(config)
+
+
+def check_precision(config: Config) -> None:
+    """Raises: ConfigError for fp16 where no GPU is."""
+    device = config.train_args.device
+    if not (config.deepspeed.get("fp16") or {}).get("enabled", False):
+        return
+    if device == "cpu" or (device == "auto" and not has_gpu()):
+        which = (
+            "args.device is cpu" if device == "cpu" else "there is none here (if training has one: args.device=cuda)"
+        )
+        raise ConfigError(
+            f"deepspeed.fp16.enabled: fp16 training needs a CUDA device, and {which}; on the CPU use bf16.enabled, or "
+            "neither for fp32"
+        )
+
+
+def check_data(config: Config) -> list[str]:
+    """Look at the captions and, for a few seconds, at the clips of `train_data` and `valid_data`; what was seen is
+    remembered. Returns: the reports' lines. Raises: DataError."""
+    args = config.train_args
+    lines, train, is_whole = _check_folders(config, args.train_data)
+    if args.valid_data:
+        more, held_out, _ = _check_folders(config, args.valid_data)
+        lines += more + describe(trained_and_held_out(train, held_out))
+    elif args.eval_split > 0 and is_whole:
+        held_out_count(len(train), args.eval_split)
+    return lines
+
+
+def _check_folders(config: Config, roots: list[str]) -> tuple[list[str], list[Sample], bool]:
+    """The report's lines, the usable samples, and whether all files were looked at."""
+    data = data_section(config)
+    reader = open_reader(data.reader)
+    samples, report = list_samples(
+        roots,
+        clip_spec(data),
+        reader,
+        look=lambda paths: look_here(paths, reader, data.clip_timeout_s, CHECK_BUDGET_S),
+        missing_captions=data.missing_captions,
+        max_failed_share=data.max_failed_share,
+    )
+    report.check()
+    lines = [report.text()]
+    if report.num_not_looked_at:
+        lines.append("  the next --check goes on from there; training looks at all of them before it loads weights")
+    return lines, samples, report.num_not_looked_at == 0
+
+
+def data_section(config: Config) -> DataConfig:
+    """Section `data`. Raises: ConfigError when it is missing."""
+    if config.data is None:
+        raise ConfigError("data: section missing; training needs video_size, fps and max_num_frames")
+    return config.data
+
+
+def clip_spec(data: DataConfig) -> ClipSpec:
+    """What every clip becomes, from section `data`."""
+    return ClipSpec(
+        video_size=data.video_size,
+        fps=data.fps,
+        max_num_frames=data.max_num_frames,
+        skip_frms_num=data.skip_frms_num,
+        short_clips=data.short_clips,
+        random_start=data.random_start,
+    )
