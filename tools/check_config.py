@@ -2,7 +2,8 @@
 
     python tools/check_config.py configs/*.yaml                       each file by itself; what is missing is fine
     python tools/check_config.py --together model.yaml sft.yaml key=value      as one complete configuration
-    python tools/check_config.py --together --paths model.yaml sft.yaml        ... whose paths must exist as well
+    python tools/check_config.py --together --paths model.yaml sft.yaml        ... whose paths must exist as well, and
+                                                                               whose clips and captions are looked at
 
 The kind of run is inferred from the keys; --kind sets it. Exit status: 0 when all is valid,
 2 when something is wrong, which is then listed with file, line and key.
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("files", nargs="+", help="YAML files; with --together also key=value")
     parser.add_argument("--together", action="store_true", help="one configuration instead of one per file")
     parser.add_argument("--kind", choices=("train", "sample"), help="instead of inferring it")
-    parser.add_argument("--paths", action="store_true", help="with --together: paths must exist")
+    parser.add_argument("--paths", action="store_true", help="with --together: paths must exist, and hold usable data")
     parser.add_argument("--allow-unknown", action="store_true", help="unknown keys only warn")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(argv)
@@ -39,7 +40,11 @@ def main(argv: Sequence[str]) -> None:
         base = [word for word in options.files if "=" not in word or Path(word).is_file()]
         overrides = [word for word in options.files if word not in base]
         for kind in kinds or infer_kinds(base)[:1]:
-            load_config(base, overrides, kind, options.allow_unknown, check_files=options.paths)
+            config = load_config(base, overrides, kind, options.allow_unknown, check_files=options.paths)
+            if options.paths and kind == "train":
+                from cogvideox.training.preflight import check_run
+
+                print(*check_run(config), sep="\n")
             print(f"valid for {_NAMES[kind]}: {' '.join(options.files)}")
         return
     failures = []

@@ -135,7 +135,7 @@ def test_long_lists_are_cut_and_can_be_had_in_full() -> None:
     report = SourceReport(("root",), 50, 50, problems, Spread(1, 2, 3), Spread(8, 8, 8), 0.05)
     assert "empty caption: 50 (kept)" in report.text() and "and 30 more" in report.text()
     assert "49.mp4: why" in report.text(limit=None) and "more" not in report.text(limit=None)
-    assert "source fps 1.00 to 3.00, mean 2.00; effective fps 8.00 to 8.00" in report.text()
+    assert "source fps 1.00 to 3.00, mean 2.00; effective fps 8.00" in report.text()
 
 
 def scripted(tmp_path: Path, count: int) -> VideoDataset:

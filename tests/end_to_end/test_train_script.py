@@ -102,6 +102,12 @@ def test_truncated_weights(fail, family, tmp_path):
     assert "is truncated or damaged" in fail(f"args.load={tmp_path / 'half.pt'}")
 
 
+def test_data_is_judged_before_weights_are_loaded(fail, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"x")
+    message = fail("data.fps=1", f"args.load={tmp_path / 'broken.pt'}")
+    assert message == "error: none of the videos is usable"
+
+
 def test_contradicting_batch_sizes(fail):
     message = fail("deepspeed.train_batch_size=5")
     assert "deepspeed.train_batch_size: 5 is not" in message

@@ -62,13 +62,19 @@ def test_the_check_looks_at_clips_without_torch(settings: Path, family: tiny.Tin
     assert not (family.folder / "runs").exists()
 
 
+def test_the_tool_that_checks_files_looks_at_clips_too(settings: Path, family: tiny.TinyFamily) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "check_config.py"), "--together", "--paths", str(settings)]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith(f"data: 4 of 4 videos usable, from {family.clips}\n")
+    assert good.stdout.splitlines()[-1] == f"valid for training: {settings}"
+
+
 def test_every_clip_too_short(load: Any) -> None:
     config = load("data.max_num_frames=49", "model.network_config.params.num_frames=49")
     with pytest.raises(DataError, match="none of the videos is usable") as caught:
         check_data(config)
-    assert "data.short_clips=pad repeats their last frame instead; data.max_num_frames=17" in str(
-        caught.value
-    )
+    assert "data.short_clips=pad repeats their last frame instead; data.max_num_frames=17" in str(caught.value)
 
 
 def test_folders_and_captions(load: Any, family: tiny.TinyFamily, tmp_path: Path) -> None:

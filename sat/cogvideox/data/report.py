@@ -29,10 +29,13 @@ KINDS = (
     "caption without video",
 )
 EFFECTS = ("error", "left out", "kept")
+# What to do about items that aren't used, and about some that are.
 _REMEDIES = {
     "missing caption": "write the captions, or set data.missing_captions=empty to train without",
     "ambiguous caption": "keep one caption file per video",
     "unreadable caption": "save the captions as UTF-8 text",
+}
+_ADVICE = {
     "held out and trained on": "their loss says nothing about new clips; take them out of one of the two folders",
     "cropped": "data.video_size in the shape of the clips keeps more of them",
     "enlarged": "training teaches their blur; take larger clips, or a smaller data.video_size",
@@ -73,11 +76,15 @@ class Spread:
         return cls(min(values), sum(values) / len(values), max(values)) if values else None
 
     def __str__(self) -> str:
-        return f"{self.smallest:.2f} to {self.largest:.2f}, mean {self.mean:.2f}"
+        return self._told("{:.2f}")
 
     def percent(self) -> str:
         """Shares, as people write them."""
-        return f"{self.smallest:.0%} to {self.largest:.0%}, mean {self.mean:.0%}"
+        return self._told("{:.0%}")
+
+    def _told(self, form: str) -> str:
+        smallest, mean, largest = (form.format(each) for each in (self.smallest, self.mean, self.largest))
+        return smallest if smallest == largest else f"{smallest} to {largest}, mean {mean}"
 
 
 def describe(problems: Sequence[Problem], remedies: Mapping[str, str] = _REMEDIES, limit: int | None = 20) -> list[str]:
@@ -93,8 +100,9 @@ def describe(problems: Sequence[Problem], remedies: Mapping[str, str] = _REMEDIE
         lines += [f"    {shown(problem.path)}: {shown(problem.reason)}" for problem in found[:limit]]
         if limit is not None and len(found) > limit:
             lines.append(f"    and {len(found) - limit} more")
-        if remedies.get(kind):
-            lines.append(f"    what to do: {remedies[kind]}")
+        remedy = _ADVICE.get(kind) if effects == ["kept"] else remedies.get(kind)
+        if remedy:
+            lines.append(f"    what to do: {remedy}")
     return lines
 
 
