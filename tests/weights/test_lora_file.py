@@ -287,7 +287,7 @@ def test_broken_header(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is no valid JSON: Expecting"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read as text"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read"):
         read_adapter(tmp_path)
 
 

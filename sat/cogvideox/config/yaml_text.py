@@ -50,11 +50,11 @@ def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
 
 def _measure(text: str) -> None:
     """Read the events alone, which takes neither stack nor memory. Raises: BadYaml, yaml.YAMLError."""
-    sizes: dict[str, int] = {}  # of what an anchor names
+    sizes: dict[str | None, int] = {}  # of what an anchor names
     open_nodes: list[list[Any]] = [[None, 0]]  # anchor, and values so far
     for event in yaml.parse(text, Loader=_LOADER):
         size = 1
-        line = event.start_mark.line + 1
+        line = None if event.start_mark is None else event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise BadYaml(f"the alias *{event.anchor} stands inside of what it names", line)

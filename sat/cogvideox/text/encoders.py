@@ -121,7 +121,7 @@ def _download(name: str, cache_dir: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     # Its HTTP library has been requests, httpx and httpx2; the base of its own HTTP error is that library's error.
-    kinds = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
+    kinds: Any = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
     try:
         for weights in _WEIGHT_PATTERNS:
             folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*_SMALL_FILES, weights]))
