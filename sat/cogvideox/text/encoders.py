@@ -148,7 +148,7 @@ def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         trial = tokenizer(["a"], truncation=True, max_length=2, padding="max_length", return_tensors="pt")["input_ids"]
         largest = max(tokenizer.get_vocab().values())
-    except Exception as error:
+    except Exception as error:  # of a damaged file the library in Rust raises the bare Exception, and no other kind
         raise CheckpointError(f"can't load the tokenizer of {folder}: {_first_line(error)}") from error
     if trial.shape != (1, 2) or largest >= vocab_size:
         raise CheckpointError(
