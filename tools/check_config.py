@@ -12,6 +12,7 @@ The kind of run is inferred from the keys; --kind sets it. Exit status: 0 when a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("WARNING")
     kinds: list[Kind] | None = [options.kind] if options.kind else None
     if options.together:
-        base = [word for word in options.files if "=" not in word or Path(word).is_file()]
+        base = [word for word in options.files if "=" not in word or os.path.isfile(word)]
         overrides = [word for word in options.files if word not in base]
         for kind in kinds or infer_kinds(base)[:1]:
             config = load_config(base, overrides, kind, options.allow_unknown, check_files=options.paths)

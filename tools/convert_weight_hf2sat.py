@@ -14,7 +14,7 @@ from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.verification import naming_result  # noqa: E402
 from diffusers_import.convert import convert  # noqa: E402
-from diffusers_import.model_yaml import write_yamls  # noqa: E402
+from diffusers_import.model_yaml import check_yamls, write_yamls  # noqa: E402
 from diffusers_import.options import parse_options  # noqa: E402
 from diffusers_import.plan import make_plan  # noqa: E402
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     plan = make_plan(parse_options(argv))
     for line in plan.describe():
         print(line)
+    check_yamls(plan)
     convert(plan)
     commands = write_yamls(plan)
     print(f"wrote {plan.options.output} in {time.perf_counter() - begin:.1f} s")

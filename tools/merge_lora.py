@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
             print("note: that file's own model is left out; if training changed it too, merge it first, without --base")
         for note in note_other_file(each.adapter, base) if options.base is not None or len(adapters) > 1 else ():
             print(f"note: {note}")
-    merge(base, adapters, options.output_path, options.dtype)
+    if not merge(base, adapters, options.output_path, options.dtype):
+        print("nothing says how this model is configured: exporting it needs --base with its YAML")
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
 
 

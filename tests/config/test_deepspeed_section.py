@@ -104,3 +104,9 @@ def test_mistakes_are_reported_with_file_and_line(train: Load, tmp_path: Path) -
     file.write_text("deepspeed:\n  zero_optimization:\n    stage: 3\n")
     with pytest.raises(ConfigError, match=r"extra\.yaml:3: deepspeed\.zero_optimization\.stage: must be 0, 1 or 2"):
         train(more=[str(file)])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "ADAMW", "AdamW", "sat.ops.fusedemaadam"])
+def test_optimizers_in_any_case(kind: str) -> None:
+    section, report = read({"optimizer": {"type": kind, "params": {"lr": 1e-3}}})
+    assert section["optimizer"]["type"] == "AdamW" and not report.errors  # type: ignore[index]

@@ -16,13 +16,16 @@ NETWORK = "model.network_config.params"
         ("args.train_iters=0", r"args\.train_iters: must be at least 1, not 0"),
         ("args.train_iters=many", r"args\.train_iters: must be int, not 'many'"),
         ("args.train_iters=1.5", r"args\.train_iters: must be int, not 1\.5"),
-        ("args.wandb=perhaps", r"args\.wandb: must be bool, not 'perhaps'"),
+        ("args.wandb=perhaps", r"args\.wandb: must be true or false, not 'perhaps'"),
         ("args.train_data=clips", r"args\.train_data: must be a list of str, not 'clips'; write \[clips\]"),
         ("args.train_data=[]", r"args\.train_data: missing: give the folders"),
         ("args.load=null", r"args\.load: missing: fine-tuning starts from a checkpoint"),
         ("args.lr_schedule=cosin", r"args\.lr_schedule: must be one of constant, linear, cosine, sat, not 'cosin'"),
         ("args.device=tpu", r"args\.device: must be one of auto, cpu, cuda, not 'tpu'"),
         ("args.warmup_steps=5000", r"args\.warmup_steps: 5000 is more than train_iters \(2000\)"),
+        ("args.seed=-1", r"args\.seed: must be a whole number from 0 to 2\^63 - 1, not -1"),
+        ("args.seed=18446744073709551616", r"args\.seed: must be a whole number from 0 to 2\^63 - 1, not 184"),
+        ("args.load=None", r"args\.load: missing: fine-tuning starts from a checkpoint"),
         ("args.warmup_steps=-1", r"args\.warmup_steps: must be at least 0"),
         ("args.eval_interval=0", r"args\.eval_interval: must be at least 1"),
         ("args.keep_last=0", r"args\.keep_last: must be at least 1"),
@@ -183,3 +186,14 @@ def test_sat_s_own_schedule_keys_choose_its_schedule() -> None:
     assert load_config(base, [*overrides, "args.warmup=0.1"], "train").train_args.lr_schedule == "sat"
     explicit = [*overrides, "args.warmup=0.1", "args.lr_schedule=linear"]
     assert load_config(base, explicit, "train").train_args.lr_schedule == "linear"
+
+
+@pytest.mark.parametrize("word", ["None", "none", "null", "~"])
+def test_words_for_nothing(train: Load, word: str) -> None:
+    config = train(f"args.resume={word}", f"args.keep_last={word}")
+    assert config.train_args.resume is None and config.train_args.keep_last is None
+
+
+@pytest.mark.parametrize(("word", "value"), [("True", True), ("yes", True), ("on", True), ("False", False)])
+def test_words_for_true_and_false(train: Load, word: str, value: bool) -> None:
+    assert train(f"args.wandb={word}").train_args.wandb is value

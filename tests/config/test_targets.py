@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cogvideox.config import components
+from cogvideox.config.aliases import ALIASES
+from cogvideox.config.components import COMPONENTS, SLOTS
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.signatures import UnknownTarget, known_components, read_signature
+from cogvideox.config.signatures import read_signature
 from cogvideox.config.targets import check_component, instantiate
 from cogvideox.config.tree import build
 from cogvideox.errors import ConfigError
@@ -57,10 +60,15 @@ def make(size: int = 3) -> Leaf:
 """
 
 
+NAMES = ("Leaf", "Heir", "Bare", "Record", "Tree", "Forest", "Grove", "Open", "make", "Renamed")
+
+
 @pytest.fixture(autouse=True)
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toy_components.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    toys = tuple(f"toy_components.{name}" for name in NAMES)
+    monkeypatch.setattr(components, "COMPONENTS", COMPONENTS + toys)  # as if they were listed
     sys.modules.pop("toy_components", None)
     read_signature.cache_clear()
 
@@ -97,7 +105,7 @@ def test_inherited_constructors_dataclasses_functions_and_open_ones() -> None:
     [
         ({"params": {}}, "a component needs `target`"),
         ({"target": 3}, "a component needs `target`"),
-        ({"target": "Leaf"}, "'Leaf' is not a full name such as 'cogvideox"),
+        ({"target": "Leaf"}, "unknown target 'Leaf'"),
         ({"target": "toy_components.Leef"}, r"unknown target .*; did you mean 'toy_components\.Leaf'\?"),
         ({"target": "no_such.Thing"}, "unknown target 'no_such.Thing'"),
         ({"target": "toy_components.Leaf", "params": 3}, "must be a mapping of the parameters"),
@@ -127,16 +135,50 @@ def test_a_component_that_is_no_mapping() -> None:
     assert report.errors == ["f.yaml:4: model.x: must be a component: target (a class) and params"]
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "subprocess.Popen",
+        "os.system",
+        "builtins.exec",
+        "torch.nn.Identity",  # published, for a part that has no counterpart here
+        "cogvideox.errors.run_cli",
+        "cogvideox.data.pool.ProcessPool",  # a class of this program that is no component
+        "cogvideox.vae.autoencoder.instantiate",  # what a module imports
+        "cogvideox.vae.autoencoder.VideoAutoencoder.__init__",
+        "toy_components.sys",
+        "../evil.Thing",
+        "",
+    ],
+)
+def test_what_is_not_listed_is_no_component(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown target .*a configuration names classes of this program only"):
+        instantiate({"target": target, "params": {}})
+
+
+@pytest.mark.parametrize("key", ["network_config", "sampler_config", "loss_fn_config"])
+@pytest.mark.parametrize("target", ["subprocess.Popen", "cogvideox.text.encoders.T5Encoder"])
+def test_a_key_holds_classes_of_its_own_kind(train: Load, key: str, target: str) -> None:
+    node = f"{{target: {target}, params: {{args: [touch, x]}}}}"
+    with pytest.raises(
+        ConfigError, match=rf"model\.{key}\.target: unknown target '{target}'; (did you mean|known here)"
+    ):
+        train(f"model.{key}={node}")
+
+
 def test_a_target_of_this_package_is_suggested() -> None:
-    with pytest.raises(UnknownTarget, match=r"did you mean 'cogvideox\.diffusion\.samplers\.DDIMSampler'\?"):
-        read_signature("cogvideox.diffusion.sampler.DDIMSampler")
+    with pytest.raises(ConfigError, match=r"did you mean 'cogvideox\.diffusion\.samplers\.DDIMSampler'\?"):
+        instantiate({"target": "cogvideox.diffusion.sampler.DDIMSampler"})
 
 
-def test_components_of_this_package_have_closed_signatures() -> None:
-    found = known_components()
-    assert "cogvideox.transformer.model.DiffusionTransformer" in found
-    for target in found:
+def test_components_have_closed_signatures() -> None:
+    for target in COMPONENTS:
         assert not read_signature(target).open, f"{target} takes **kwargs: a misspelt YAML key would be accepted"
+
+
+def test_every_published_name_becomes_a_component() -> None:
+    assert {alias.target for alias in ALIASES.values() if alias.target is not None} <= set(COMPONENTS)
+    assert len(COMPONENTS) == len(set(COMPONENTS)) and all(SLOTS.values())
 
 
 def test_a_new_target_drops_the_parameters_of_the_old_one_with_a_notice(sample: Load) -> None:

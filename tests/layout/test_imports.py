@@ -7,13 +7,15 @@ import re
 from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
-BASE = {"errors", "log", "text_files", "__init__"}
+BASE = {"errors", "log", "text_files", "user_files", "__init__"}
 ALLOWED = {
     "errors": set(),
     "log": set(),
     "text_files": set(),
+    "user_files": {"errors", "text_files"},
     "__init__": set(),
     **dict.fromkeys(LEAVES, BASE),
+    "text": BASE | {"weights"},
     "vae": BASE | {"config", "weights", "parallel"},
     "transformer": BASE | {"config", "weights", "parallel"},
     "model": BASE | LEAVES | {"vae", "transformer"},
@@ -31,7 +33,7 @@ ONLY_IN = {
     "peft": set(),
 }
 # Rooms whose import must stay cheap: data workers, config checks and pure maths.
-WITHOUT_TORCH = {"config", "errors", "log", "text_files"}
+WITHOUT_TORCH = {"config", "errors", "log", "text_files", "user_files"}
 
 MODULES = read_modules(LIBRARY)
 

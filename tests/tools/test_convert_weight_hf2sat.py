@@ -297,7 +297,7 @@ def test_truncated_and_damaged_files(exported: Exported, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"safetensors is truncated or damaged"):
         back(copy, tmp_path / "out")
     (copy / "vae" / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"vae/config.json can't be read"):
+    with pytest.raises(CheckpointError, match=r"vae/config.json is no valid JSON"):
         back(copy, tmp_path / "out")
     (copy / "vae" / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"vae/config.json holds a list, expected a mapping"):
@@ -402,11 +402,14 @@ def test_mixed_types(exported: Exported, tmp_path: Path) -> None:
         ("5b_i2v", {"use_learned_positional_embeddings": False}, r"use_learned_\w+ False \(weights: True\)"),
         ("1.5_i2v", {"in_channels": 16}, r"in_channels 16 \(weights: 32\); the weights are CogVideoX1.5-5B-I2V"),
         ("1.5_i2v", {"ofs_embed_dim": None}, r"ofs_embed_dim None \(weights: 32\)"),
+        ("2b", {"activation_fn": "gelu"}, r"activation_fn 'gelu' \(computed here: 'gelu-approximate'\)"),
+        ("5b", {"sample_frames": "49"}, r"config.json: sample_frames is '49'; expected is a whole number"),
+        ("2b", {"sample_frames": 50}, r"the check of its model.yaml would say: .*num_frames.*50"),
         ("1.5", {"patch_size_t": None}, r"in_channels 16 \(weights: 32\), out_channels 16"),
         (
             "5b",
             {"_class_name": "FluxTransformer2DModel"},
-            "holds a FluxTransformer2DModel, a CogVideoXTransformer3DModel",
+            "holds a 'FluxTransformer2DModel', a CogVideoXTransformer3DModel",
         ),
     ],
 )
@@ -429,7 +432,7 @@ def test_pipeline_of_the_other_kind(exported: Exported, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"is a {kind}, but its transformer is CogVideoX-5B"):
             back(copy, tmp_path / "out")
     index.write_text(json.dumps({"_class_name": "WanPipeline"}))
-    with pytest.raises(CheckpointError, match=r"describes a WanPipeline; CogVideoX pipelines are CogVideoXPipeline"):
+    with pytest.raises(CheckpointError, match=r"describes a 'WanPipeline'; CogVideoX pipelines are CogVideoXPipeline"):
         back(copy, tmp_path / "out")
 
 

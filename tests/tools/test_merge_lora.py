@@ -177,7 +177,7 @@ def test_manifest(checkpoints: Checkpoints, second: Path, tmp_path: Path) -> Non
     ]
     assert len(manifest["inputs"]) == 3
     outputs = {each["path"]: each["sha256"] for each in manifest["outputs"]}
-    assert outputs.keys() == {"1/mp_rank_00_model_states.pt", "latest"}
+    assert outputs.keys() == {"1/mp_rank_00_model_states.pt", "latest", "training_config.yaml"}
     assert all(sha256_of(out / name) == value for name, value in outputs.items())
 
 
@@ -323,3 +323,25 @@ def test_a_broken_base_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=f"NaN or infinity in {name}"):
         merge(tmp_path / "m", "--base", tmp_path / "base", "--adapter", checkpoints.run)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["base"]
+
+
+def test_a_merged_folder_is_exported_by_itself(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Its YAML is the run's without adapters; the exporter finds VAE and text encoder by it."""
+    out = merge(tmp_path / "m", "--adapter", checkpoints.run)
+    config = load_config([str(out / "training_config.yaml")], [], "train", partial=True)
+    assert config.train_args.load == str(out.resolve())
+    assert "lora_config" not in config.model.network_config["params"]["modules"]
+    convert_weight_sat2hf.main(["--checkpoint", str(out), "--output_path", str(tmp_path / "hf")])
+    written = json.loads((tmp_path / "hf" / "transformer" / "config.json").read_text())
+    run = ["--checkpoint", str(checkpoints.run), "--merge_lora", "--output_path", str(tmp_path / "direct")]
+    convert_weight_sat2hf.main(run)
+    assert written == json.loads((tmp_path / "direct" / "transformer" / "config.json").read_text())
+
+
+def test_without_a_run_nothing_is_invented(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
+    alone = tmp_path / "alone"
+    convert_lora.main([str(checkpoints.run), "--to", "diffusers", "--output_path", str(alone)])
+    plain = Path(shutil.copytree(checkpoints.family.transformer, tmp_path / "base"))
+    out = merge(tmp_path / "m", "--adapter", alone, "--base", plain)
+    assert not (out / "training_config.yaml").exists()
+    assert "exporting it needs --base with its YAML" in capsys.readouterr().out

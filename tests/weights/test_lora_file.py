@@ -281,13 +281,13 @@ def test_sat_names_that_are_refused(tmp_path: Path) -> None:
 def test_broken_header(tmp_path: Path) -> None:
     save_file({PEFT.format(0, "attn1.to_q", k): torch.ones(RANK, RANK) for k in "AB"}, tmp_path / "a.safetensors")
     (tmp_path / "adapter_config.json").write_text("[1, 2]")
-    with pytest.raises(CheckpointError, match=r"LoRA settings are no JSON object: '\[1, 2\]'"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json holds a list, expected a mapping"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"LoRA settings are no JSON object: '\{'"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is no valid JSON: Expecting"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read as text"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json can't be read"):
         read_adapter(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class YamlFacts:
 
 def _find(path: str) -> Path:
     """A path from a YAML: relative to where the command runs, else to the repository, as the shipped files are."""
-    here, there = Path(path).expanduser(), ROOT / path
+    here, there = Path(os.path.expanduser(path)), ROOT / path
     return there if there.exists() and not here.exists() else here
 
 

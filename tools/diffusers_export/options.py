@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     return Options(
         checkpoint=found.checkpoint,
         iteration=found.iteration,
-        base=tuple(word for word in found.base if "=" not in word or Path(word).is_file()),
-        overrides=tuple(word for word in found.base if "=" in word and not Path(word).is_file()),
+        base=tuple(word for word in found.base if "=" not in word or os.path.isfile(word)),
+        overrides=tuple(word for word in found.base if "=" in word and not os.path.isfile(word)),
         allow_unknown=found.allow_unknown,
         vae=found.vae,
         text_encoder=found.text_encoder,

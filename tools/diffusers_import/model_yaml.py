@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cogvideox.config.check import check_alone
 from cogvideox.config.load import load_config
+from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
 from cogvideox.weights.families import Family, TransformerFacts
 from conversion.file_records import describe_input, describe_output
@@ -33,14 +36,44 @@ def write_yamls(plan: Plan) -> list[str]:
     if family is None:
         what = plan.transformer.facts.summary
         return [f"note: no {MODEL_YAML}: no released model is built like {what}; write its YAML after one in configs/"]
-    wanted = {**_paths(plan), **_network(plan.transformer.facts, plan.settings, family), **_rest(plan)}
-    for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.yaml.replace(".yaml", "_lora.yaml"))):
-        file = ROOT / base
-        text = f"# {plan.origin}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
-        tree = {"include": str(file), **_differing(wanted, file)}
-        _write(plan.options.output / name, text + yaml.safe_dump(tree, sort_keys=False))
+    for name, text in _texts(plan, plan.transformer.facts, family).items():
+        _write(plan.options.output / name, text)
     _record(plan)
     return _commands(plan, family)
+
+
+def check_yamls(plan: Plan) -> None:
+    """Whether the YAML files that will be written pass the check. Raises: CheckpointError that says what doesn't fit.
+
+    Called before anything is converted: weights whose configuration is refused later are of no use.
+    """
+    family = family_of(plan.transformer.model.config) if plan.transformer is not None else None
+    if plan.transformer is None or family is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in _texts(plan, plan.transformer.facts, family).items():
+            file = Path(folder, name)
+            file.write_text(text, encoding="utf-8")
+            try:
+                check_alone(str(file))
+            except ConfigError as error:
+                reason = str(error).replace(str(file), name)
+                raise CheckpointError(
+                    f"{plan.origin} can't be trained or sampled here; the check of its {name} would say: {reason}"
+                ) from error
+
+
+def _texts(plan: Plan, facts: TransformerFacts, family: Family) -> dict[str, str]:
+    """The YAML files by name."""
+    wanted = {**_paths(plan), **_network(facts, plan.settings, family), **_rest(plan)}
+    origin = " ".join(plan.origin.split())  # a comment has one line
+    head = f"# {origin}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
+    texts = {}
+    for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.yaml.replace(".yaml", "_lora.yaml"))):
+        file = ROOT / base
+        tree = {"include": str(file), **_differing(wanted, file)}
+        texts[name] = head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return texts
 
 
 def _record(plan: Plan) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder
 from conversion.differences import has_other_image_scale
 from torch import Size, Tensor
 
+from diffusers_import.config_keys import TRANSFORMER_KEYS, VAE_DEFAULTS, VAE_KEYS
 from diffusers_import.options import Options
 from diffusers_import.settings import patch_size_of, read_settings
 from diffusers_import.source import TRANSFORMER_CLASS, VAE_CLASS, Source, find_source
 from diffusers_import.tables import Computed, computed_tables
 
+_KEYS = {TRANSFORMER_CLASS: TRANSFORMER_KEYS, VAE_CLASS: VAE_KEYS}
 _FIXED_TABLE = "patch_embed.pos_embedding"
 
 
@@ -74,7 +76,7 @@ class Plan:
     @property
     def origin(self) -> str:
         """The source under one name, however it was written: a folder's full path, or a model's name on the hub."""
-        is_local = Path(self.options.source).expanduser().exists()
+        is_local = os.path.exists(os.path.expanduser(self.options.source))
         return str(self.source.root) if is_local else self.options.source
 
     def describe(self) -> list[str]:
@@ -115,17 +117,23 @@ def make_plan(options: Options) -> Plan:
         source=source,
         settings=settings,
         transformer=transformer,
-        vae=_plan_vae(options, source) if "vae" in parts else None,
+        vae=_plan_vae(options, source, vae_config) if "vae" in parts else None,
         vae_config=vae_config,
         text_encoder=text_encoder_files(source.folder("text_encoder")) if "text_encoder" in parts else None,
     )
 
 
 def _config(source: Source, part: str, class_name: str) -> dict[str, Any]:
-    """config.json of a part, {} when the source doesn't have it."""
+    """config.json of a part, {} when the source doesn't have it; of the VAE, with diffusers' defaults.
+
+    Raises: CheckpointError for settings that are not computed here.
+    """
     file = source.folder(part) / "config.json"
     config = read_json(file) if file.is_file() else {}
-    return config if config.get("_class_name") == class_name else {}
+    if config.get("_class_name") != class_name:
+        return {}
+    _KEYS[class_name].check(config, str(file))
+    return {**VAE_DEFAULTS, **config} if class_name == VAE_CLASS else config
 
 
 def _plan_transformer(options: Options, source: Source, settings: PipelineSettings) -> TransformerPart:
@@ -198,10 +206,10 @@ def _check_pipeline(source: Source, facts: TransformerFacts) -> None:
         raise CheckpointError(f"{source.root} is a {source.pipeline}, but its transformer is {facts.summary}")
 
 
-def _plan_vae(options: Options, source: Source) -> VaePart:
+def _plan_vae(options: Options, source: Source, config: dict[str, Any]) -> VaePart:
     model = read_model_folder(source.folder("vae"), VAE_CLASS)
     check_same_dtype(model.tensors, options.dtype, str(model.path))
-    levels = len(model.config.get("block_out_channels", ()))
+    levels = len(config["block_out_channels"])
     names = {name: vae_map.diffusers_to_sat(name, levels) for name in model.tensors}
     vae_map.check_whole({name: value.shape for name, value in model.tensors.items()}, str(model.path))
     entries = [

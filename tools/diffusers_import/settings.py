@@ -9,6 +9,7 @@ from cogvideox.weights.families import FAMILIES, Family
 from cogvideox.weights.model_folder import read_json
 from conversion.manifest import MANIFEST
 
+from diffusers_import.config_keys import check_scheduler
 from diffusers_import.source import Source
 
 
@@ -16,11 +17,15 @@ def read_settings(source: Source, transformer: dict[str, Any], vae: dict[str, An
     """The settings; what a lone part doesn't say is that of its released model.
 
     transformer, vae: their config.json, {} when the source doesn't have them.
+    Raises: CheckpointError for a noise schedule that is not computed here.
     """
     family = family_of(transformer)
     default = published_settings(family) if family is not None else PipelineSettings()
     file = source.folder("scheduler") / "scheduler_config.json"
-    scheduler = read_json(file) if source.pipeline is not None and file.is_file() else {}
+    scheduler: dict[str, Any] = {}
+    if source.pipeline is not None and file.is_file():
+        scheduler = {"rescale_betas_zero_snr": False, **read_json(file)}  # diffusers' default; the others are ours
+        check_scheduler(scheduler, str(file))
     scale_factor = vae.get("scaling_factor", default.scale_factor)
     inverts = bool(vae.get("invert_scale_latents", default.invert_scale_latents))
     return PipelineSettings(
@@ -67,6 +72,6 @@ def _image_scale(source: Source, family: Family | None, scale_factor: float) -> 
         return None
     manifest = source.root / MANIFEST  # of sat2hf: it says what no configuration of diffusers does
     said = read_json(manifest).get("image_latent_scale") if manifest.is_file() else None
-    if isinstance(said, int | float):
+    if isinstance(said, int | float) and not isinstance(said, bool):
         return float(said)
     return scale_factor if family.image_latent_scale == family.scale_factor else family.image_latent_scale

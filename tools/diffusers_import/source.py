@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.user_files import shown
 from cogvideox.weights.atomic import check_writable
 from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE
 from cogvideox.weights.model_folder import read_json
@@ -45,7 +47,7 @@ def find_source(options: Options) -> Source:
     Raises: CheckpointError when there is none, it can't be had, or holds something else; ConfigError for parts that it
         doesn't have.
     """
-    root = Path(options.source).expanduser()
+    root = Path(os.path.expanduser(options.source))
     root = root.resolve() if root.exists() else _download(options)
     if root.is_file():
         raise CheckpointError(f"{root} is a file; a diffusers folder with model_index.json or config.json is expected")
@@ -53,7 +55,7 @@ def find_source(options: Options) -> Source:
     if index.is_file():
         name = read_json(index).get("_class_name")
         if name not in PIPELINES:
-            raise CheckpointError(f"{index} describes a {name}; CogVideoX pipelines are {', '.join(PIPELINES)}")
+            raise CheckpointError(f"{index} describes a {shown(name)}; CogVideoX pipelines are {', '.join(PIPELINES)}")
         return Source(root, _chosen(options, _present(root)), name)
     if config.is_file() and read_json(config).get("_class_name") in _ALONE:
         return Source(root, _chosen(options, (_ALONE[read_json(config)["_class_name"]],)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_file import DTYPES, Adapter
 from cogvideox.weights.lora_map import MergedWeights
+from cogvideox.weights.run_config import run_config_name
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
 
 from lora_tools.base_model import BaseModel, check_fit, open_base
 from lora_tools.convert import ITERATION
+from lora_tools.merged_yaml import merged_yaml
 from lora_tools.source import open_adapter
 
 
@@ -38,7 +41,7 @@ def read_weighted(text: str, alpha: float | None = None) -> Weighted:
     """
     path, colon, strength = text.rpartition(":")
     # What has a separator is a path with a colon in it, not a strength.
-    if not colon or Path(text).expanduser().exists() or any(each in strength for each in "/\\"):
+    if not colon or os.path.exists(os.path.expanduser(text)) or any(each in strength for each in "/\\"):
         path, strength = text, "1"
     try:
         number = float(strength)
@@ -81,8 +84,10 @@ def _own_base(adapters: Sequence[Adapter]) -> BaseModel:
     raise CheckpointError(f"which model? no adapter records one that is still there: give --base{''.join(reasons)}")
 
 
-def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> None:
+def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> bool:
     """Write base + sum of strength * alpha / rank * B A into `output`, a SAT folder with `latest`.
+
+    Returns: whether its configuration stands beside it, which the exporter and the trainer take.
 
     Sums are fp32 and rounded once. Whole or not at all. Raises: CheckpointError.
     """
@@ -92,9 +97,12 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
         Entry(TRANSFORMER_PREFIX + name, tuple(value.shape), _stored_type(base, name, dtype))
         for name, value in base.weights.plain.items()
     ]
+    yaml = merged_yaml(base, [each.adapter for each in adapters], output)
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
         tensors = ((TRANSFORMER_PREFIX + name, merged[name]) for name in merged)
         write_sat_folder(partial, ITERATION, entries, tensors, {})
+        if yaml is not None:
+            (partial / run_config_name()).write_text(yaml, encoding="utf-8")
         parts = [
             {
                 "path": str(each.adapter.path.resolve()),
@@ -105,6 +113,7 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
             for each in adapters
         ]
         write_manifest(partial, [*base.weights.files, *(each.adapter.path for each in adapters)], {"merged": parts})
+    return yaml is not None
 
 
 def _stored_type(base: BaseModel, name: str, dtype: torch.dtype | None) -> torch.dtype:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from cogvideox.config.clip_sizes import ROTARY, SINCOS, positions
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.signatures import read_signature
 from cogvideox.config.targets import is_component
+from cogvideox.config.yaml_text import MAX_BYTES, BadYaml, parse_yaml
+from cogvideox.errors import ConfigError
+from cogvideox.user_files import read_text
 
 # Keys of `model` that don't change what a trained model computes when it samples.
 _TRAINING_ONLY = (
@@ -45,9 +47,15 @@ _WITHOUT_EFFECT = ("log_keys", "input_key", "disable_first_stage_autocast", "noi
 _NOT_COMPUTED = (*_TRAINING_ONLY, *_CHOSEN_FREELY, *_ELSEWHERE, *_WITHOUT_EFFECT)
 
 
-def changed_settings(before: str, after: str) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value before, value after) wherever two resolved YAML texts differ; None where there is none."""
-    return _changes(*(OmegaConf.to_container(OmegaConf.create(text)) for text in (before, after)))
+def changed_settings(before: Path, after: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value before, value after) wherever a run's YAML file and a resolved YAML text differ; None where
+    there is none. Raises: ConfigError when the file is no such YAML."""
+    try:
+        old, _ = parse_yaml(read_text(before, ConfigError, max_bytes=MAX_BYTES))
+    except BadYaml as error:
+        raise ConfigError(f"{before}: {error}") from error
+    new, _ = parse_yaml(after)
+    return _changes(old, new)
 
 
 def changed_computation(trained: ModelConfig, now: ModelConfig) -> dict[str, tuple[Any, Any]]:

@@ -76,6 +76,7 @@ _OPTIMIZER_PARAMS: dict[str, str] = {
     "fused": "bool",
 }
 OPTIMIZERS = ("AdamW", "Adam")
+_IN_ANY_CASE = {name.lower(): name for name in (*OPTIMIZERS, *OPTIMIZER_ALIASES)}
 ZERO_STAGES = (0, 1, 2)
 _ZERO_3 = "stage 3 is not supported by this version"
 
@@ -164,7 +165,7 @@ def _read_zero(node: Node | None, report: Report) -> dict[str, Any]:
 
 def _read_optimizer(node: Node | None, report: Report) -> dict[str, Any]:
     given = _block(node, {"type": "str", "params": "Any"}, report)
-    kind = given.get("type", "AdamW")
+    kind = _IN_ANY_CASE.get(given.get("type", "AdamW").lower(), given.get("type", "AdamW"))
     if kind in OPTIMIZER_ALIASES and node is not None:
         text = f"{kind} runs as {OPTIMIZER_ALIASES[kind]} with the same parameters: nothing is compiled"
         report.warn(node.value["type"].origin, f"{text}, and no moving average (EMA) of the weights is kept")

@@ -13,6 +13,13 @@ def at_least(section: object, smallest: float, *names: str) -> Iterator[tuple[st
             yield name, f"must be at least {smallest:g}, not {value:g}"
 
 
+def seed_problem(section: object) -> Iterator[tuple[str, str]]:
+    """A seed that torch's generators don't take."""
+    seed = section.seed  # type: ignore[attr-defined]
+    if not 0 <= seed < 2**63:
+        yield "seed", f"must be a whole number from 0 to 2^63 - 1, not {seed}"
+
+
 def share(section: object, *names: str) -> Iterator[tuple[str, str]]:
     """Values outside 0..1."""
     for name in names:

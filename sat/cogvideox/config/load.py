@@ -28,7 +28,9 @@ from cogvideox.config.shared_keys import settle_shared_keys
 from cogvideox.config.tree import Node, merge, read_override, read_yaml, resolve_interpolations
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
+from cogvideox.user_files import shown_path
 
+_MAX_FILES = 100
 SECTIONS = ("args", "model", "data", "deepspeed")
 _logger = get_logger(__name__)
 
@@ -72,7 +74,7 @@ def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
     parsed = parser.parse_intermixed_args(list(argv))
     words = [*parsed.base, *parsed.overrides]
-    base = [word for word in words if "=" not in word or Path(word).is_file()]
+    base = [word for word in words if "=" not in word or os.path.isfile(word)]
     overrides = [word for word in words if word not in base]
     if not base:
         raise ConfigError(f"no configuration given: {parser.prog} --base configs/a.yaml [b.yaml ...] [key=value ...]")
@@ -168,11 +170,14 @@ def _read_with_includes(file: Path, chain: tuple[Path, ...], trees: list[Node], 
             report.error(name.origin, "must be the name of a file, or a list of names, relative to this file")
             continue
         target = file.parent / name.value
-        if target.resolve() in [*(step.resolve() for step in chain), file.resolve()]:
+        if os.path.realpath(target) in [os.path.realpath(step) for step in (*chain, file)]:
             report.error(name.origin, f"{name.value} includes this file: a circle")
-        elif not target.is_file():
-            near = suggestion(name.value, [found.name for found in target.parent.glob("*.yaml")])
-            report.error(name.origin, f"no file {target}; {near}")
+        elif not os.path.isfile(target):
+            near = suggestion(name.value, [found.name for found in file.parent.glob("*.yaml")])
+            report.error(name.origin, f"no file {shown_path(target)}; {near}")
+        elif len(trees) >= _MAX_FILES:
+            report.error(name.origin, f"more than {_MAX_FILES} files and includes make up this configuration")
+            return
         else:
             _read_with_includes(target, (*chain, file), trees, report)
     _set_layer(tree, len(trees))

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.config.tree import Node, find
+from cogvideox.user_files import is_possible, shown
 
 
 def check_paths(config: Config, root: Node, report: Report) -> None:
-    """Every path that the run reads must exist. Names that a hub could know are left to the text encoder."""
-    for path, value in _named_paths(config):
-        if "{" in value:
+    """Every path that the run reads must exist, and the one that it writes must be possible.
+
+    Names that a hub could know are left to the text encoder.
+    """
+    is_sampling = isinstance(config.args, SampleArgs)
+    written = ("args.output_dir", config.args.output_dir) if is_sampling else ("args.save", config.args.save)
+    for path, value in [written, *_named_paths(config)]:
+        if not is_possible(value):
+            text = f"{shown(value)} is no name that a file or folder can have"
+        elif path == written[0]:
+            continue
+        elif "{" in value:
             text = f"{value!r} is still a placeholder: put the real path here"
-        elif Path(value).expanduser().exists():
+        elif os.path.exists(os.path.expanduser(value)):
             continue
         else:
             text = f"no such file or folder: {value}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cogvideox.config.limits import at_least, share
+from cogvideox.config.limits import at_least, seed_problem, share
 
 Kind = Literal["train", "sample"]
 # {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is
@@ -92,7 +92,8 @@ class TrainArgs:
             "eval_samples",
         )
         yield from at_least(self, 1, "eval_interval", "sample_steps", "sample_num_frames", "keep_last")
-        yield from at_least(self, 0, "warmup_steps", "num_workers", "seed")
+        yield from at_least(self, 0, "warmup_steps", "num_workers")
+        yield from seed_problem(self)
         yield from at_least(self, 1, "rendezvous_timeout_s")
         yield from share(self, "min_lr_ratio", "warmup", "lr_decay_ratio", "eval_split")
         if self.load is None and self.resume is None and self.mode == "finetune":
@@ -151,7 +152,8 @@ class SampleArgs:
             yield "load", "missing: give the checkpoint folder to sample with, e.g. args.load=ckpts/run/1000"
         yield from at_least(self, 1, "num_samples", "batch_size", "sampling_fps", "num_steps")
         yield from at_least(self, 1, "rendezvous_timeout_s")
-        yield from at_least(self, 0, "seed", "guidance_scale")
+        yield from at_least(self, 0, "guidance_scale")
+        yield from seed_problem(self)
         if self.bf16 and self.fp16:
             yield "fp16", "bf16 and fp16 are both true: keep one"
         if self.input_type == "txt" and not self.input_file and not self.prompts:

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from cogvideox.config.components import allowed_targets
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import ComponentNode
-from cogvideox.config.signatures import Parameter, Signature, UnknownTarget, read_signature
+from cogvideox.config.signatures import Parameter, Signature, read_signature
 from cogvideox.config.tree import Node, build
 from cogvideox.config.value_types import LISTS, TypeMismatch, convert, describe, mentions, takes_object
 
@@ -64,11 +65,12 @@ def check_component(node: Node, report: Report) -> ComponentNode | None:
             "a component needs `target`, the name of a class",
         )
         return None
-    try:
-        signature = read_signature(target.value)
-    except UnknownTarget as error:
-        report.error(target.origin, str(error))
+    allowed = allowed_targets(node.origin.path.rpartition(".")[2])
+    if target.value not in allowed:
+        text = f"unknown target {target.value!r}; {suggestion(target.value, allowed)}"
+        report.error(target.origin, f"{text} (a configuration names classes of this program only)")
         return None
+    signature = read_signature(target.value)
     params = _check_params(node, target, signature, report)
     return {"target": target.value, "params": params}
 

@@ -1,11 +1,11 @@
 """YAML as a tree whose every node knows the file, line and key path that it came from.
 
-Values are read by OmegaConf (so that `1e-8` is a number and duplicate keys are errors); lines come from
-PyYAML's composed nodes. Later files win key by key, lists are replaced as a whole.
+Later files win key by key, lists are replaced as a whole.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cogvideox.config.report import Origin, Report
+from cogvideox.config.yaml_text import MAX_BYTES, MAX_DEPTH, BadYaml, parse_yaml
+from cogvideox.errors import ConfigError
+from cogvideox.user_files import read_text, shown, shown_path
 
 MISSING = "???"  # OmegaConf's mark for "must be given by a later file or on the command line"
 REPLACE = "replace"  # beside a component's target: nothing of the node in earlier files stays
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML has it
+MAX_INTERPOLATIONS = 24
+_SHOWN = 60  # characters of an interpolation in a message
 Path_ = tuple[str | int, ...]
 
 
@@ -62,20 +66,16 @@ def build(value: Any, origin: Origin, lines: dict[Path_, int] | None = None, pat
 def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
     """One file as a tree; None when it can't be read, which is then in the report."""
     start = Origin(str(file), 1, "", layer)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        report.error(replace(start, line=None), f"can't be read: {reason}")
+    if not os.path.exists(file):
+        report.error(replace(start, file=shown_path(file), line=None), "can't be read: no such file")
         return None
     try:
-        composed = yaml.compose(text, Loader=_LOADER)
-        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.YAMLError as error:
-        report.error(replace(start, line=_error_line(error)), f"not valid YAML: {_error_text(error)}")
+        plain, composed = parse_yaml(read_text(file, ConfigError, max_bytes=MAX_BYTES))
+    except BadYaml as error:
+        report.error(replace(start, line=error.line or 1), str(error))
         return None
-    except OmegaConfBaseException as error:
-        report.error(start, f"not valid: {str(error).splitlines()[0]}")
+    except ConfigError as error:
+        report.error(Origin("", None, ""), str(error))
         return None
     if not isinstance(plain, dict) or (composed is not None and not isinstance(composed, yaml.MappingNode)):
         report.error(start, "must hold sections (args, model, data, deepspeed), not a list or a single value")
@@ -93,17 +93,19 @@ def read_override(text: str, layer: int, report: Report) -> Node | None:
     if not equals or not key or any(not part for part in key.split(".")):
         report.error(origin, f"{text!r} is not an override: write section.key=value, e.g. args.train_iters=500")
         return None
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)
-        assert isinstance(loaded, dict)
-        value = loaded["value"]
-    except yaml.YAMLError as error:
-        report.error(origin, f"{raw!r} is not valid YAML: {_error_text(error)}; quote text with special characters")
-        return None
-    except OmegaConfBaseException as error:
-        report.error(origin, f"{raw!r} is not valid: {str(error).splitlines()[0]}")
-        return None
     path: Path_ = tuple(key.split("."))
+    if len(path) > MAX_DEPTH:
+        report.error(replace(origin, path=""), f"{shown(key)} is a key of {len(path)} parts; the limit is {MAX_DEPTH}")
+        return None
+    try:
+        loaded, _ = parse_yaml(f"value: {raw}")
+    except BadYaml as error:
+        report.error(origin, f"{shown(raw)} is {error}; quote text with special characters")
+        return None
+    if not isinstance(loaded, dict) or loaded.keys() != {"value"}:
+        report.error(origin, f"{shown(raw)} is more than one value: quote text with line breaks")
+        return None
+    value = loaded["value"]
     node = build(value, origin)
     for depth in range(len(path) - 1, -1, -1):
         node = Node({str(path[depth]): node}, replace(origin, path=".".join(map(str, path[:depth]))))
@@ -134,7 +136,7 @@ def merge(base: Node, later: Node) -> Node:
 def _are_indices(node: Node, length: int) -> bool:
     if not isinstance(node.value, dict) or not node.value:
         return False
-    return all(key.isdigit() and int(key) < length for key in node.value)
+    return all(key in map(str, range(length)) for key in node.value)
 
 
 def find(root: Node, path: str) -> Node | None:
@@ -183,6 +185,7 @@ def drop_replace_marks(node: Node, report: Report) -> None:
 def resolve_interpolations(root: Node, report: Report) -> None:
     """Replace `${other.key}` and `${oc.env:NAME}` by their values, in place."""
     config = OmegaConf.create(root.plain())
+    count = 0
     pending: list[tuple[Node, Path_]] = [(root, ())]
     while pending:
         node, path = pending.pop()
@@ -191,6 +194,10 @@ def resolve_interpolations(root: Node, report: Report) -> None:
         elif isinstance(node.value, list):
             pending += [(child, (*path, index)) for index, child in enumerate(node.value)]
         elif isinstance(node.value, str) and "${" in node.value:
+            count += node.value.count("${")
+            if count > MAX_INTERPOLATIONS:  # each may double what the next one refers to
+                report.error(node.origin, f"more than {MAX_INTERPOLATIONS} interpolations ${{...}} in a configuration")
+                return
             _resolve_one(node, path, config, report)
 
 
@@ -200,10 +207,13 @@ def _resolve_one(node: Node, path: Path_, config: Any, report: Report) -> None:
         for key in path[:-1]:
             parent = parent[key]
         value = parent[path[-1]]
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        report.error(node.origin, f"can't resolve {node.value}: {str(error).splitlines()[0]}")
+        report.error(node.origin, f"can't resolve {node.value[:_SHOWN]}: {str(error).splitlines()[0]}")
         return
-    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except RecursionError:
+        report.error(node.origin, f"can't resolve {node.value[:_SHOWN]}: it leads back to itself")
+        return
     resolved = build(plain, node.origin)
     node.value = resolved.value
 
@@ -225,12 +235,3 @@ def _collect_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int]) -> Non
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
             _collect_lines(value, (*path, index), lines)
-
-
-def _error_line(error: yaml.YAMLError) -> int | None:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return None if mark is None else mark.line + 1
-
-
-def _error_text(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error).strip().splitlines()[0]

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 LISTS = ("list", "List", "Sequence", "Iterable", "Collection")
+_NULLS = ("None", "none")  # Python's word, where YAML says null
 _DICTS = ("dict", "Dict", "Mapping", "MutableMapping")
 
 
@@ -78,8 +79,10 @@ def _describe_one(annotation: ast.expr) -> str:
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
     if name in _DICTS:
         return "a mapping"
-    if name in ("int", "float", "bool", "str"):
+    if name in ("int", "float", "str"):
         return name
+    if name == "bool":
+        return "true or false"
     return "a component (target and params)"
 
 
@@ -123,6 +126,8 @@ def _convert_union(value: Any, options: list[ast.expr], annotation: ast.expr) ->
         if any(_is_none(option) for option in options):
             return None
         raise _mismatch(value, annotation)
+    if value in _NULLS and any(map(_is_none, options)) and not any(_allows(option, value) for option in options):
+        return None
     reasons = []
     for option in options:
         if not _is_none(option):
@@ -131,6 +136,12 @@ def _convert_union(value: Any, options: list[ast.expr], annotation: ast.expr) ->
             except TypeMismatch as reason:
                 reasons.append(reason)
     raise reasons[0] if len(reasons) == 1 else _mismatch(value, annotation)
+
+
+def _allows(option: ast.expr, word: str) -> bool:
+    """Whether the word is one of the choices of a Literal."""
+    name, arguments = _split(option)
+    return name == "Literal" and word in map(ast.literal_eval, arguments)
 
 
 def _convert_sequence(value: Any, name: str, arguments: list[ast.expr], annotation: ast.expr) -> Any:
@@ -173,6 +184,6 @@ def _number(value: Any) -> int | float | None:
         return None
     try:
         number = float(value) if isinstance(value, str) else value
-    except ValueError:
+        return number if math.isfinite(number) else None
+    except (ValueError, OverflowError):  # no number, or a whole one that no float can hold
         return None
-    return number if math.isfinite(number) else None

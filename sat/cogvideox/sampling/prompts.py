@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TextIO
 from cogvideox.config.schema import SampleArgs
 from cogvideox.errors import DataError
 from cogvideox.text_files import UnreadableTextError, read_text, split_lines
+from cogvideox.user_files import is_possible, shown_path
 
 MAX_PROMPT_FILE_BYTES = 50_000_000
 _IMAGE_MARK = "@@"  # separates prompt and image for image-to-video models
@@ -50,10 +52,11 @@ def read_prompts(args: SampleArgs, *, image_to_video: bool = False, terminal: Te
 def read_prompt_file(path: str | Path, *, image_to_video: bool = False) -> list[Prompt]:
     """One prompt per line, UTF-8, blank lines skipped; images are looked for beside the file first. Raises:
     DataError."""
-    file = Path(path).expanduser()
-    if file.is_dir() or not file.exists():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(f"prompt file {file} {what}; args.input_file must be a text file with one prompt per line")
+    file = Path(os.path.expanduser(path))
+    if not is_possible(file) or os.path.isdir(file) or not os.path.exists(file):
+        what = "is a folder" if is_possible(file) and os.path.isdir(file) else "does not exist"
+        must = "args.input_file must be a text file with one prompt per line"
+        raise DataError(f"prompt file {shown_path(file)} {what}; {must}")
     try:
         lines = split_lines(read_text(file, MAX_PROMPT_FILE_BYTES))
     except UnreadableTextError as error:
@@ -105,10 +108,10 @@ def _parse(line: str, place: str, folder: Path | None) -> Prompt:
         raise DataError(
             f"{place}: {line.strip()!r} {what}; this is an image-to-video model: write prompt{_IMAGE_MARK}image.png"
         )
-    name = Path(rest[0]).expanduser()
+    name = Path(os.path.expanduser(rest[0]))
     places = [place for place in (folder, Path()) if place is not None]
     for candidate in ((each / name).absolute() for each in places):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return Prompt(text, candidate, place)
     where = "" if name.is_absolute() else " in " + " or ".join(str(each.absolute()) for each in places)
-    raise DataError(f"{place}: there is no image file {name}{where}")
+    raise DataError(f"{place}: there is no image file {shown_path(name)}{where}")

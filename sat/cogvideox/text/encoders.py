@@ -6,25 +6,22 @@ Transformer".
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.log import get_logger
-
-logger = get_logger(__name__)
+from cogvideox.user_files import shown_path
+from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+_SMALL_FILES = ("*.json", "spiece.model")
+_LONGEST_ID = 96  # characters, of Hugging Face
+_TABLE, _TABLE_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 
 
 class T5Encoder(nn.Module):
@@ -47,9 +44,13 @@ class T5Encoder(nn.Module):
             raise ConfigError(f"T5 encoder: max_length is {max_length}, must be at least 1 (226 for 1.0, 224 for 1.5)")
         self.model_dir = model_dir
         self.max_length = max_length
-        weights, vocabulary = _locate(model_dir)
-        self.tokenizer = _load_tokenizer(vocabulary, cache_dir)
-        self.transformer = _load_transformer(weights, cache_dir)
+        folder = _locate(model_dir, cache_dir)
+        try:
+            files = text_encoder_files(folder)
+            self.tokenizer = _load_tokenizer(files.tokenizer_folder, files.settings["vocab_size"])
+            self.transformer = _load_transformer(files)
+        except CheckpointError as error:
+            raise CheckpointError(f"T5 encoder: {error}") from error
         self.requires_grad_(False)
         self.eval()
 
@@ -93,83 +94,106 @@ class T5Encoder(nn.Module):
         return self.transformer(input_ids=tokens).last_hidden_state
 
 
-def _locate(model_dir: str) -> tuple[str, str]:
-    """Where the weights and the tokenizer are: checked folders, or the id twice."""
+def _locate(model_dir: str, cache_dir: str | None) -> Path:
+    """The folder that model_dir means; of a Hugging Face id, the one it was downloaded to."""
     folder = Path(os.path.expanduser(model_dir))
-    if not folder.exists():
+    if not os.path.exists(folder):
         if _looks_like_id(model_dir):
-            return model_dir, model_dir
+            return _download(model_dir, cache_dir)
         raise CheckpointError(
-            f"T5 encoder: no folder {folder} (model_dir); it must hold config.json, weights and tokenizer "
+            f"T5 encoder: no folder {shown_path(folder)} (model_dir); it must hold config.json, weights and tokenizer "
             "files of a T5 model, or be a Hugging Face id such as google/t5-v1_1-xxl"
         )
     if not folder.is_dir():
         raise CheckpointError(f"T5 encoder: {folder} is a file, a folder is needed (model_dir)")
-    pipeline = (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
-    weights, vocabulary = (folder / "text_encoder", folder / "tokenizer") if pipeline else (folder, folder)
-    _check_files(weights, vocabulary)
-    return str(weights), str(vocabulary)
+    return folder
 
 
 def _looks_like_id(name: str) -> bool:
     """`owner/model`, with no folder called `owner` here: then a misspelt folder is likelier than an id."""
     owner, _, model = name.partition("/")
     plain = bool(owner) and bool(model) and "/" not in model and not owner.startswith((".", "~"))
-    return plain and not Path(owner).exists()
+    return plain and len(name) <= _LONGEST_ID and not os.path.exists(owner)
 
 
-def _check_files(weights: Path, vocabulary: Path) -> None:
-    missing = []
-    if not (weights / "config.json").is_file():
-        missing.append(f"{weights / 'config.json'}")
-    if not any(any(weights.glob(pattern)) for pattern in _WEIGHT_PATTERNS):
-        missing.append(f"weights in {weights} ({' or '.join(_WEIGHT_PATTERNS)})")
-    if not any((vocabulary / name).is_file() for name in _TOKENIZER_FILES):
-        missing.append(f"a tokenizer in {vocabulary} ({' or '.join(_TOKENIZER_FILES)})")
-    if missing:
-        raise CheckpointError(f"T5 encoder: missing {'; '.join(missing)}")
+def _download(name: str, cache_dir: str | None) -> Path:
+    """Weights as pickles are fetched only where there are no others."""
+    from huggingface_hub import errors, snapshot_download
+
+    # Its HTTP library has been requests, httpx and httpx2; the base of its own HTTP error is that library's error.
+    kinds: Any = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
     try:
-        family = json.loads((weights / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"T5 encoder: can't read {weights / 'config.json'}: {error}") from error
-    if family != "t5":
-        raise CheckpointError(f"T5 encoder: {weights} holds a {family!r} model, a 't5' model is needed")
+        for weights in _WEIGHT_PATTERNS:
+            folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*_SMALL_FILES, weights]))
+            if any(folder.glob(weights)):
+                return folder
+    except kinds as error:
+        raise CheckpointError(
+            f"T5 encoder: no folder {name} (model_dir), and Hugging Face does not give a model of that name "
+            f"({_first_line(error)})"
+        ) from error
+    return folder
 
 
 # transformers is imported where it is used: it costs seconds, which a config check must not pay.
 
 
-def _load_tokenizer(source: str, cache_dir: str | None) -> Any:
+def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
     from transformers import AutoTokenizer, T5Tokenizer
 
     # Without one of these files nothing says which class it is; a lone spiece.model is T5's.
-    named = not os.path.isdir(source) or any(
-        os.path.isfile(os.path.join(source, name)) for name in ("config.json", "tokenizer_config.json")
-    )
+    named = any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
     kind: Any = AutoTokenizer if named else T5Tokenizer
     try:
-        return kind.from_pretrained(source, cache_dir=cache_dir, local_files_only=os.path.isdir(source))
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"T5 encoder: can't load the tokenizer of {source}: {_first_line(error)}") from error
-
-
-def _load_transformer(source: str, cache_dir: str | None) -> Any:
-    from transformers import T5EncoderModel
-
-    load: Any = T5EncoderModel.from_pretrained  # its annotation forgets the loading report
-    try:
-        model, report = load(
-            source, cache_dir=cache_dir, local_files_only=os.path.isdir(source), output_loading_info=True
+        tokenizer = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        trial = tokenizer(["a"], truncation=True, max_length=2, padding="max_length", return_tensors="pt")["input_ids"]
+        largest = max(tokenizer.get_vocab().values())
+    except Exception as error:  # of a damaged file the library in Rust raises the bare Exception, and no other kind
+        raise CheckpointError(f"can't load the tokenizer of {folder}: {_first_line(error)}") from error
+    if trial.shape != (1, 2) or largest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {folder} has tokens up to {largest}, the encoder knows {vocab_size}: "
+            "take both from one model"
         )
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"T5 encoder: can't load the weights of {source}: {_first_line(error)}") from error
-    # transformers fills missing weights with random numbers and goes on.
-    if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CheckpointError(f"T5 encoder: {source} lacks weights: {', '.join(names[:3])}{more}")
+    return tokenizer
+
+
+def _load_transformer(files: TextEncoderFiles) -> Any:
+    """Built from its sizes on no device, then given the stored tensors, which stay memory-mapped."""
+    from transformers import T5Config, T5EncoderModel
+
+    state = _encoder_tensors(files.read())
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config(**files.settings, dropout_rate=0.0))
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    _check_tensors(state, expected, files.folder)
+    model.load_state_dict(state, assign=True)
+    model.set_input_embeddings(model.shared)  # one table, as in the file
     return model
 
 
+def _encoder_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a decoder, and with the table of tokens under both of its names."""
+    state = {name: value for name, value in stored.items() if name.startswith("encoder.")}
+    table = stored.get(_TABLE, stored.get(_TABLE_AGAIN))
+    return state if table is None else {**state, _TABLE: table, _TABLE_AGAIN: table}
+
+
+def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], folder: Path) -> None:
+    """Raises: CheckpointError for weights that are missing, too many, of another shape, or integers."""
+    for what, names in (
+        ("lacks weights", expected.keys() - state.keys()),
+        ("holds weights for which its config.json has no place", state.keys() - expected.keys()),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise CheckpointError(f"{folder} {what}: {shown}")
+    for name, value in state.items():
+        if value.shape != expected[name] or not value.is_floating_point():
+            raise CheckpointError(
+                f"{folder}: {name} is {value.dtype} {list(value.shape)}; its config.json says {list(expected[name])}"
+            )
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -181,7 +181,11 @@ def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> N
 
 def _compare_settings(run: Path, config: Config) -> None:
     saved = newest_config(run)
-    changed = {} if saved is None else changed_settings(saved.read_text(encoding="utf-8"), config.resolved_yaml)
+    try:
+        changed = {} if saved is None else changed_settings(saved, config.resolved_yaml)
+    except ConfigError as error:
+        _log.warning("not compared with the settings of the run that is resumed: %s", error)
+        return
     texts = [f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key != "args.resume"]
     if texts:
         _log.warning("resumed with other settings than those of %s: %s", saved, ", ".join(texts))

@@ -6,6 +6,7 @@ Inside, tensors are b c t h w in channels-last memory; that layout stays in this
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -149,7 +150,7 @@ class VideoAutoencoder(nn.Module):
 
         Raises: CheckpointError that lists missing, unexpected and misshapen tensors.
         """
-        folder_file = Path(path).expanduser() / DIFFUSERS_FILE
+        folder_file = Path(os.path.expanduser(path)) / DIFFUSERS_FILE
         state = read_vae(folder_file if folder_file.is_file() else path, check=False)
         if any(".down_blocks." in name or ".up_blocks." in name for name in state):
             levels = len(self.encoder.down)

@@ -5,6 +5,7 @@ Names here are relative (without `model.diffusion_model.`); "plain" means withou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import shown_path
 from cogvideox.weights.families import TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.key_rules import select_prefix, shorten
 from cogvideox.weights.lora_map import MergedWeights, check_alpha, common_rank, is_adapter, plain_name
@@ -91,13 +93,13 @@ def recorded_base(base: Mapping[str, Any], source: Path) -> Path:
 
     Raises: CheckpointError when the file is gone or has another hash.
     """
-    recorded = Path(str(base["path"])).expanduser()
+    recorded = Path(os.path.expanduser(str(base["path"])))
     # A run folder that was moved as a whole still finds a base that is stored relative to it.
     places = [recorded] if recorded.is_absolute() else [recorded, source.parent / recorded]
-    found = next((place for place in places if place.exists()), None)
+    found = next((place for place in places if os.path.exists(place)), None)
     if found is None:
         raise CheckpointError(
-            f"{source} holds only what was trained, and its base {recorded} is not there: "
+            f"{source} holds only what was trained, and its base {shown_path(recorded)} is not there: "
             "put the base back, or save with args.save_full=true"
         )
     file = find_states_file(found)

@@ -9,7 +9,8 @@ at scale 1, which is alpha = rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import parse_json, read_json, shown
 from cogvideox.weights.base import SAT_ALPHA, LoraFacts, lora_facts
 from cogvideox.weights.families import POSITION_TABLE, TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import select_prefix
@@ -37,15 +39,18 @@ from cogvideox.weights.lora_map import (
     parse_names,
     parse_sat,
 )
+from cogvideox.weights.peft_settings import check_settings
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, is_finite, write_model
 from cogvideox.weights.sat_folder import LATEST_FILE, find_states_file, read_checkpoint
 from cogvideox.weights.transformer_map import RULES
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
+_SUFFIXES = (".safetensors", ".bin")  # the first that a folder has
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are computed with and written
-_FILES_IN_FOLDERS = (f"{DIFFUSERS_STEM}.safetensors", "adapter_model.safetensors")
+_FILES_IN_FOLDERS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in (DIFFUSERS_STEM, "adapter_model"))
 _PEFT_CONFIG = "adapter_config.json"
+_SETTINGS_HEADER = "lora_adapter_metadata"
 _WEIGHTS = tuple({rule.sat.partition("{")[0] for rule in RULES if rule.sat != POSITION_TABLE})  # how SAT's names begin
 _CLOSE = 1e-6  # relative; alpha tensors are often stored in 16 bits
 
@@ -85,15 +90,17 @@ def find_lora_file(path: str | Path, iteration: int | str | None = None) -> Path
 
     Raises: CheckpointError when there is none, or several that could be meant.
     """
-    path = Path(path).expanduser()
-    is_sat = (path / LATEST_FILE).is_file() or any(path.glob("mp_rank_*"))
-    if not path.is_dir() or iteration is not None or is_sat:
+    path = Path(os.path.expanduser(path))
+    if not os.path.isdir(path) or iteration is not None:
         return find_states_file(path, iteration)
-    there = sorted(path.glob("*.safetensors"))
-    found = [path / name for name in _FILES_IN_FOLDERS if path / name in there][:1] or there
+    if os.path.isfile(path / LATEST_FILE) or any(path.glob("mp_rank_*")):
+        return find_states_file(path)
+    known = [path / name for name in _FILES_IN_FOLDERS if os.path.isfile(path / name)][:1]
+    suffix = next((suffix for suffix in _SUFFIXES if any(path.glob(f"*{suffix}"))), _SUFFIXES[0])
+    found = known or sorted(path.glob(f"*{suffix}"))
     if len(found) > 1:
-        shown = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise CheckpointError(f"{path} holds {len(found)} .safetensors files ({shown}): name the one that is meant")
+        names = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise CheckpointError(f"{path} holds {len(found)} {suffix} files ({names}): name the one that is meant")
     return found[0] if found else find_states_file(path)
 
 
@@ -119,7 +126,7 @@ def read_adapter(path: str | Path, iteration: int | str | None = None, alpha: fl
         header = _read_header(file)
         known = _peft_alpha(file, header, _alpha_beside_modules(file, relative, names), rank)
         default, reason = rank, "the rank, so that scale is 1: the file doesn't say"
-        base = _read_json(header.get(BASE_HEADER, "{}"), file)
+        base = parse_json(header.get(BASE_HEADER, "{}"), f"{file}: what it records of its base", CheckpointError)
     else:
         raise CheckpointError(f"{file} holds no LoRA adapters; its first names: {', '.join(list(relative)[:2])}")
     if known is not None and alpha is not None and not _is_close(known, alpha):
@@ -206,37 +213,26 @@ def _peft_alpha(file: Path, header: Mapping[str, str], beside: float | None, ran
 
 
 def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | None:
-    """Alpha of the header or of peft's own file beside, such that alpha / rank is the scale."""
-    beside = file.parent / _PEFT_CONFIG
-    text = header.get("lora_adapter_metadata") or (_read_text(beside) if beside.is_file() else "{}")
-    config = {key.removeprefix("transformer."): value for key, value in _read_json(text, file).items()}
-    patterns = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
-    if patterns:
-        raise CheckpointError(f"{file}: its modules differ ({patterns[0]}); SAT's LoRA has one rank and alpha for all")
-    if config.get("use_dora"):
-        raise CheckpointError(f"{file} is a DoRA, which SAT has no place for: merge it into its model instead")
+    """Alpha of the header, else of peft's own file beside, such that alpha / rank is the scale."""
+    config: dict[str, Any] = {}
+    for settings in _peft_settings(file, header):
+        check_settings(settings, str(file))
+        config = {**settings, **config}
     if config.get("r") not in (None, rank):
-        raise CheckpointError(f"{file} states rank {config['r']!r}, its matrices have rank {rank}")
+        raise CheckpointError(f"{file} states rank {shown(config['r'])}, its matrices have rank {rank}")
     if config.get("lora_alpha") is None:
         return None
     return check_alpha(config["lora_alpha"], str(file)) * (rank**0.5 if config.get("use_rslora") else 1.0)
 
 
-def _read_json(text: str, file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: its LoRA settings are no JSON object: {text[:40]!r}")
-    return content
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{file} can't be read as text: {error}") from error
+def _peft_settings(file: Path, header: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """What diffusers' header says, then peft's own file beside; each only where it is there."""
+    stated, beside = header.get(_SETTINGS_HEADER), file.parent / _PEFT_CONFIG
+    if stated:
+        prefixed = parse_json(stated, f"{file}: its LoRA settings", CheckpointError)
+        yield {key.removeprefix("transformer."): value for key, value in prefixed.items()}
+    if beside.exists():
+        yield read_json(beside, CheckpointError)
 
 
 def _read_header(file: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogvideox import user_files
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import shown, shown_path
 from cogvideox.weights.torch_file import load_file
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -42,7 +44,7 @@ def read_model_folder(folder: Path, class_name: str) -> ModelFolder:
     """
     config = read_json(folder / "config.json")
     if config.get("_class_name") != class_name:
-        raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, a {class_name} is expected")
+        raise CheckpointError(f"{folder} holds a {shown(config.get('_class_name'))}, a {class_name} is expected")
     index, files = find_weights(folder)
     return ModelFolder(folder, config, read_weights(index, files), tuple(files))
 
@@ -84,15 +86,9 @@ def find_weights(folder: Path, stems: Stems = DIFFUSERS_STEMS) -> tuple[Path | N
 
 def read_json(file: Path) -> dict[str, Any]:
     """A configuration file. Raises: CheckpointError when it is missing or damaged."""
-    if not file.is_file():
+    if not os.path.exists(file):
         raise CheckpointError(f"no {file.name} in {file.parent}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} can't be read: {error}: {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a mapping of names to values")
-    return content
+    return user_files.read_json(file, CheckpointError)
 
 
 def check_same_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: str) -> None:
@@ -108,10 +104,14 @@ def check_same_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, s
 
 def _indexed_files(index: Path) -> list[Path]:
     names = sorted(set(_weight_map(index).values()))
-    absent = [name for name in names if not (index.parent / name).is_file()]
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} names {shown(outside[0])}, which is no file beside it: {_AGAIN}")
+    absent = [name for name in names if not os.path.isfile(index.parent / name)]
     if absent:
         raise CheckpointError(
-            f"{index} lists {len(absent)} of {len(names)} files that are not there, e.g. {absent[0]}: {_AGAIN}"
+            f"{index} lists {len(absent)} of {len(names)} files that are not there, e.g. {shown_path(absent[0])}: "
+            f"{_AGAIN}"
         )
     return [index.parent / name for name in names]
 

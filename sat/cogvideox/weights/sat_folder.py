@@ -12,6 +12,7 @@ Published checkpoints and old training runs don't have it. Files that hold the t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import read_text, shown, shown_path
 from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, write_text_atomically
 from cogvideox.weights.safetensors_stream import is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
@@ -33,6 +35,7 @@ LATEST_FILE = "latest"
 VAE_FILE = "3d-vae.pt"
 FORMAT = 1
 _STATES_SUFFIXES = (".pt", ".safetensors")  # others are hashes, notes and half downloads beside them
+_ITERATION_NAME = re.compile(r"[\w-][\w.-]{0,99}")  # 1000, global_step1000, 1000-ema
 _VAE_PREFIX = "first_stage_model."
 _VAE_DROPPED = "loss."  # the discriminator and perceptual loss that the VAE was trained with
 
@@ -72,10 +75,11 @@ def read_checkpoint(path: str | Path, iteration: int | str | None = None) -> Sat
 
 def find_states_file(path: str | Path, iteration: int | str | None = None) -> Path:
     """The weight file that `path` (and `iteration`) means. Raises: CheckpointError as `read_checkpoint`."""
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise CheckpointError(
-            f"no checkpoint at {path}: valid are a folder with '{LATEST_FILE}', an iteration folder or a file"
+            f"no checkpoint at {shown_path(path)}: valid are a folder with '{LATEST_FILE}', an iteration folder or a "
+            "file"
         )
     if path.is_file() and iteration is not None:
         raise CheckpointError(
@@ -86,9 +90,9 @@ def find_states_file(path: str | Path, iteration: int | str | None = None) -> Pa
     if iteration is None and not (path / LATEST_FILE).exists() and _states_in(path):
         return _single_states_file(path)
     name = str(iteration) if iteration is not None else read_latest(path)
-    if not (path / name).is_dir():
+    if not os.path.isdir(path / name):
         source = "asked for" if iteration is not None else f"named by {path / LATEST_FILE}"
-        raise CheckpointError(f"{path} has no iteration {name!r} ({source}); there: {_describe_iterations(path)}")
+        raise CheckpointError(f"{path} has no iteration {shown(name)} ({source}); there: {_describe_iterations(path)}")
     return _single_states_file(path / name)
 
 
@@ -100,12 +104,9 @@ def read_latest(folder: Path) -> str:
             f"{folder} has no file '{LATEST_FILE}' that names an iteration; "
             f"there: {_describe_iterations(folder)}. Give one of these, or write its name into that file"
         )
-    try:
-        name = file.read_text(encoding="utf-8").strip()
-    except (UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{file} can't be read as text: {error}") from error
-    if not name or "/" in name or "\n" in name:
-        raise CheckpointError(f"{file} holds {name[:40]!r}, expected the name of an iteration folder such as 1000")
+    name = read_text(file, CheckpointError).strip()
+    if not _ITERATION_NAME.fullmatch(name):
+        raise CheckpointError(f"{file} holds {shown(name)}, expected the name of an iteration folder such as 1000")
     return name
 
 
@@ -164,7 +165,7 @@ def read_vae(path: str | Path, *, check: bool = True) -> dict[str, Tensor]:
     check: whether it is a whole one; for those who compare it with their own.
     Raises: CheckpointError when it is missing, damaged, or holds no VAE or only a part of one.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     file = path / VAE_FILE if (path / VAE_FILE).is_file() else find_states_file(path)
     tensors = _tensors_of(load_file(file), file)
     if any(name.startswith(_VAE_PREFIX) for name in tensors):

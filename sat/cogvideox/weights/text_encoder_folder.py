@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.weights.hashes import FAST, new_hash
 from cogvideox.weights.model_folder import TRANSFORMERS_STEMS, find_weights, read_json, read_weights
 from cogvideox.weights.safetensors_stream import MAX_SHARD_BYTES, Entry, WrittenFile, write_model
+from cogvideox.weights.t5_config import t5_settings
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _TOKENIZER_FILES = (
@@ -45,6 +47,16 @@ class TextEncoderFiles:
     def folder(self) -> Path:
         """Where the encoder is."""
         return self.configs[0].parent
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is."""
+        return self.tokenizer[0].parent
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the encoder is built from. Raises: CheckpointError as `t5_settings`."""
+        return t5_settings(read_json(self.configs[0]), str(self.configs[0]))
 
     @property
     def encoder(self) -> tuple[Path, ...]:
@@ -80,7 +92,8 @@ def text_encoder_files(source: Path) -> TextEncoderFiles:
     if not (encoder / _CONFIG).is_file():
         raise CheckpointError(f"{encoder} is not a T5 text encoder: it needs config.json and weights")
     configs = [file for name in (_CONFIG, _GENERATION) if (file := encoder / name).is_file()]
-    for file in configs:
+    t5_settings(read_json(configs[0]), str(configs[0]))
+    for file in configs[1:]:
         read_json(file)
     index, weights = find_weights(encoder, TRANSFORMERS_STEMS)
     if not any(_is_old_pickle(file) for file in weights):
@@ -88,6 +101,9 @@ def text_encoder_files(source: Path) -> TextEncoderFiles:
     vocabulary = [file for name in _TOKENIZER_FILES if (file := tokenizer / name).is_file()]
     if not any(file.name in ("spiece.model", "tokenizer.json") for file in vocabulary):
         raise CheckpointError(f"{tokenizer} holds no T5 tokenizer: it needs spiece.model or tokenizer.json")
+    for file in vocabulary:
+        if file.suffix == ".json":
+            read_json(file)
     return TextEncoderFiles(tuple(configs), index, tuple(weights), tuple(vocabulary), _tokenizer_class(tokenizer))
 
 
@@ -142,4 +158,4 @@ def _is_old_pickle(file: Path) -> bool:
 def _tokenizer_class(folder: Path) -> str:
     file = folder / "tokenizer_config.json"
     name = read_json(file).get("tokenizer_class") if file.is_file() else None
-    return _TOKENIZER_CLASSES.get(name or "", "T5Tokenizer")
+    return _TOKENIZER_CLASSES.get(str(name), "T5Tokenizer")

@@ -15,6 +15,7 @@ of the vector of a parameter group, in stage 3 an n-th (rounded up) of every par
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import shown, shown_path
 from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, read_latest
 from cogvideox.weights.torch_file import load_file
 
@@ -98,7 +100,7 @@ def read_zero(path: str | Path, tag: str | None = None) -> ZeroCheckpoint:
 
     Raises: CheckpointError for missing or surplus ranks, shards of different saves, damaged files, what is not ZeRO.
     """
-    folder = _find_folder(Path(path).expanduser(), tag)
+    folder = _find_folder(Path(os.path.expanduser(path)), tag)
     files = _rank_files(folder, _OPTIMIZER)
     if not files:
         names = ", ".join(sorted(file.name for file in folder.iterdir())[:4]) or "nothing"
@@ -191,13 +193,13 @@ def _read_shares(flats: Sequence[_Flat], start: int, shape: torch.Size) -> Tenso
 
 
 def _find_folder(path: Path, tag: str | None) -> Path:
-    if not path.is_dir():
-        raise CheckpointError(f"no folder with ZeRO shards at {path}")
+    if not os.path.isdir(path):
+        raise CheckpointError(f"no folder with ZeRO shards at {shown_path(path)}")
     if tag is None and (path / LATEST_FILE).is_file():
         tag = read_latest(path)
-    if tag is not None and not (path / tag).is_dir():
+    if tag is not None and not os.path.isdir(path / tag):
         there = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "nothing"
-        raise CheckpointError(f"{path} has no folder {tag!r}; there: {there}")
+        raise CheckpointError(f"{path} has no folder {shown(tag)}; there: {there}")
     return path / tag if tag is not None else path
 
 

@@ -1,0 +1,216 @@
+"""What is mutated: for each kind of input a specimen, the files that go wrong, and the program's own reader of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from cogvideox.config.compare import changed_settings
+from cogvideox.config.load import load_config, read_trained_model
+from cogvideox.data.clips import ClipDecoder, ReadJob
+from cogvideox.data.decode import open_reader
+from cogvideox.data.images import read_image
+from cogvideox.data.sources import find_pairs
+from cogvideox.data.timing import ClipSpec
+from cogvideox.sampling.prompts import read_prompt_file
+from cogvideox.text.encoders import T5Encoder
+from cogvideox.weights.lora_file import read_adapter
+from cogvideox.weights.lora_map import TARGETS
+from cogvideox.weights.sat_folder import read_checkpoint, read_vae, write_checkpoint
+from diffusers_import.model_yaml import check_yamls
+from diffusers_import.options import parse_options
+from diffusers_import.plan import make_plan
+from fuzz.mutate import BYTES, HOSTILE_NAMES, REPLACED, TEXT, Mutation, json_values, yaml_tricks, yaml_values
+from PIL import Image
+from safetensors.torch import save_file
+
+WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """files: globs in the specimen's folder, of which one is changed. read: what the program does with the folder.
+
+    count: cases in a full run. is_exact: a checksum tells a change, so that what is read must be the specimen's.
+    """
+
+    prepare: Callable[[Path], object]
+    files: tuple[str, ...]
+    mutations: tuple[Mutation, ...]
+    read: Callable[[Path], Any]
+    count: int = 40
+    is_exact: bool = False
+
+
+def _family(folder: Path) -> tiny.TinyFamily:
+    return tiny.TinyFamily(folder / "family")
+
+
+def _run_yaml(folder: Path) -> None:
+    tiny.write_yaml(folder / "training_config.yaml", tiny.train_settings(_family(folder), folder / "runs"))
+
+
+def _read_run_yaml(folder: Path) -> str:
+    return load_config([str(folder / "training_config.yaml")], [], "train").resolved_yaml
+
+
+def _read_saved_yaml(folder: Path) -> None:
+    changed_settings(folder / "training_config.yaml", "args: {seed: 1}")
+    read_trained_model(folder / "training_config.yaml")
+
+
+def _override(file: Path, rng: random.Random) -> None:
+    keys = ["args.load", "args.seed", "args.resume", "args.train_data", "data.fps", "deepspeed", "model.sampler_config"]
+    keys += ["model.network_config.params.modules", "args.train_data.²", "args..seed", "", "a" * 3000, "a." * 200 + "a"]
+    values = [
+        "[" * 500,
+        "{",
+        "!!int x",
+        "0b_",
+        "None",
+        "1\nb: 2",
+        "*a",
+        "&a [*a]",
+        "'",
+        "\0",
+        "~",
+        "==",
+        *HOSTILE_NAMES,
+    ]
+    file.write_text(json.dumps([f"{rng.choice(keys)}={rng.choice(values)}" for _ in range(rng.randrange(1, 4))]))
+
+
+def _read_overrides(folder: Path) -> None:
+    overrides = json.loads((folder / "overrides.json").read_text())
+    load_config([str(folder / "training_config.yaml")], overrides, "train", check_files=True)
+
+
+def _overrides(folder: Path) -> None:
+    _run_yaml(folder)
+    for place in ("transformer", "clips", "t5", "vae/3d-vae.pt"):  # only looked for
+        (folder / "family" / place).mkdir(parents=True)
+    (folder / "overrides.json").write_text("[]")
+
+
+def _checkpoint(folder: Path) -> None:
+    torch.manual_seed(0)
+    module = {f"model.diffusion_model.layer.{n}.weight": torch.randn(40, 50) for n in range(4)}
+    write_checkpoint(folder, 3, module, {"lora": {"r": 4, "alpha": 4.0}})
+
+
+def _read_checkpoint(folder: Path) -> Mapping[str, torch.Tensor]:
+    return {name: value.clone() for name, value in read_checkpoint(folder).module.items()}
+
+
+def _vae(folder: Path) -> None:
+    torch.manual_seed(0)
+    names = ("encoder.conv_in.conv.weight", "decoder.conv_in.conv.weight", "decoder.conv_out.conv.weight")
+    torch.save({"state_dict": {name: torch.randn(4, 3) for name in names}}, folder / "3d-vae.pt")
+
+
+def _adapter(folder: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        f"base_model.model.transformer_blocks.{layer}.{target.diffusers}.lora_{kind}.weight": torch.randn(shape)
+        for layer in range(2)
+        for target in TARGETS
+        for kind, shape in (("A", (4, WIDTH)), ("B", (WIDTH, 4)))
+    }
+    header = {"transformer.r": 4, "transformer.lora_alpha": 8}
+    save_file(tensors, folder / "adapter_model.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "init_lora_weights": True, "rank_pattern": {}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _pickled_adapter(folder: Path) -> None:
+    _adapter(folder)
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def _encode(folder: Path) -> None:
+    T5Encoder(str(folder / "t5"), max_length=8)(["a red square"])
+
+
+def _pipeline(folder: Path) -> None:
+    """A whole diffusers pipeline, as our own exporter writes it."""
+    import convert_weight_sat2hf
+
+    family = tiny.write_family(folder / "family", num_clips=0)
+    words = ["--checkpoint", family.transformer, "--base", family.model_yaml, "--output_path", folder / "hf"]
+    convert_weight_sat2hf.main([*map(str, words)])
+
+
+def _plan(folder: Path) -> None:
+    plan = make_plan(parse_options([str(folder / "hf"), "--output_path", str(folder / "out")]))
+    check_yamls(plan)
+
+
+def _clips(folder: Path) -> None:
+    tiny.write_clips(folder / "clips", 1)
+
+
+def _read_captions(folder: Path) -> None:
+    find_pairs([folder / "clips"])
+
+
+def _read_clip(folder: Path) -> None:
+    spec = ClipSpec((tiny.HEIGHT, tiny.WIDTH), tiny.FPS, tiny.FRAMES, 0.0, "skip", False)
+    decoder = ClipDecoder(spec, open_reader("pyav"))
+    for file in sorted((folder / "clips").glob("*.mp4")):
+        if decoder.survey(str(file)).too_short is None:
+            decoder.read(ReadJob(str(file), 0, 0, 0))
+
+
+def _images(folder: Path) -> None:
+    rng = random.Random(0)
+    image = Image.frombytes("RGB", (40, 30), rng.randbytes(3600))
+    for name in ("a.png", "a.jpg", "a.webp"):
+        image.save(folder / name)
+
+
+def _read_images(folder: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.webp"):
+        read_image(folder / name)
+
+
+def _prompts(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("a ship\na red square@@x.png\nthe sea\n")
+
+
+def _t5(folder: Path) -> None:
+    tiny.write_t5(folder / "t5")
+
+
+_JSON = (*TEXT, *REPLACED, *[json_values] * 20)
+_YAML = (*TEXT, *REPLACED, *[yaml_values] * 20, *[yaml_tricks] * 8)
+_BINARY = (*BYTES, *BYTES, *REPLACED)
+_LINES = (*TEXT, *BYTES, *REPLACED)
+
+KINDS: Mapping[str, Kind] = {
+    "YAML": Kind(_run_yaml, ("*.yaml",), _YAML, _read_run_yaml, 80),
+    "saved YAML": Kind(_run_yaml, ("*.yaml",), (*_LINES, yaml_values, yaml_tricks), _read_saved_yaml),
+    "overrides": Kind(_overrides, ("*.json",), (_override,), _read_overrides),
+    "latest": Kind(_checkpoint, ("latest",), _LINES, _read_checkpoint),
+    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60, is_exact=True),
+    "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder)),
+    "adapter settings": Kind(_adapter, ("*.json",), _JSON, lambda folder: read_adapter(folder), 60),
+    "adapter": Kind(_adapter, ("*.safetensors",), _BINARY, lambda folder: read_adapter(folder)),
+    "adapter (.bin)": Kind(_pickled_adapter, ("*.bin",), _BINARY, lambda folder: read_adapter(folder)),
+    "T5 settings": Kind(_t5, ("t5/*.json",), _JSON, _encode, 60),
+    "T5 weights": Kind(_t5, ("t5/*.safetensors",), _BINARY, _encode, 30),
+    "diffusers settings": Kind(_pipeline, ("hf/*.json", "hf/*/*.json"), _JSON, _plan, 60),
+    "diffusers weights": Kind(_pipeline, ("hf/*/*.safetensors",), _BINARY, _plan, 20),
+    "captions": Kind(_clips, ("clips/*.txt",), _LINES, _read_captions),
+    "videos": Kind(_clips, ("clips/*.mp4",), _BINARY, _read_clip, 60),
+    "images": Kind(_images, ("a.*",), _BINARY, _read_images),
+    "prompts": Kind(_prompts, ("*.txt",), _LINES, lambda folder: read_prompt_file(folder / "prompts.txt"), 30),
+}
