@@ -86,9 +86,10 @@ def test_damaged_rows_are_looked_at_again(cache: HeaderCache, clip: str, tmp_pat
 
 def test_without_a_place_nothing_is_remembered(clip: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache = HeaderCache(tmp_path / "file" / "headers", "pyav")
-    assert cache.get([clip]) == {}
-    cache.put({clip: INFO})
+    for place in (tmp_path / "file" / "headers", None):
+        cache = HeaderCache(place, "pyav")
+        assert cache.get([clip]) == {}
+        cache.put({clip: INFO})
 
 
 def test_a_locked_memory_is_not_waited_for(
@@ -110,3 +111,5 @@ def test_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the XDG specification
     monkeypatch.setenv("HOME", "/home/somebody")
     assert cache_file() == Path("/home/somebody/.cache/cogvideox-sat/headers.sqlite3")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without a home
+    assert cache_file() is None

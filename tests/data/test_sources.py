@@ -162,9 +162,18 @@ def test_refused_roots(tmp_path: Path) -> None:
         find_pairs([tmp_path / "a/x.mp4"])
     with pytest.raises(DataError, match=r"empty holds no video; looked for .mp4, .mov, .avi, .mkv, .webm"):
         find_pairs([tmp_path / "empty"])
-    with pytest.raises(DataError, match=r"a/b lies inside .*a: its clips would count twice"):
-        find_pairs([tmp_path / "a", tmp_path / "a/b"])
-    with pytest.raises(DataError, match="lies inside"):
+    for roots in (["a", "a/b"], ["a/b", "a"]):
+        with pytest.raises(DataError, match=r"data folder .* and .* both hold .*a/b: its clips would count twice"):
+            find_pairs([tmp_path / root for root in roots])
+    with pytest.raises(DataError, match=r"data folder .*a is given twice: its clips would count twice"):
         find_pairs([tmp_path / "a", tmp_path / "a"])
+    (tmp_path / "other").mkdir()
+    put(tmp_path, "other/z.mp4")
+    (tmp_path / "other/link").symlink_to(tmp_path / "a/b")
+    (tmp_path / "same").symlink_to(tmp_path / "a")
+    with pytest.raises(DataError, match=r"/a and .*/other both hold .*/other/link: its clips would count twice"):
+        find_pairs([tmp_path / "a", tmp_path / "other"])
+    with pytest.raises(DataError, match="same is given twice"):
+        find_pairs([tmp_path / "a", tmp_path / "same"])
     with pytest.raises(DataError, match="missing_captions is 'skip'; it has to be one of error, empty"):
         find_pairs([tmp_path / "a"], missing_captions="skip")

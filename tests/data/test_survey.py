@@ -64,13 +64,26 @@ def test_looking_stops_when_the_time_is_spent(tmp_path: Path, monkeypatch: pytes
     now = iter(range(100))
     monkeypatch.setattr("cogvideox.data.survey.time.monotonic", lambda: float(next(now)))
     paths = [str(tmp_path / name) for name in "abcde"]
-    assert [path for path, _ in look_here(paths, ScriptedReader(), 600.0, budget_s=3.5)] == paths[:3]
+    assert [path for path, _ in look_here(paths, ScriptedReader(), 600.0, 3.5, num_threads=1)] == paths[:3]
 
 
 def test_a_file_that_takes_all_the_time_was_not_looked_at(tmp_path: Path) -> None:
     hanging = str(tmp_path / "hang")
     started = time.monotonic()
-    assert list(look_here([hanging], ScriptedReader(), 60.0, budget_s=0.2)) == []
+    others = [str(tmp_path / name) for name in "abc"]
+    results = dict(look_here([hanging, *others], ScriptedReader(), 60.0, budget_s=2.0, num_threads=2))
+    assert sorted(results) == others  # one thread hangs, the other goes on
     (result,) = look_here([hanging], ScriptedReader(), 0.2)
     assert result == (hanging, Failure(f"{hanging}: not decoded within clip_timeout_s=0.2 s"))
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_in_a_reader_is_a_failure(tmp_path: Path) -> None:
+    class Mistaken(ScriptedReader):
+        def probe(self, path: str) -> ClipInfo:
+            raise ZeroDivisionError
+
+    paths = [str(tmp_path / name) for name in "ab"]
+    expected = {path: Failure(f"{path}: the decoder failed, see the traceback above") for path in paths}
+    assert dict(look_here(paths, Mistaken(), 600.0)) == expected

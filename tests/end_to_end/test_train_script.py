@@ -37,10 +37,17 @@ def fail(settings, tmp_path, capfd):
 
 
 def test_a_right_start_ends_with_status_0(settings, tmp_path, capfd):
-    arguments = ["--base", str(settings), f"args.save={tmp_path}", "args.train_iters=1", "--seed", "5"]
-    assert run_cli(train_video.main, arguments) == 0
-    (folder,) = tmp_path.iterdir()
+    arguments = ["--base", str(settings), f"args.save={tmp_path / 'runs'}", "args.train_iters=1", "--seed", "5"]
+    tiny.write_clips(tmp_path / "clips", 2)
+    caption = next((tmp_path / "clips").glob("*.txt"))
+    caption.write_text("a red square moves left " * 5)
+    clips = [f"args.{key}=[{tmp_path / 'clips'}]" for key in ("train_data", "valid_data")]
+    assert run_cli(train_video.main, [*arguments, *clips]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
     assert "seed: 5" in (folder / "training_config.yaml").read_text()
+    said = capfd.readouterr().err
+    assert f"{caption.with_suffix('.mp4')}: 26 tokens, the text encoder reads 12" in said
+    assert "held out and trained on: 2 (kept)" in said
 
 
 def test_check_stops_before_anything_is_built(settings, tmp_path, capfd):

@@ -30,11 +30,12 @@ _FIND = "SELECT facts, times FROM headers WHERE path = ? AND reader = ? AND size
 _LOCK_WAIT_S = 2.0  # another run may be writing
 
 
-def cache_file() -> Path:
-    """Where headers are remembered: `$XDG_CACHE_HOME`, or `~/.cache`; never among the user's clips."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~")) / ".cache"
-    return folder / "cogvideox-sat" / "headers.sqlite3"
+def cache_file() -> Path | None:
+    """Where headers are remembered: `$XDG_CACHE_HOME`, or `~/.cache`; never among the user's clips. None for a user
+    without a home, as in some containers."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(folder) / "cogvideox-sat" / "headers.sqlite3" if os.path.isabs(folder) else None
 
 
 class HeaderCache:
@@ -43,7 +44,7 @@ class HeaderCache:
     It is emptied when the code that looks at clips, or its library, is another than the one that wrote it.
     """
 
-    def __init__(self, file: Path, reader: str) -> None:
+    def __init__(self, file: Path | None, reader: str) -> None:
         self._file, self._reader = file, reader
         self._stamps: dict[str, tuple[int, int]] = {}
 
@@ -75,6 +76,8 @@ class HeaderCache:
             self._give_up(error)
 
     def _connect(self) -> _Closing:
+        if self._file is None:
+            raise FileNotFoundError("there is no home folder")
         self._file.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._file, timeout=_LOCK_WAIT_S)
         version = _version()
@@ -86,7 +89,9 @@ class HeaderCache:
 
     def _give_up(self, error: Exception) -> None:
         _log.debug("headers of clips are not remembered in %s: %s", self._file, error)
-        if not isinstance(error, OSError | sqlite3.OperationalError):  # damaged: the next run starts another
+        if self._file is not None and not isinstance(
+            error, OSError | sqlite3.OperationalError
+        ):  # damaged: the next run starts another
             with suppress(OSError):
                 self._file.unlink()
 

@@ -66,8 +66,9 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, 
             have captions are reported as left out, others are not looked at.
 
     Raises:
-        DataError: no roots; a root that is missing, no folder, inside another root or without videos (and images,
-            if those count); an unknown `missing_captions`. Problems of single items are in the result instead.
+        DataError: no roots; a root that is missing, no folder, or without videos (and images, if those count); a
+            folder that is in two roots, by links as well; an unknown `missing_captions`. Problems of single items
+            are in the result instead.
     """
     if missing_captions not in MISSING_CAPTIONS:
         raise DataError(f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}")
@@ -76,8 +77,9 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, 
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     num_videos = 0
+    reached: dict[str, Path] = {}
     for root in roots:
-        files = _Files.walk(Path(root), with_images)
+        files = _Files.walk(Path(root), with_images, reached)
         num_videos += len(files.videos)
         for relative in files.videos:
             caption, found = _caption_of(files, relative, missing_captions)
@@ -98,11 +100,6 @@ def _check_roots(roots: Sequence[str | Path]) -> None:
         if not Path(root).is_dir():
             kind = "is a file" if Path(root).exists() else "does not exist"
             raise DataError(f"data folder {root} {kind}; it has to be a folder of videos with captions")
-    real = [Path(root).resolve() for root in roots]
-    for index, path in enumerate(real):
-        for other in range(len(real)):
-            if other != index and path.is_relative_to(real[other]):
-                raise DataError(f"data folder {roots[index]} lies inside {roots[other]}: its clips would count twice")
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,11 @@ class _Files:
     used: set[str]
 
     @classmethod
-    def walk(cls, root: Path, with_images: bool) -> _Files:
+    def walk(cls, root: Path, with_images: bool, reached: dict[str, Path]) -> _Files:
         videos: list[PurePosixPath] = []
         images: list[PurePosixPath] = []
         captions: dict[str, PurePosixPath] = {}
-        for relative in _walk(root):
+        for relative in _walk(root, reached):
             suffix = relative.suffix.lower()
             if suffix in VIDEO_SUFFIXES or (with_images and is_image(relative)):
                 videos.append(relative)
@@ -162,18 +159,22 @@ def _nothing_found(root: Path, num_images: int, with_images: bool) -> str:
     return f"data folder {root} holds no {what}; looked for {looked_for} at every depth"
 
 
-def _walk(root: Path) -> Iterator[PurePosixPath]:
-    visited: set[str] = set()
+def _walk(root: Path, reached: dict[str, Path]) -> Iterator[PurePosixPath]:
+    """The files below a root. reached: the real folders that were walked so far, links followed, and for which root."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"data folder {error.filename} can't be read: {error.strerror}")
 
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
-        if real in visited:  # a link that leads back up
+        first = reached.get(real)
+        if first is root:  # a link that leads back up
             subfolders.clear()
             continue
-        visited.add(real)
+        if first is not None:
+            what = f"{root} is given twice" if first.samefile(root) else f"{first} and {root} both hold {folder}"
+            raise DataError(f"data folder {what}: its clips would count twice")
+        reached[real] = root
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
         yield from (relative / name for name in names if not name.startswith("."))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +14,8 @@ from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.images import ImageReader, is_image
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices
 from cogvideox.errors import DataError
+
+NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -82,41 +87,49 @@ def reader_for(path: str, reader: VideoReader) -> VideoReader:
 
 
 def look_here(
-    paths: Sequence[str], reader: VideoReader, timeout_s: float, budget_s: float = float("inf")
+    paths: Sequence[str],
+    reader: VideoReader,
+    timeout_s: float,
+    budget_s: float = float("inf"),
+    num_threads: int = NUM_THREADS,
 ) -> Iterator[tuple[str, ClipInfo | Failure]]:
-    """Look at files one after the other in this process, until the budget is spent.
+    """Look at files in threads of this process, until the budget is spent. Results come when they are ready.
 
     Args:
-        paths: the files.
+        paths: the files, each once.
         reader: for videos.
         timeout_s: seconds that one file may take; one that takes longer is a Failure.
         budget_s: seconds for all. A file that is being looked at when they end counts as not looked at.
+        num_threads: files at a time; libraries that read files leave Python's lock.
     """
     end = time.monotonic() + budget_s
-    for path in paths:
-        left = end - time.monotonic()
-        if left <= 0:
+    waiting, running = deque(paths), dict[str, float]()  # path -> when it has to be done
+    results: queue.SimpleQueue[tuple[str, ClipInfo | Failure]] = queue.SimpleQueue()
+    while waiting or running:
+        now = time.monotonic()
+        if now >= end:
             return
-        found = _probe_within(min(timeout_s, left), path, reader)
-        if found is not None:
-            yield path, found
-        elif left > timeout_s:
-            yield path, Failure(f"{path}: not decoded within clip_timeout_s={timeout_s:g} s")
-
-
-def _probe_within(seconds: float, path: str, reader: VideoReader) -> ClipInfo | Failure | None:
-    """None when it takes longer: a library that hangs can't be interrupted, so its thread is left behind."""
-    found: list[ClipInfo | Failure] = []
-
-    def work() -> None:
+        while waiting and len(running) < num_threads:
+            path = waiting.popleft()
+            running[path] = now + timeout_s
+            # One thread per file: a library that hangs can't be interrupted, so its thread is left behind.
+            threading.Thread(target=_probe, args=(path, reader, results), daemon=True).start()
         try:
-            found.append(reader_for(path, reader).probe(path))
-        except DataError as error:
-            found.append(Failure.of(error))
+            path, found = results.get(timeout=max(0.0, min(end, *running.values()) - now))
+        except queue.Empty:
+            for path in [path for path, deadline in running.items() if deadline <= time.monotonic()]:
+                del running[path]
+                yield path, Failure(f"{path}: not decoded within clip_timeout_s={timeout_s:g} s")
+            continue
+        if running.pop(path, None) is not None:
+            yield path, found
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not found and not thread.is_alive():
-        return Failure(f"{path}: the decoder failed, see the traceback above")
-    return found[0] if found else None
+
+def _probe(path: str, reader: VideoReader, results: queue.SimpleQueue[tuple[str, ClipInfo | Failure]]) -> None:
+    found: ClipInfo | Failure = Failure(f"{path}: the decoder failed, see the traceback above")
+    try:
+        found = reader_for(path, reader).probe(path)
+    except DataError as error:
+        found = Failure.of(error)
+    finally:
+        results.put((path, found))

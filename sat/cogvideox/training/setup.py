@@ -6,7 +6,7 @@ a run that doesn't start.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cogvideox.config.compare import changed_settings
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
 from cogvideox.data.listing import long_captions, trained_and_held_out
-from cogvideox.data.report import describe
+from cogvideox.data.report import Problem, describe
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model
@@ -154,8 +154,7 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
     train, held_out = read(args.train_data), None
     if args.valid_data:
         held_out = read(args.valid_data)
-        for line in describe(trained_and_held_out(train.samples, held_out.samples)):
-            _log.warning("%s", line)
+        _warn(trained_and_held_out(train.samples, held_out.samples))
     elif args.eval_split > 0:
         train, held_out = split_held_out(train, args.eval_split)
     if held_out is not None:
@@ -167,8 +166,12 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
 def _name_long_captions(model: VideoDiffusion, train: VideoDataset, held_out: VideoDataset | None) -> None:
     """Only the text encoder's tokenizer knows them, so this comes after the report on the data."""
     samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
-    for line in describe(long_captions(samples, model.conditioner.count_tokens, model.conditioner.max_length)):
-        _log.warning("%s", line)
+    _warn(long_captions(samples, model.conditioner.count_tokens, model.conditioner.max_length))
+
+
+def _warn(problems: Sequence[Problem]) -> None:
+    if problems:
+        _log.warning("%s", "\n".join(["data:", *describe(problems)]))
 
 
 def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> None:
