@@ -200,7 +200,7 @@ KINDS: Mapping[str, Kind] = {
     "saved YAML": Kind(_run_yaml, ("*.yaml",), (*_LINES, yaml_values, yaml_tricks), _read_saved_yaml),
     "overrides": Kind(_overrides, ("*.json",), (_override,), _read_overrides),
     "latest": Kind(_checkpoint, ("latest",), _LINES, _read_checkpoint),
-    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60, is_exact=True),
+    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60),
     "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder, check=False)),
     "adapter settings": Kind(_adapter, ("*.json",), _JSON, lambda folder: read_adapter(folder), 60),
     "adapter": Kind(_adapter, ("*.safetensors",), _BINARY, lambda folder: read_adapter(folder)),
