@@ -28,7 +28,7 @@ from cogvideox.weights.run_config import trained_config  # noqa: E402
 from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
 from cogvideox.weights.sat_stream import write_sat_folder  # noqa: E402
 from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402
-from conversion.command_line import Parser, add_output  # noqa: E402
+from conversion.command_line import Parser, add_output, possible_path  # noqa: E402
 from conversion.manifest import write_manifest  # noqa: E402
 
 
@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("WARNING")
     begin = time.perf_counter()
     parser = Parser(__doc__ or "")
-    parser.add_argument("checkpoint", type=Path, help="run folder with `latest`, or one of its iteration folders")
+    parser.add_argument(
+        "checkpoint", type=possible_path, help="run folder with `latest`, or one of its iteration folders"
+    )
     parser.add_argument("--tag", help="iteration folder of a run folder, instead of the latest")
     add_output(parser, default="float32 for what was trained, the rest as stored")
     options = parser.parse_args(list(argv))

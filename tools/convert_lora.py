@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, add_output, positive  # noqa: E402
+from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
 from lora_tools.base_model import open_base  # noqa: E402
 from lora_tools.convert import LAYOUT_CHOICES, convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
     """Read, check, write. Raises: UserError for everything that the user can put right."""
     setup_logging("WARNING")
     parser = Parser(__doc__ or "")
-    parser.add_argument("source", type=Path, help="run folder, iteration folder, .pt or .safetensors file")
+    parser.add_argument("source", type=possible_path, help="run folder, iteration folder, .pt or .safetensors file")
     parser.add_argument("--to", required=True, choices=LAYOUT_CHOICES, help="who is to read it")
     parser.add_argument("--iteration", metavar="N", help="of a run folder, instead of its latest (500, 500-ema)")
-    parser.add_argument("--base", type=Path, metavar="PATH", help="SAT checkpoint that the LoRA belongs to")
+    parser.add_argument("--base", type=possible_path, metavar="PATH", help="SAT checkpoint that the LoRA belongs to")
     parser.add_argument(
         "--alpha",
         type=positive,

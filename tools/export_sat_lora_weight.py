@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, positive  # noqa: E402
+from conversion.command_line import Parser, positive, possible_path  # noqa: E402
 from lora_tools.convert import convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
 
@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> None:
     """Read, check, write. Raises: UserError for everything that the user can put right."""
     setup_logging("WARNING")
     parser = Parser(__doc__ or "")
-    parser.add_argument("--sat_pt_path", type=Path, required=True, help="file, iteration folder or run folder")
-    parser.add_argument("--lora_save_directory", type=Path, required=True, help="new or empty folder")
+    parser.add_argument("--sat_pt_path", type=possible_path, required=True, help="file, iteration folder or run folder")
+    parser.add_argument("--lora_save_directory", type=possible_path, required=True, help="new or empty folder")
     parser.add_argument("--alpha", type=positive, help="for files that don't state it; SAT's default is 1")
     options = parser.parse_args(list(argv))
     adapter = open_adapter(options.sat_pt_path, alpha=options.alpha)

@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser  # noqa: E402
+from conversion.command_line import Parser, possible_path  # noqa: E402
 from lora_tools.extract import extract, open_pair  # noqa: E402
 
 
@@ -28,14 +28,18 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("WARNING")
     begin = time.perf_counter()
     parser = Parser(__doc__ or "")
-    parser.add_argument("finetuned", type=Path, help="run folder, iteration folder or file of the full fine-tune")
+    parser.add_argument(
+        "finetuned", type=possible_path, help="run folder, iteration folder or file of the full fine-tune"
+    )
     parser.add_argument("--iteration", metavar="N", help="of a run folder, instead of its latest")
-    parser.add_argument("--base", type=Path, metavar="PATH", help="what it was trained from; default: what it records")
+    parser.add_argument(
+        "--base", type=possible_path, metavar="PATH", help="what it was trained from; default: what it records"
+    )
     parser.add_argument("--rank", type=int, required=True, help="of the adapter; its alpha is the same, so scale is 1")
     parser.add_argument(
         "--fast", action="store_true", help="ten times quicker; the error may be 1 %% above the smallest possible"
     )
-    parser.add_argument("--output_path", type=Path, required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--output_path", type=possible_path, required=True, metavar="DIR", help="new or empty folder")
     options = parser.parse_args(list(argv))
     finetuned, base = open_pair(options.finetuned, options.base, options.iteration)
     print(f"base: {base.facts.summary}, from {base.path}")

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, add_output, positive  # noqa: E402
+from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
 from lora_tools.base_model import note_other_file  # noqa: E402
 from lora_tools.merge import find_base, merge, read_weighted  # noqa: E402
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--adapter", action="append", required=True, metavar="PATH[:STRENGTH]", help="repeat for several"
     )
-    parser.add_argument("--base", type=Path, metavar="PATH", help="SAT checkpoint to add them to")
+    parser.add_argument("--base", type=possible_path, metavar="PATH", help="SAT checkpoint to add them to")
     parser.add_argument("--alpha", type=positive, help="lora_alpha of adapters whose file doesn't state it")
     add_output(parser)
     options = parser.parse_args(list(argv))

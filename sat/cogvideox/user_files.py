@@ -11,7 +11,7 @@ from cogvideox.errors import UserError
 
 MAX_BYTES = 16 * 2**20  # of the largest that is read: the index of a model with thousands of shards is smaller
 MAX_NAME_BYTES = 255  # what file systems allow for one name
-_SHOWN = 60  # characters of a value in a message
+_SHOWN = 100  # characters of a value in a message
 
 
 def read_text(file: Path, error: type[UserError], *, max_bytes: int = MAX_BYTES) -> str:
@@ -47,7 +47,11 @@ def parse_json(text: str, source: str, error: type[UserError]) -> dict[str, Any]
 
 def shown(value: object) -> str:
     """A value in a message: on one line, and cut where it is long."""
-    text = repr(value)
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

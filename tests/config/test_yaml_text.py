@@ -79,7 +79,7 @@ def test_a_byte_order_mark_is_no_content(train: Load, tmp_path: pathlib.Path) ->
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["args.seed=[" + "[" * 90], r"args\.seed: '\[+\.\.\. is nested more than 40 levels"),
+        (["args.seed=[" + "[" * 900], r"args\.seed: '\[+\.\.\. is nested more than 40 levels"),
         ([".".join("a" * 3000) + "=1"], r"is a key of 3000 parts; the limit is 40"),
         (["args.seed=!!int x"], r"is the tag 'tag:yaml\.org,2002:int' is not read here"),
         (["args.seed=1\nb: 2"], r"'1\\nb: 2' is more than one value"),

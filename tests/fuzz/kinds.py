@@ -183,7 +183,7 @@ def _read_images(folder: Path) -> None:
 
 
 def _prompts(folder: Path) -> None:
-    (folder / "prompts.txt").write_text("a ship\na red square@@x.png\nthe sea\n")
+    (folder / "prompts.txt").write_text("a ship\na red square\nthe sea\n")
 
 
 def _t5(folder: Path) -> None:
@@ -200,8 +200,8 @@ KINDS: Mapping[str, Kind] = {
     "saved YAML": Kind(_run_yaml, ("*.yaml",), (*_LINES, yaml_values, yaml_tricks), _read_saved_yaml),
     "overrides": Kind(_overrides, ("*.json",), (_override,), _read_overrides),
     "latest": Kind(_checkpoint, ("latest",), _LINES, _read_checkpoint),
-    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60, is_exact=True),
-    "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder)),
+    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60),
+    "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder, check=False)),
     "adapter settings": Kind(_adapter, ("*.json",), _JSON, lambda folder: read_adapter(folder), 60),
     "adapter": Kind(_adapter, ("*.safetensors",), _BINARY, lambda folder: read_adapter(folder)),
     "adapter (.bin)": Kind(_pickled_adapter, ("*.bin",), _BINARY, lambda folder: read_adapter(folder)),

@@ -91,7 +91,7 @@ BYTES: tuple[Mutation, ...] = (
     _bytes(_cut_out),
     _bytes(_insert),
     _bytes(lambda content, rng: content[: rng.randrange(len(content))]),
-    _bytes(lambda content, rng: content + content[: rng.randrange(1, len(content))]),
+    _bytes(lambda content, rng: content + content[: rng.randrange(1, len(content) + 1)]),
     _bytes(lambda content, rng: rng.randbytes(rng.randrange(1, 5000))),
 )
 REPLACED: tuple[Mutation, ...] = (

@@ -163,3 +163,60 @@ def test_broken_tokenizer(copy: Path) -> None:
 def test_length_must_be_positive(folder: Path) -> None:
     with pytest.raises(ConfigError, match="max_length is 0, must be at least 1"):
         T5Encoder(str(folder), max_length=0)
+
+
+def test_config_names_no_code(copy: Path, tmp_path: Path) -> None:
+    """What would fetch or import code elsewhere has no effect: the encoder is built from sizes alone."""
+    expected = T5Encoder(str(copy), LENGTH)(CAPTIONS)
+    canary = tmp_path / "ran"
+    (copy / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Model: pass\nclass Tokenizer: pass\n")
+    config = json.loads((copy / "config.json").read_text())
+    code = {"attn_implementation": "org/kernel", "_attn_implementation": "org/kernel", "trust_remote_code": True}
+    code["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "evil.Model", "AutoTokenizer": "evil.Tokenizer"}
+    (copy / "config.json").write_text("\ufeff" + json.dumps({**config, **code}), encoding="utf-8")
+    assert torch.equal(T5Encoder(str(copy), LENGTH)(CAPTIONS), expected)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": "2"}, r"num_layers is '2', a number from 1 to"),
+        ({"d_model": None}, r"d_model is None, a number"),
+        ({"vocab_size": [132]}, r"vocab_size is \[132\], a number"),
+        ({"num_heads": True}, r"num_heads is True, a number"),
+        ({"d_ff": 2**40}, r"d_ff is 1099511627776, a number from 1 to 1048576"),
+        ({"num_layers": 1}, r"holds weights for which its config.json has no place: encoder.block.1"),
+        ({"num_layers": 3}, r"lacks weights: encoder.block.2"),
+        ({"d_kv": 4}, r"encoder.block.0.layer.0.SelfAttention.k.weight is torch.float32 \[16, 16\]; its .* \[8, 16\]"),
+        ({"layer_norm_epsilon": "small"}, r"layer_norm_epsilon is 'small'"),
+        ({"feed_forward_proj": "os.system"}, r"feed_forward_proj is 'os.system'; known are relu"),
+        ({"relative_attention_num_buckets": 1}, r"relative_attention_num_buckets 1 and .* don't fit"),
+        ({"quantization_config": {"load_in_4bit": True}}, r"quantised T5 weights are not read"),
+        ({"model_type": {"a": 1}}, r"describes a \{'a': 1\} model"),
+        ({"vocab_size": 20}, r"has tokens up to 131, the encoder knows 20: take both from one model"),
+    ],
+)
+def test_config_with_wrong_values(copy: Path, change: dict[str, object], message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CheckpointError, match=f"T5 encoder: .*{message}"):
+        T5Encoder(str(copy))
+
+
+def test_tokenizers_own_exceptions(tmp_path: Path) -> None:
+    folder = build_tiny_t5(tmp_path / "t5", tokenizer="fast")
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    for broken in ({**whole, "model": {"type": "Unknown"}}, {**whole, "version": 3}, {}):
+        file.write_text(json.dumps(broken))
+        with pytest.raises(CheckpointError, match="T5 encoder: can't load the tokenizer of"):
+            T5Encoder(str(folder))
+
+
+def test_integer_weights(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    name = "encoder.block.1.layer.0.SelfAttention.q.weight"
+    save_file({**weights, name: weights[name].int()}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{name} is torch.int32"):
+        T5Encoder(str(copy))

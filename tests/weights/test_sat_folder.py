@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -181,6 +182,30 @@ def test_latest_is_nonsense(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "latest").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"latest (holds|can't be read)"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "..", "1\n2", "a/../b", "\x1b[2J"])
+def test_latest_names_no_folder(tmp_path: Path, text: str) -> None:
+    save_published(tmp_path, 1)
+    (tmp_path / "latest").write_text(text)
+    with pytest.raises(CheckpointError, match=r"latest (holds|can't be read)") as error:
+        read_checkpoint(tmp_path)
+    assert len(str(error.value)) < 500 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbf1\r\n", b"1\r\n", b" 1 "])
+def test_latest_as_other_systems_write_it(tmp_path: Path, text: bytes) -> None:
+    save_published(tmp_path, 1)
+    (tmp_path / "latest").write_bytes(text)
+    assert read_checkpoint(tmp_path).iteration == 1
+
+
+def test_neither_file_nor_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(CheckpointError, match=r"pipe\.pt is neither a file nor a folder"):
+        read_checkpoint(tmp_path / "pipe.pt")
+    with pytest.raises(CheckpointError, match=r"no checkpoint at '/.*x\.\.\.: valid are"):
+        read_checkpoint("/" + "x" * 5000)
 
 
 def test_empty_iteration(tmp_path: Path) -> None:

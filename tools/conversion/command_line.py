@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 from cogvideox.errors import ConfigError
+from cogvideox.user_files import is_possible, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_output(parser: argparse._ActionsContainer, default: str = "as stored") -> None:
     """--output_path, and the types to store."""
-    parser.add_argument("--output_path", type=Path, required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--output_path", type=possible_path, required=True, metavar="DIR", help="new or empty folder")
     group = parser.add_mutually_exclusive_group()
     for name in ("float16", "bfloat16", "float32"):
         short = name.replace("bfloat", "bf").replace("float", "fp")
@@ -37,6 +38,13 @@ def add_output(parser: argparse._ActionsContainer, default: str = "as stored") -
             const=getattr(torch, name),
             help=f"store {name}; default: {default}",
         )
+
+
+def possible_path(text: str) -> Path:
+    """A path that a file system can hold, for argparse."""
+    if not is_possible(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no name that a file or folder can have")
+    return Path(text)
 
 
 def positive(text: str) -> float:

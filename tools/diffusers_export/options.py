@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from cogvideox.errors import ConfigError
-from conversion.command_line import Parser, add_output
+from conversion.command_line import Parser, add_output, possible_path
 
 Part = Literal["pipeline", "transformer", "vae", "lora"]
 _DESCRIPTION = """\
@@ -138,7 +138,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint",
         "--transformer_ckpt_path",
-        type=Path,
+        type=possible_path,
         metavar="PATH",
         help="run folder (its `latest` is taken), iteration folder, .pt or .safetensors file",
     )
@@ -156,14 +156,16 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vae",
         "--vae_ckpt_path",
-        type=Path,
+        type=possible_path,
         metavar="PATH",
         help="3d-vae.pt; by default what the YAML names",
     )
-    group.add_argument("--text_encoder", type=Path, metavar="DIR", help="T5 folder; by default what the YAML names")
+    group.add_argument(
+        "--text_encoder", type=possible_path, metavar="DIR", help="T5 folder; by default what the YAML names"
+    )
     group.add_argument(
         "--text_encoder_cache_dir",
-        type=Path,
+        type=possible_path,
         metavar="DIR",
         help="T5 folder, or a Hugging Face cache that holds it",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from conversion.command_line import Parser, add_output
+from conversion.command_line import Parser, add_output, possible_path
 
 PARTS = ("transformer", "vae", "text_encoder")
 _DESCRIPTION = """\
@@ -57,7 +57,9 @@ def _parser() -> Parser:
     parser = Parser(_DESCRIPTION)
     parser.add_argument("source", help="folder of a pipeline, a transformer or a VAE, or its name on Hugging Face")
     parser.add_argument("--revision", help="branch, tag or commit on Hugging Face")
-    parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="where downloads go; default: as Hugging Face's")
+    parser.add_argument(
+        "--cache_dir", type=possible_path, metavar="DIR", help="where downloads go; default: as Hugging Face's"
+    )
     add_output(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts instead of all that the source has")
     parser.add_argument("--sha256", action="store_true", help="SHA-256 of all weight files in conversion.json as well")

@@ -48,7 +48,7 @@ def find_source(options: Options) -> Source:
         doesn't have.
     """
     root = Path(os.path.expanduser(options.source))
-    root = root.resolve() if root.exists() else _download(options)
+    root = root.resolve() if os.path.exists(root) else _download(options)
     if root.is_file():
         raise CheckpointError(f"{root} is a file; a diffusers folder with model_index.json or config.json is expected")
     index, config = root / "model_index.json", root / "config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.config.tree import Node, find
-from cogvideox.user_files import is_possible, shown
+from cogvideox.user_files import is_possible, shown, shown_path
 
 
 def check_paths(config: Config, root: Node, report: Report) -> None:
@@ -28,7 +28,7 @@ def check_paths(config: Config, root: Node, report: Report) -> None:
         elif os.path.exists(os.path.expanduser(value)):
             continue
         else:
-            text = f"no such file or folder: {value}"
+            text = f"no such file or folder: {shown_path(value)}"
         node = find(root, path)
         report.error(Origin("", None, path) if node is None else node.origin, text)
 

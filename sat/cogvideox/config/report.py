@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cogvideox.errors import ConfigError
+from cogvideox.user_files import cut, shown
+
+_LONGEST = 100  # characters of a name that are compared with the known ones
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Report:
 
     def unknown(self, origin: Origin, name: str, valid: Iterable[str], what: str = "key") -> None:
         """An unknown name: an error, or a warning with `--allow-unknown`."""
-        text = f"unknown {what} {name!r}; {suggestion(name, valid)}"
+        text = f"unknown {what} {shown(name)}; {suggestion(name, valid)}"
         if self.allow_unknown:
             self.warn(origin, f"{text}; ignored (--allow-unknown)")
         else:
@@ -74,7 +77,7 @@ class Report:
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """`did you mean X?` or, when nothing is near, what there is."""
     names = sorted(set(valid))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_LONGEST], names, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]!r}?"
     if not names:
@@ -84,4 +87,4 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def _located(origin: Origin, text: str) -> str:
-    return ": ".join(part for part in (origin.place(), origin.path, text) if part)
+    return ": ".join(part for part in (origin.place(), cut(origin.path), text) if part)

@@ -12,6 +12,7 @@ from cogvideox.config.schema import ComponentNode
 from cogvideox.config.signatures import Parameter, Signature, read_signature
 from cogvideox.config.tree import Node, build
 from cogvideox.config.value_types import LISTS, TypeMismatch, convert, describe, mentions, takes_object
+from cogvideox.user_files import shown
 
 __all__ = ["ComponentNode", "check_component", "instantiate"]
 
@@ -67,7 +68,7 @@ def check_component(node: Node, report: Report) -> ComponentNode | None:
         return None
     allowed = allowed_targets(node.origin.path.rpartition(".")[2])
     if target.value not in allowed:
-        text = f"unknown target {target.value!r}; {suggestion(target.value, allowed)}"
+        text = f"unknown target {shown(target.value)}; {suggestion(target.value, allowed)}"
         report.error(target.origin, f"{text} (a configuration names classes of this program only)")
         return None
     signature = read_signature(target.value)

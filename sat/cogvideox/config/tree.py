@@ -17,12 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.yaml_text import MAX_BYTES, MAX_DEPTH, BadYaml, parse_yaml
 from cogvideox.errors import ConfigError
-from cogvideox.user_files import read_text, shown, shown_path
+from cogvideox.user_files import cut, read_text, shown, shown_path
 
 MISSING = "???"  # OmegaConf's mark for "must be given by a later file or on the command line"
 REPLACE = "replace"  # beside a component's target: nothing of the node in earlier files stays
 MAX_INTERPOLATIONS = 24
-_SHOWN = 60  # characters of an interpolation in a message
 Path_ = tuple[str | int, ...]
 
 
@@ -77,9 +76,6 @@ def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
     except ConfigError as error:
         report.error(Origin("", None, ""), str(error))
         return None
-    if not isinstance(plain, dict) or (composed is not None and not isinstance(composed, yaml.MappingNode)):
-        report.error(start, "must hold sections (args, model, data, deepspeed), not a list or a single value")
-        return None
     lines: dict[Path_, int] = {}
     if composed is not None:
         _collect_lines(composed, (), lines)
@@ -88,10 +84,10 @@ def read_yaml(file: Path, layer: int, report: Report) -> Node | None:
 
 def read_override(text: str, layer: int, report: Report) -> Node | None:
     """`key.sub=value` from the command line as a tree of one branch."""
-    origin = Origin(None, None, text.partition("=")[0], layer)
+    origin = Origin(None, None, cut(text.partition("=")[0]), layer)
     key, equals, raw = text.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        report.error(origin, f"{text!r} is not an override: write section.key=value, e.g. args.train_iters=500")
+        report.error(origin, f"{shown(text)} is not an override: write section.key=value, e.g. args.train_iters=500")
         return None
     path: Path_ = tuple(key.split("."))
     if len(path) > MAX_DEPTH:
@@ -102,13 +98,13 @@ def read_override(text: str, layer: int, report: Report) -> Node | None:
     except BadYaml as error:
         report.error(origin, f"{shown(raw)} is {error}; quote text with special characters")
         return None
-    if not isinstance(loaded, dict) or loaded.keys() != {"value"}:
+    if loaded.keys() != {"value"}:
         report.error(origin, f"{shown(raw)} is more than one value: quote text with line breaks")
         return None
     value = loaded["value"]
     node = build(value, origin)
     for depth in range(len(path) - 1, -1, -1):
-        node = Node({str(path[depth]): node}, replace(origin, path=".".join(map(str, path[:depth]))))
+        node = Node({str(path[depth]): node}, replace(origin, path=cut(".".join(map(str, path[:depth])))))
     return node
 
 
@@ -209,10 +205,10 @@ def _resolve_one(node: Node, path: Path_, config: Any, report: Report) -> None:
         value = parent[path[-1]]
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        report.error(node.origin, f"can't resolve {node.value[:_SHOWN]}: {str(error).splitlines()[0]}")
+        report.error(node.origin, f"can't resolve {cut(node.value)}: {str(error).splitlines()[0]}")
         return
     except RecursionError:
-        report.error(node.origin, f"can't resolve {node.value[:_SHOWN]}: it leads back to itself")
+        report.error(node.origin, f"can't resolve {cut(node.value)}: it leads back to itself")
         return
     resolved = build(plain, node.origin)
     node.value = resolved.value

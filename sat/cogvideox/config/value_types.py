@@ -10,6 +10,8 @@ import ast
 import math
 from typing import Any
 
+from cogvideox.user_files import cut
+
 LISTS = ("list", "List", "Sequence", "Iterable", "Collection")
 _NULLS = ("None", "none")  # Python's word, where YAML says null
 _DICTS = ("dict", "Dict", "Mapping", "MutableMapping")
@@ -116,8 +118,8 @@ def _is_ellipsis(annotation: ast.expr) -> bool:
 
 
 def _mismatch(value: Any, annotation: ast.expr) -> TypeMismatch:
-    hint = f"; write [{value}]" if isinstance(value, str) and _split(annotation)[0] in LISTS else ""
-    shown = "a mapping" if isinstance(value, dict) else "null" if value is None else repr(value)
+    hint = f"; write [{cut(value)}]" if isinstance(value, str) and _split(annotation)[0] in LISTS else ""
+    shown = "a mapping" if isinstance(value, dict) else "null" if value is None else cut(repr(value))
     return TypeMismatch(f"must be {describe(annotation)}, not {shown}{hint}")
 
 

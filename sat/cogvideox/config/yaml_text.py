@@ -27,13 +27,16 @@ class BadYaml(ValueError):
 
 
 def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
-    """The plain value, interpolations as written, and PyYAML's nodes, which know their lines (None for no content).
+    """The mapping, interpolations as written, and PyYAML's nodes, which know their lines (None for no content).
 
     Raises: BadYaml.
     """
     try:
         _measure(text)
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=False), yaml.compose(text, Loader=_LOADER)
+        nodes = yaml.compose(text, Loader=_LOADER)
+        if nodes is not None and not isinstance(nodes, yaml.MappingNode):
+            raise BadYaml("must hold sections (args, model, data, deepspeed), not a list or a single value", 1)
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False), nodes
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         reason = str(getattr(error, "problem", None) or error).strip().splitlines()[0]

@@ -139,13 +139,15 @@ def _download(name: str, cache_dir: str | None) -> Path:
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
-    from transformers import AutoTokenizer, T5Tokenizer
+    from transformers import AutoTokenizer, T5Config, T5Tokenizer
 
     # Without one of these files nothing says which class it is; a lone spiece.model is T5's.
     named = any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
     kind: Any = AutoTokenizer if named else T5Tokenizer
     try:
-        tokenizer = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        # With a configuration at hand it doesn't read the folder's.
+        options = {"local_files_only": True, "trust_remote_code": False, "config": T5Config()}
+        tokenizer = kind.from_pretrained(str(folder), **options)
         trial = tokenizer(["a"], truncation=True, max_length=2, padding="max_length", return_tensors="pt")["input_ids"]
         largest = max(tokenizer.get_vocab().values())
     except Exception as error:  # of a damaged file the library in Rust raises the bare Exception, and no other kind

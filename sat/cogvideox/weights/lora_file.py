@@ -45,11 +45,11 @@ from cogvideox.weights.sat_folder import LATEST_FILE, find_states_file, read_che
 from cogvideox.weights.transformer_map import RULES
 
 DIFFUSERS_STEM = "pytorch_lora_weights"
+_PEFT_STEM, _PEFT_CONFIG = "adapter_model", "adapter_config.json"
 _SUFFIXES = (".safetensors", ".bin")  # the first that a folder has
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are computed with and written
-_FILES_IN_FOLDERS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in (DIFFUSERS_STEM, "adapter_model"))
-_PEFT_CONFIG = "adapter_config.json"
+_FILES_IN_FOLDERS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in (DIFFUSERS_STEM, _PEFT_STEM))
 _SETTINGS_HEADER = "lora_adapter_metadata"
 _WEIGHTS = tuple({rule.sat.partition("{")[0] for rule in RULES if rule.sat != POSITION_TABLE})  # how SAT's names begin
 _CLOSE = 1e-6  # relative; alpha tensors are often stored in 16 bits
@@ -214,13 +214,13 @@ def _peft_alpha(file: Path, header: Mapping[str, str], beside: float | None, ran
 
 def _stated_alpha(file: Path, header: Mapping[str, str], rank: int) -> float | None:
     """Alpha of the header, else of peft's own file beside, such that alpha / rank is the scale."""
-    config: dict[str, Any] = {}
-    for settings in _peft_settings(file, header):
+    stated = list(_peft_settings(file, header))
+    for settings in stated:
         check_settings(settings, str(file))
-        config = {**settings, **config}
-    if config.get("r") not in (None, rank):
-        raise CheckpointError(f"{file} states rank {shown(config['r'])}, its matrices have rank {rank}")
-    if config.get("lora_alpha") is None:
+        if settings.get("r") not in (None, rank):
+            raise CheckpointError(f"{file} states rank {shown(settings['r'])}, its matrices have rank {rank}")
+    config = next((settings for settings in stated if settings.get("lora_alpha") is not None), None)
+    if config is None:
         return None
     return check_alpha(config["lora_alpha"], str(file)) * (rank**0.5 if config.get("use_rslora") else 1.0)
 
@@ -231,7 +231,8 @@ def _peft_settings(file: Path, header: Mapping[str, str]) -> Iterator[dict[str, 
     if stated:
         prefixed = parse_json(stated, f"{file}: its LoRA settings", CheckpointError)
         yield {key.removeprefix("transformer."): value for key, value in prefixed.items()}
-    if beside.exists():
+    is_own = file.stem == _PEFT_STEM or not any(file.parent.glob(f"{_PEFT_STEM}.*"))  # else it is the other file's
+    if is_own and beside.exists():
         yield read_json(beside, CheckpointError)
 
 

@@ -87,6 +87,8 @@ def find_states_file(path: str | Path, iteration: int | str | None = None) -> Pa
         )
     if path.is_file():
         return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is neither a file nor a folder (a pipe, or a device)")
     if iteration is None and not (path / LATEST_FILE).exists() and _states_in(path):
         return _single_states_file(path)
     name = str(iteration) if iteration is not None else read_latest(path)
