@@ -48,6 +48,7 @@ class Clip:
     fps: float
 
 
+_DIFFUSERS_TEXT_LENGTH = 226  # of its pipelines, unless told
 _RELEASED_1_0, _RELEASED_1_5 = Clip(49, 480, 720, 8), Clip(81, 768, 1360, 16)
 
 
@@ -66,6 +67,7 @@ class Card:
     facts: Mapping[str, str] = field(default_factory=dict)
     licence_file: Path | None = None
     clip: Clip | None = None
+    text_length: int | None = None  # tokens; None: as the released model
 
     @property
     def hub_name(self) -> str | None:
@@ -132,6 +134,8 @@ class Card:
         clip = self.clip or (_RELEASED_1_5 if self.kin.frames_per_patch > 1 else _RELEASED_1_0)
         start = ' image=load_image("ship.png"),' if image else ""
         base = self.hub_name or "PIPELINE"
+        tokens = self.text_length or self.kin.text_length
+        length = f" max_sequence_length={tokens}," if tokens != _DIFFUSERS_TEXT_LENGTH else ""
         lines = [
             "import torch",
             f"from diffusers import {', '.join(sorted([*_PARTS.get(self.kind, ())[:1], pipeline]))}",
@@ -157,7 +161,7 @@ class Card:
             "video = pipe(",
             f'    prompt="a ship at sea",{start}',
             f"    height={clip.height}, width={clip.width}, num_frames={clip.frames},",
-            "    num_inference_steps=50, guidance_scale=6.0, use_dynamic_cfg=True,",
+            f"    num_inference_steps=50, guidance_scale=6.0, use_dynamic_cfg=True,{length}",
             ").frames[0]",
             f'export_to_video(video, "ship.mp4", fps={clip.fps:g})',
         ]
@@ -171,6 +175,7 @@ def card_of(
     kind: Kind,
     files: Iterable[Path] = (),
     more: Mapping[str, str] | None = None,
+    text_length: int | None = None,
 ) -> Card:
     """The card of a result.
 
@@ -179,6 +184,7 @@ def card_of(
         facts: of the model, if known.
         files: all weight files, the base's last; a licence is looked for beside them.
         more: further rows of the table.
+        text_length: tokens per caption, where it isn't the released model's.
     """
     family, kin = (facts.family, facts.kin) if isinstance(facts, TransformerFacts) else (facts, facts)
     rows: dict[str, str] = {}
@@ -188,7 +194,7 @@ def card_of(
     rows |= {**_training(weights, config), **(more or {})}
     data = None if config is None else config.data
     clip = None if data is None else Clip(data.max_num_frames, *data.video_size, data.fps)
-    return Card(kind, family, kin or FAMILIES[0], lora, rows, find_licence_file(files or [weights]), clip)
+    return Card(kind, family, kin or FAMILIES[0], lora, rows, find_licence_file(files or [weights]), clip, text_length)
 
 
 def family_named(base: Mapping[str, Any]) -> Family | None:

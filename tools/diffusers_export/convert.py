@@ -131,7 +131,15 @@ def _card(plan: Plan) -> Card:
     files = [*(plan.weights.files if plan.weights is not None else ()), *([plan.vae_file] if plan.vae_file else [])]
     more = {"merged": f"LoRA of rank {lora.rank}"} if lora is not None and plan.options.merge_lora else {}
     kept = lora if plan.writes_lora else None
-    return card_of(files[0], plan.facts, kept, kind=plan.options.part, files=files, more=more)
+    return card_of(
+        files[0],
+        plan.facts,
+        kept,
+        kind=plan.options.part,
+        files=files,
+        more=more,
+        text_length=plan.settings.text_length,
+    )
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
