@@ -13,7 +13,7 @@ from layout.source_tree import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo/recipe.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(?:\w+=\S+ )?(?:bash|python|torchrun|pytest|issues) ")
+COMMAND = re.compile(r"(?:\w+=\S+ )?(?:bash|python|torchrun|pytest) ")
 SCRIPTS = {"finetune_single_gpu.sh": "train", "finetune_multi_gpus.sh": "train", "inference.sh": "sample"}
 
 
