@@ -56,13 +56,13 @@ _RELEASED_1_0, _RELEASED_1_5 = Clip(49, 480, 720, 8), Clip(81, 768, 1360, 16)
 class Card:
     """What is known of a result.
 
-    family: the released model that it was made from; kin: the one of its architecture, of any size.
+    family: the released model that it was made from; like: the one of its architecture, whatever its size.
     facts: rows of its table; clip: what it was trained on; licence_file: the base's, to be copied.
     """
 
     kind: Kind
     family: Family | None
-    kin: Family
+    like: Family
     lora: LoraFacts | None
     facts: Mapping[str, str] = field(default_factory=dict)
     licence_file: Path | None = None
@@ -88,7 +88,7 @@ class Card:
         return f"---\n{header}\n---\n\n" + "\n".join(lines)
 
     def _header(self) -> dict[str, Any]:
-        image = self.kin.image_input
+        image = self.like.image_input
         known: dict[str, Any] = {
             "pipeline_tag": "image-to-video" if image else "text-to-video",
             "tags": ["cogvideox", *(["lora"] if self.lora is not None else [])],
@@ -118,7 +118,7 @@ class Card:
         if self.kind == "original":
             return ["`python sample_video.py --base model.yaml inference.yaml`, in the folder `sat/` of the original."]
         if self.kind == "sat":
-            image, newer = self.kin.image_input, self.kin.frames_per_patch > 1
+            image, newer = self.like.image_input, self.like.frames_per_patch > 1
             sampling = f"configs/inference{'_1.5' if newer else ''}{'_i2v' if image else ''}.yaml"
             prompt = "a ship at sea@@ship.png" if image else "a ship at sea"
             yaml = self.family.yaml if self.family is not None else "MODEL.yaml"
@@ -129,12 +129,12 @@ class Card:
 
     def snippet(self, name: str) -> list[str]:
         """Python that makes a video with diffusers."""
-        image, dtype = self.kin.image_input, "bfloat16" if self.kin.rotary else "float16"
+        image, dtype = self.like.image_input, "bfloat16" if self.like.rotary else "float16"
         pipeline = "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline"
-        clip = self.clip or (_RELEASED_1_5 if self.kin.frames_per_patch > 1 else _RELEASED_1_0)
+        clip = self.clip or (_RELEASED_1_5 if self.like.frames_per_patch > 1 else _RELEASED_1_0)
         start = ' image=load_image("ship.png"),' if image else ""
         base = self.hub_name or "PIPELINE"
-        tokens = self.text_length or self.kin.text_length
+        tokens = self.text_length or self.like.text_length
         length = f" max_sequence_length={tokens}," if tokens != _DIFFUSERS_TEXT_LENGTH else ""
         lines = [
             "import torch",
@@ -186,7 +186,7 @@ def card_of(
         more: further rows of the table.
         text_length: tokens per caption, where it isn't the released model's.
     """
-    family, kin = (facts.family, facts.kin) if isinstance(facts, TransformerFacts) else (facts, facts)
+    family, like = (facts.family, facts.kin) if isinstance(facts, TransformerFacts) else (facts, facts)
     rows: dict[str, str] = {}
     if lora is not None:
         rows["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} (scale {lora.scaling:g})"
@@ -194,7 +194,7 @@ def card_of(
     rows |= {**_training(weights, config), **(more or {})}
     data = None if config is None else config.data
     clip = None if data is None else Clip(data.max_num_frames, *data.video_size, data.fps)
-    return Card(kind, family, kin or FAMILIES[0], lora, rows, find_licence_file(files or [weights]), clip, text_length)
+    return Card(kind, family, like or FAMILIES[0], lora, rows, find_licence_file(files or [weights]), clip, text_length)
 
 
 def family_named(base: Mapping[str, Any]) -> Family | None:
