@@ -46,13 +46,15 @@ def test_a_lora_run_leaves_what_its_users_need(train, family):
     assert (folder / "summary.json").is_file()
 
 
-def test_what_is_printed_before_the_first_step(train, caplog, monkeypatch):
+def test_what_is_printed(train, caplog, monkeypatch):
     import logging
 
     monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
     with caplog.at_level("INFO", logger="cogvideox"):
-        train("args.train_iters=1", "deepspeed.gradient_accumulation_steps=2")
+        summary = train("args.train_iters=1", "deepspeed.gradient_accumulation_steps=2")
     text = caplog.text
+    assert f"saved {summary['checkpoint']}" in text and summary["training_clips"] == 8
+    assert f"for the original one: python tools/export_original.py {summary['run_folder']} --output_path" in text
     assert "8 of 8 videos usable" in text
     assert "trainable parameters: 4,096 of 173,952 (2.35 %); LoRA rank 4, scale 1 (alpha / rank)" in text
     assert "effective batch 4 = 2 per process x 2 accumulated x 1 processes" in text

@@ -40,7 +40,9 @@ def convert(source: Path, layout: str, output: Path, *arguments: Any) -> Path:
 def test_there_and_back_is_bit_equal(layout: str, checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
     there = convert(checkpoints.run, layout, tmp_path / "mine")
     name = "pytorch_lora_weights" if layout == "diffusers" else "mine"
-    assert sorted(file.name for file in there.iterdir()) == sorted(["conversion.json", f"{name}.safetensors"])
+    assert sorted(file.name for file in there.iterdir()) == sorted(
+        ["README.md", "conversion.json", f"{name}.safetensors"]
+    )
     back = convert(there, "sat", tmp_path / "sat", "--base", checkpoints.family.transformer)
     assert f"rank {RANK}, alpha {ALPHA:g} (stated in the file), 2 layers of width 64" in capsys.readouterr().out
     first, second = read_checkpoint(checkpoints.run), read_checkpoint(back)
@@ -120,7 +122,8 @@ def test_what_a_file_records_of_its_base(checkpoints: Checkpoints, tmp_path: Pat
     assert recorded["sha256"] == fingerprint(checkpoints.family.transformer)
     assert recorded["model"]["hidden_size"] == 64 and "path" not in recorded
     manifest = json.loads((out / "conversion.json").read_text())
-    (entry,) = manifest["outputs"]
+    card, entry = manifest["outputs"]
+    assert card["path"] == "README.md"
     assert sha256_of(out / entry["path"]) == entry["sha256"]
     assert manifest["inputs"][0]["path"] == str(read_checkpoint(checkpoints.run).path)
     assert manifest["lora"] == {"r": RANK, "alpha": ALPHA}

@@ -136,6 +136,15 @@ def test_manifest_holds_true_hashes(exported: Exported, tmp_path: Path) -> None:
     assert {exported("2b") / "model_index.json", *read} == {Path(each["path"]) for each in manifest["inputs"]}
 
 
+def test_the_licence_goes_along(exported: Exported, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(exported("2b"), source)
+    (source / "LICENSE").write_text("the licence")
+    out = back(source, tmp_path / "sat", "--only", "transformer")
+    assert (out / "LICENSE").read_text() == "the licence"
+    assert "LICENSE" in [each["path"] for each in json.loads((out / "conversion.json").read_text())["outputs"]]
+
+
 def test_interrupted_conversion_goes_on(exported: Exported, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """A crash in the VAE keeps the transformer, and leaves no half file; then only the rest is done."""
     out = tmp_path / "sat"
@@ -491,7 +500,9 @@ def test_from_the_hub(exported: Exported, tmp_path: Path, monkeypatch: Any) -> N
         hub = FakeHub(exported("2b"), reachable)
         monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
         back("me/model", tmp_path / f"out{reachable}", "--only", "vae")
-        assert {"vae/*", "scheduler/*", "*.json"} <= set(hub.patterns) and "transformer/*" not in hub.patterns
+        assert {"vae/*", "scheduler/*", "*.json", "LICENSE"} <= set(
+            hub.patterns
+        ) and "transformer/*" not in hub.patterns
         assert (tmp_path / f"out{reachable}" / "vae" / "3d-vae.pt").is_file()
     with pytest.raises(CheckpointError, match=r"no folder you/none, and Hugging Face .* \(404 Not Found\)"):
         back("you/none", tmp_path / "none")

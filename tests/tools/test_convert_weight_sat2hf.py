@@ -106,6 +106,7 @@ def test_transformer_alone(checkpoints: Checkpoints, tmp_path: Path) -> None:
         tmp_path / "t", "--checkpoint", family.transformer, "--base", family.model_yaml, "--only", "transformer"
     )
     assert sorted(file.name for file in out.iterdir()) == [
+        "README.md",
         "config.json",
         "conversion.json",
         "diffusion_pytorch_model.safetensors",
@@ -168,7 +169,11 @@ def test_lora_run_to_pipeline_and_lora_file(checkpoints: Checkpoints, tmp_path: 
 def test_lora_file_alone(checkpoints: Checkpoints, tmp_path: Path, capsys: Any) -> None:
     out = convert(tmp_path / "lora", "--checkpoint", checkpoints.run, "--only", "lora", "--verify")
     assert "output with the LoRA at weight 1.0" in capsys.readouterr().out
-    assert sorted(file.name for file in out.iterdir()) == ["conversion.json", "pytorch_lora_weights.safetensors"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "README.md",
+        "conversion.json",
+        "pytorch_lora_weights.safetensors",
+    ]
     with safe_open(out / "pytorch_lora_weights.safetensors", "pt") as file:
         header = json.loads(file.metadata()["lora_adapter_metadata"])
         assert len(file.keys()) == 2 * 4 * 2

@@ -177,7 +177,7 @@ def test_manifest(checkpoints: Checkpoints, second: Path, tmp_path: Path) -> Non
     ]
     assert len(manifest["inputs"]) == 3
     outputs = {each["path"]: each["sha256"] for each in manifest["outputs"]}
-    assert outputs.keys() == {"1/mp_rank_00_model_states.pt", "latest", "training_config.yaml"}
+    assert outputs.keys() == {"1/mp_rank_00_model_states.pt", "latest", "training_config.yaml", "README.md"}
     assert all(sha256_of(out / name) == value for name, value in outputs.items())
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cogvideox.config.schema import Config
 from cogvideox.errors import ConfigError
+from cogvideox.weights.base import TransformerWeights
 from cogvideox.weights.families import TransformerFacts
+from cogvideox.weights.sat_folder import SatCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 THETA = 10000.0  # of diffusers' rotary positions
@@ -88,6 +90,21 @@ def _find(path: str) -> Path:
     """A path from a YAML: relative to where the command runs, else to the repository, as the shipped files are."""
     here, there = Path(os.path.expanduser(path)), ROOT / path
     return there if there.exists() and not here.exists() else here
+
+
+def with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: YamlFacts) -> TransformerWeights:
+    """Take lora_alpha from the YAML where the checkpoint, being old, doesn't state it.
+
+    Raises: ConfigError when both state it and differ.
+    """
+    if weights.lora is None or yaml.lora_alpha is None or yaml.lora_alpha == weights.lora.alpha:
+        return weights
+    if checkpoint.extra.get("lora"):
+        raise ConfigError(
+            f"{checkpoint.path} was trained with lora_alpha {weights.lora.alpha:g}, the YAML says "
+            f"{yaml.lora_alpha:g}: set lora_config.params.lora_alpha to {weights.lora.alpha:g}"
+        )
+    return replace(weights, lora=replace(weights.lora, alpha=yaml.lora_alpha))
 
 
 def check_network(yaml: YamlFacts, facts: TransformerFacts, source: Path) -> None:

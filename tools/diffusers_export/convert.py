@@ -19,6 +19,7 @@ from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
 from conversion.file_records import describe_folder, described_meanwhile
 from conversion.hub import upload
 from conversion.manifest import MANIFEST, Manifest, read_manifest
+from conversion.model_card import Card, card_of, write_card
 from conversion.threads import one_thread
 
 from diffusers_export.plan import Plan
@@ -45,6 +46,7 @@ def convert(plan: Plan) -> None:
         described_meanwhile(_input_files(plan), with_sha256) as inputs,
     ):
         written = _write_parts(plan, partial, entries)
+        write_card(partial, _card(plan), output.resolve().name)
         known = {str(Path(folder) / file.name): file for folder, files in written.items() for file in files}
         outputs = describe_folder(partial, known, with_sha256)
         Manifest(_facts(plan), tuple(inputs()), tuple(outputs)).write(partial)
@@ -122,6 +124,22 @@ def _vae_files(place: Path) -> list[Path]:
     if (place / "config.json").is_file():
         return [place / "config.json", *find_weights(place)[1]]
     return [place / VAE_FILE if (place / VAE_FILE).is_file() else find_states_file(place)]
+
+
+def _card(plan: Plan) -> Card:
+    lora = plan.weights.lora if plan.weights is not None else None
+    files = [*(plan.weights.files if plan.weights is not None else ()), *([plan.vae_file] if plan.vae_file else [])]
+    more = {"merged": f"LoRA of rank {lora.rank}"} if lora is not None and plan.options.merge_lora else {}
+    kept = lora if plan.writes_lora else None
+    return card_of(
+        files[0],
+        plan.facts,
+        kept,
+        kind=plan.options.part,
+        files=files,
+        more=more,
+        text_length=plan.settings.text_length,
+    )
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +23,8 @@ from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder
 from cogvideox.weights.transformer_map import to_diffusers
 from conversion.differences import FoldedImageScale, check_folding, differences
 from conversion.hub import download
-from conversion.notes import MODEL_LEFT_OUT
-from conversion.yaml_facts import YamlFacts, check_network
+from conversion.notes import CLI_DEMO, MODEL_LEFT_OUT
+from conversion.yaml_facts import YamlFacts, check_network, with_alpha
 from torch import Tensor
 from yaml import safe_load
 
@@ -91,7 +91,8 @@ class Plan:
             lines.append(f"VAE: {self.vae_file}, scale factor {self.settings.scale_factor:g}")
         if self.text_encoder is not None:
             lines.append(f"text encoder: {self.text_encoder.folder}")
-        return lines + [f"note: {note}" for note in self.notes]
+        notes = [*self.notes, *([CLI_DEMO] if self.writes_lora else [])]
+        return lines + [f"note: {note}" for note in notes]
 
 
 def make_plan(options: Options) -> Plan:
@@ -104,7 +105,7 @@ def make_plan(options: Options) -> Plan:
     weights = facts = checkpoint = None
     if options.checkpoint is not None:
         checkpoint = read_checkpoint(options.checkpoint, options.iteration)
-        weights = _with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
+        weights = with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
         facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
         check_network(yaml, facts, weights.files[0])
         _check_lora(options, weights)
@@ -159,21 +160,6 @@ def _notes(options: Options, checkpoint: SatCheckpoint | None) -> tuple[str, ...
         return ()
     names = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
     return () if all(is_adapter(name) for name in names) else (MODEL_LEFT_OUT,)
-
-
-def _with_alpha(weights: TransformerWeights, checkpoint: SatCheckpoint, yaml: YamlFacts) -> TransformerWeights:
-    """Take lora_alpha from the YAML where the checkpoint, being old, doesn't state it.
-
-    Raises: ConfigError when both state it and differ.
-    """
-    if weights.lora is None or yaml.lora_alpha is None or yaml.lora_alpha == weights.lora.alpha:
-        return weights
-    if checkpoint.extra.get("lora"):
-        raise ConfigError(
-            f"{checkpoint.path} was trained with lora_alpha {weights.lora.alpha:g}, the YAML says "
-            f"{yaml.lora_alpha:g}: set lora_config.params.lora_alpha to {weights.lora.alpha:g}"
-        )
-    return replace(weights, lora=replace(weights.lora, alpha=yaml.lora_alpha))
 
 
 def _check_lora(options: Options, weights: TransformerWeights) -> None:

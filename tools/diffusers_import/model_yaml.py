@@ -14,6 +14,7 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
 from cogvideox.weights.families import Family, TransformerFacts
 from conversion.file_records import describe_input, describe_output
+from conversion.licences import copy_licence, licence_in
 from conversion.manifest import MANIFEST, read_manifest
 
 from diffusers_import.plan import Plan
@@ -26,10 +27,11 @@ _NETWORK = "model.network_config.params"
 
 
 def write_yamls(plan: Plan) -> list[str]:
-    """Write model.yaml and model_lora.yaml into the output folder; return commands that use them.
+    """Write model.yaml, model_lora.yaml and the source's licence into the output folder; return commands that use them.
 
     Nothing is written without a transformer, or for one that no released family describes, which a line says.
     """
+    licence = copy_licence(licence_in(plan.source.root), plan.options.output)
     if plan.transformer is None:
         return []
     family = family_of(plan.transformer.model.config)
@@ -38,7 +40,7 @@ def write_yamls(plan: Plan) -> list[str]:
         return [f"note: no {MODEL_YAML}: no released model is built like {what}; write its YAML after one in configs/"]
     for name, text in _texts(plan, plan.transformer.facts, family).items():
         _write(plan.options.output / name, text)
-    _record(plan)
+    _record(plan, licence)
     return _commands(plan, family)
 
 
@@ -76,14 +78,14 @@ def _texts(plan: Plan, facts: TransformerFacts, family: Family) -> dict[str, str
     return texts
 
 
-def _record(plan: Plan) -> None:
-    """Into the manifest: the files, and the configurations of the source that say what is in them."""
+def _record(plan: Plan, licence: str | None) -> None:
+    """Into the manifest: the files, the licence too, and the configurations of the source that say what is in them."""
     output, with_sha256, root = plan.options.output, plan.options.sha256, plan.source.root
     configs = [root / MANIFEST, root / "model_index.json", root / "config.json"]
     configs += [root / part / "config.json" for part in ("transformer", "vae")]
     configs.append(root / "scheduler" / "scheduler_config.json")
     inputs = [describe_input(file, with_sha256) for file in configs if file.is_file()]
-    outputs = [describe_output(output, name, with_sha256) for name in (MODEL_YAML, LORA_YAML)]
+    outputs = [describe_output(output, name, with_sha256) for name in (MODEL_YAML, LORA_YAML, licence) if name]
     read_manifest(output).replacing("yaml", inputs, outputs).write(output)
 
 

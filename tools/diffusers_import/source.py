@@ -14,6 +14,7 @@ from cogvideox.weights.atomic import check_writable
 from cogvideox.weights.diffusers_folder import IMAGE_PIPELINE, TEXT_PIPELINE
 from cogvideox.weights.model_folder import read_json
 from conversion.hub import download
+from conversion.licences import LICENCE_FILES
 
 from diffusers_import.options import PARTS, Options
 
@@ -83,7 +84,11 @@ def _download(options: Options) -> Path:
     from huggingface_hub import constants
 
     name, cache = options.source, options.cache_dir or Path(constants.HF_HUB_CACHE)
-    patterns = ["*.json", *(f"{folder}/*" for part in options.parts or PARTS for folder in _SUBFOLDERS[part])]
+    patterns = [
+        "*.json",
+        *LICENCE_FILES,
+        *(f"{folder}/*" for part in options.parts or PARTS for folder in _SUBFOLDERS[part]),
+    ]
 
     def check_space(files: Sequence[Any]) -> None:
         check_writable(cache, sum(file.file_size or 0 for file in files if file.will_download))

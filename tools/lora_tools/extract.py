@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import new_folder
-from cogvideox.weights.base import TransformerWeights, find_base, read_transformer
+from cogvideox.weights.base import LoraFacts, TransformerWeights, find_base, read_transformer
 from cogvideox.weights.families import POSITION_TABLE, ROTARY_SIGNS, TRANSFORMER_PREFIX, read_facts
 from cogvideox.weights.lora_map import PAIR, TARGETS, AdapterName
 from cogvideox.weights.safetensors_stream import Entry, is_finite
 from cogvideox.weights.sat_folder import SatCheckpoint, read_checkpoint
 from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
+from conversion.model_card import card_of, write_card
 from torch import Size, Tensor
 
 from lora_tools.base_model import BaseModel, describe, open_base
@@ -144,7 +145,8 @@ def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: P
     entries = [Entry(TRANSFORMER_PREFIX + name.sat, shapes[name.kind], torch.float32) for name in names]
     report = Report()
     with new_folder(output, sum(entry.num_bytes for entry in entries)) as partial:
-        extra = {"lora": {"r": rank, "alpha": float(rank)}, "base": base.reference()}
+        lora = LoraFacts(rank, float(rank))
+        extra = {"lora": {"r": lora.rank, "alpha": lora.alpha}, "base": base.reference()}
         tensors = _adapters(finetuned, base, rank, fast, report)
         write_sat_folder(partial, ITERATION, entries, tensors, extra)
         _measure_others(finetuned, base, report)
@@ -152,6 +154,8 @@ def extract(finetuned: TransformerWeights, base: BaseModel, rank: int, output: P
             raise CheckpointError(f"{finetuned.files[0]} has the attention weights of {base.path}: nothing to extract")
         errors = {name: change.error for name, change in report.targets.items()}
         facts = {"lora": extra["lora"], "relative_error": errors, "share_outside": report.outside}
+        card = card_of(finetuned.files[0], base.facts, lora, kind="sat", files=[finetuned.files[0], base.path])
+        write_card(partial, card, output.resolve().name)
         write_manifest(partial, [*finetuned.files, base.path], facts)
     return report
 

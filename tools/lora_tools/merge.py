@@ -19,6 +19,7 @@ from cogvideox.weights.run_config import run_config_name
 from cogvideox.weights.safetensors_stream import Entry
 from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
+from conversion.model_card import card_of, write_card
 
 from lora_tools.base_model import BaseModel, check_fit, open_base
 from lora_tools.convert import ITERATION
@@ -112,8 +113,25 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
             }
             for each in adapters
         ]
+        _write_card(partial, base, adapters, output.resolve().name)
         write_manifest(partial, [*base.weights.files, *(each.adapter.path for each in adapters)], {"merged": parts})
     return yaml is not None
+
+
+def _write_card(folder: Path, base: BaseModel, adapters: Sequence[Weighted], name: str) -> None:
+    rows = {
+        f"LoRA {number}": f"{_shown(each.adapter.path)}: rank {each.adapter.lora.rank}, alpha "
+        f"{each.adapter.lora.alpha:g}, merged at strength {each.strength:g}"
+        for number, each in enumerate(adapters, 1)
+    }
+    files = [*(each.adapter.path for each in adapters), *base.weights.files]
+    one = adapters[0].adapter.path if len(adapters) == 1 else base.path  # several runs have several settings
+    write_card(folder, card_of(one, base.facts, None, kind="sat", files=files, more=rows), name)
+
+
+def _shown(file: Path) -> str:
+    """An adapter's name without folders of this machine: its file, or its run."""
+    return file.name if file.suffix == ".safetensors" else file.absolute().parent.parent.name
 
 
 def _stored_type(base: BaseModel, name: str, dtype: torch.dtype | None) -> torch.dtype:

@@ -7,6 +7,7 @@ last.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError
+from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
 from cogvideox.training.run_folder import STATE_FOLDER
 from cogvideox.weights.atomic import abandon_folder
+from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
 from cogvideox.weights.torch_file import load_file
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Checkpointer:
     ) -> None:
         self._folder, self._engine, self._groups, self._extra = folder, engine, groups, extra
         self._save_full, self._keep_last, self._overwrite = save_full, keep_last, overwrite
+        self._said_adapters = False
 
     def save(self, progress: Progress) -> Path:
         """Write `<folder>/<step>/`; every process takes part and all return, or raise, together.
@@ -87,7 +93,20 @@ class Checkpointer:
                 abandon_folder(partial)
             raise
         self._groups.first_only(self._remove_old)
+        if self._groups.is_first:
+            self._say(final, weights)
         return final
+
+    def _say(self, final: Path, weights: Mapping[str, Tensor]) -> None:
+        """Where the checkpoint is; once, what a file of adapters is not."""
+        _log.info("saved %s", final)
+        if not self._said_adapters and all(map(is_adapter, weights)):
+            self._said_adapters = True
+            _log.info(
+                "checkpoints hold the adapters only, for this program; for the original one: python "
+                "tools/export_original.py %s --output_path for_original",
+                shlex.quote(str(self._folder)),
+            )
 
     def _write(self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         if self._groups.is_first:

@@ -176,6 +176,7 @@ class Trainer:
             "lora_scale": parts.trainable.lora_scale,
             "lora_update": adapter_update(parts.model),
             "effective_batch": parts.engine.sizes.effective,
+            "training_clips": len(parts.train_data),
             "samples": self._samples,
         }
         if self._groups.is_first:

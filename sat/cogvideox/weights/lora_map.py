@@ -168,6 +168,13 @@ def plain_name(name: str) -> str:
     return name.replace(_ORIGINAL, ".")
 
 
+def adapted_name(name: str, adapters: Iterable[str]) -> str:
+    """The opposite of `plain_name`: what a weight is called in a model with these adapters."""
+    module, _, kind = name.rpartition(".")
+    has_adapters = any(each.startswith(f"{module}.matrix_") for each in adapters)
+    return f"{module}{_ORIGINAL}{kind}" if has_adapters else name
+
+
 def peft_config(r: int, lora_alpha: float) -> dict[str, object]:
     """The peft LoraConfig with which weight 1.0 reproduces training (scale lora_alpha / r)."""
     return {
