@@ -61,6 +61,6 @@ def test_locked_versions_are_in_the_ranges_of_pyproject(python: str) -> None:
 
 def test_readme_and_setup_name_the_same_pythons() -> None:
     first, last = supported()[0], supported()[-1]
-    assert f"Python {first}-{last}" in (ROOT / "README.md").read_text()
+    assert f"Python {first} to {last}" in (ROOT / "README.md").read_text()
     low, high = (f"({each.replace('.', ', ')})" for each in (first, last))
     assert f"{low} <= sys.version_info[:2] <= {high}" in (ROOT / "tools/setup_env.sh").read_text()
