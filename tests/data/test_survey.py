@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -86,4 +87,7 @@ def test_a_mistake_in_a_reader_is_a_failure(tmp_path: Path) -> None:
 
     paths = [str(tmp_path / name) for name in "ab"]
     expected = {path: Failure(f"{path}: the decoder failed, see the traceback above") for path in paths}
+    before = set(threading.enumerate())
     assert dict(look_here(paths, Mistaken(), 600.0)) == expected
+    for thread in set(threading.enumerate()) - before:
+        thread.join()  # its message belongs to this test

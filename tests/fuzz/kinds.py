@@ -17,6 +17,7 @@ from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
 from cogvideox.data.sources import find_pairs
+from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file
 from cogvideox.text.encoders import T5Encoder
@@ -166,7 +167,7 @@ def _read_clip(folder: Path) -> None:
     spec = ClipSpec((tiny.HEIGHT, tiny.WIDTH), tiny.FPS, tiny.FRAMES, 0.0, "skip", False)
     decoder = ClipDecoder(spec, open_reader("pyav"))
     for file in sorted((folder / "clips").glob("*.mp4")):
-        if decoder.survey(str(file)).too_short is None:
+        if Survey.of(decoder.reader.probe(str(file)), spec).too_short is None:
             decoder.read(ReadJob(str(file), 0, 0, 0))
 
 
