@@ -160,7 +160,9 @@ def test_refused_roots(tmp_path: Path) -> None:
         find_pairs([tmp_path / "nowhere"])
     with pytest.raises(DataError, match=r"x.mp4 is a file; it has to be a folder"):
         find_pairs([tmp_path / "a/x.mp4"])
-    with pytest.raises(DataError, match=r"empty holds no video; looked for .mp4, .m4v, .mov, .3gp, .mkv, .webm, .avi, .gif, .mpg, "):
+    with pytest.raises(
+        DataError, match=r"empty holds no video; looked for .mp4, .m4v, .mov, .3gp, .mkv, .webm, .avi, .gif, .mpg, "
+    ):
         find_pairs([tmp_path / "empty"])
     with pytest.raises(DataError, match=r"a/b lies inside .*a: its clips would count twice"):
         find_pairs([tmp_path / "a", tmp_path / "a/b"])

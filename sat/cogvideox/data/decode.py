@@ -10,6 +10,7 @@ Letters: t frames of the result, n frames of the file, h w pixels of the source 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from cogvideox.data.picture import Picture, deinterlaced
 from cogvideox.data.timing import FrameChoice, Timestamps, average_fps
-from cogvideox.data.video_file import FrameTimes, VideoFile, first_frame, open_video, times_of_header
+from cogvideox.data.video_file import FrameTimes, VideoFile, open_video, times_of_header, whole_frames
 from cogvideox.errors import DataError
 
 FrameChooser = Callable[[Timestamps], FrameChoice]
@@ -29,6 +30,8 @@ READERS = ("pyav", "decord")
 _DECORD_EXACT = ("h264", "vp8", "vp9")
 # Codecs that take a new setting for skipping with every packet (dav1d takes it once, when it is opened).
 _SKIPPING = ("h264", "hevc", "mpeg4")
+# Of one clip's frames as shown: 49 of 7680x4320 are 4.9e9. More would make the system end this or another process.
+_MOST_BYTES = 6e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class PyAVReader:
             if seconds is None:
                 seconds = FrameTimes.scan(video).seconds
         with open_video(path) as video:
-            height, width = Picture.of(video, first_frame(video)).shown
+            height, width = Picture.of(video, next(whole_frames(video))).shown
         return ClipInfo(width, height, seconds)
 
     def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
@@ -116,9 +119,7 @@ class PyAVReader:
             pixels = request.quickly(video)
         if pixels is None:
             pixels = request.carefully(path)
-        times = request.times.times
-        frames = np.stack([pixels[times[index]] for index in request.choice.indices])
-        return DecodedFrames(frames, request.choice, self.name)
+        return DecodedFrames(pixels, request.choice, self.name)
 
 
 class DecordReader:
@@ -176,21 +177,24 @@ class _Request:
     Args:
         times: of all frames of the file.
         choice: the frames that are wanted.
-        wanted: their times.
+        wanted: the time of each wanted frame, and its places in the result.
     """
 
     times: FrameTimes
     choice: FrameChoice
-    wanted: frozenset[int]
+    wanted: dict[int, list[int]]
 
     @classmethod
     def make(cls, video: VideoFile, choose: FrameChooser) -> _Request:
         times = FrameTimes.scan(video)
         choice = choose(times.seconds)
-        return cls(times, choice, frozenset(times.times[index] for index in choice.indices))
+        wanted: dict[int, list[int]] = {}
+        for place, index in enumerate(choice.indices):
+            wanted.setdefault(times.times[index], []).append(place)
+        return cls(times, choice, wanted)
 
-    def quickly(self, video: VideoFile) -> dict[int, NDArray[np.uint8]] | None:
-        """The pixels at each wanted time, from a file that was scanned, and without what usual files don't need;
+    def quickly(self, video: VideoFile) -> NDArray[np.uint8] | None:
+        """The wanted frames, from a file that was scanned, and without what usual files don't need;
         None where that doesn't do.
         """
         key = self.times.key_before(int(self.choice.indices[0]))
@@ -202,8 +206,8 @@ class _Request:
         except _CantReadError:
             return None
 
-    def carefully(self, path: str) -> dict[int, NDArray[np.uint8]]:
-        """The pixels at each wanted time, deinterlaced; where decoding from the key frame before them fails, from the
+    def carefully(self, path: str) -> NDArray[np.uint8]:
+        """The wanted frames, deinterlaced; where decoding from the key frame before them fails, from the
         start of the file. Raises: DataError.
         """
         # Deinterlacing takes a frame's neighbours: one frame earlier.
@@ -245,19 +249,33 @@ class _Request:
             if packet.size == 0 or (packet.is_keyframe and packet.pts <= last):  # empty: the end, after which
                 yield packet  # the decoder gives what it still holds
 
-    def _pixels(self, frames: Iterator[Any], video: VideoFile) -> dict[int, NDArray[np.uint8]]:
-        found: dict[int, NDArray[np.uint8]] = {}
+    def _pixels(self, frames: Iterator[Any], video: VideoFile) -> NDArray[np.uint8]:
+        missing, pixels = set(self.wanted), None
         for number, frame in enumerate(frames):
             time = number if self.times.counted else frame.pts
-            if time in self.wanted and time not in found:
-                picture = Picture.of(video, frame)
-                if picture.is_interlaced:
-                    raise _CantReadError("its frames are interlaced in a format that can't be deinterlaced")
-                found[time] = picture.show(frame)
-                if len(found) == len(self.wanted):
-                    return found
-        missing = len(self.wanted) - len(found)
-        raise _CantReadError(f"{missing} of {len(self.wanted)} frames are missing; the file is truncated or broken")
+            if time not in missing:
+                continue
+            picture = Picture.of(video, frame)
+            if picture.is_interlaced:
+                raise _CantReadError("its frames are interlaced in a format that can't be deinterlaced")
+            if pixels is None:
+                pixels = self._room_for(video.path, picture.shown)
+            pixels[self.wanted[time]] = picture.show(frame)
+            missing.remove(time)
+            if not missing:
+                return pixels
+        raise _CantReadError(
+            f"{len(missing)} of {len(self.wanted)} frames are missing; the file is truncated or broken"
+        )
+
+    def _room_for(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        shape = (len(self.choice.indices), *size, 3)
+        if math.prod(shape) > _MOST_BYTES:
+            raise DataError(
+                f"{path}: {shape[0]} frames of {size[1]}x{size[0]} take {math.prod(shape) / 1e9:.1f} GB of memory, at "
+                f"most {_MOST_BYTES / 1e9:g} are used; make the video smaller: ffmpeg -i IN -vf scale=-2:1080 OUT"
+            )
+        return np.empty(shape, np.uint8)
 
     def _decoded(
         self, video: VideoFile, packets: Iterator[Any], since: float, *, thrifty: bool = False
@@ -277,11 +295,11 @@ class _Request:
             try:
                 frames = video.decoder.decode(packet)
             except av.error.FFmpegError as error:
-                if packet.pts is not None and packet.pts < since:
+                if _is_before(since, packet.pts, first):
                     continue
                 raise _CantReadError(f"{self._named(packet.pts)} is damaged ({error.strerror})") from error
             for frame in frames:
-                if frame.pts is not None and frame.pts < since:
+                if _is_before(since, frame.pts, first) and (frame.is_corrupt or since < math.inf):
                     continue
                 if frame.is_corrupt:
                     raise _CantReadError(f"{self._named(frame.pts)} is damaged")
@@ -299,3 +317,10 @@ class _Request:
             return "a frame"
         index = bisect.bisect_left(self.times.times, time)
         return f"frame {index} ({self.times.seconds[min(index, len(self.times.times) - 1)]:.2f} s)"
+
+
+def _is_before(since: float, time: int | None, first: Any) -> bool:
+    """Whether a frame may be incomplete, see FrameTimes.whole_from; `first` is the first whole one, once it came."""
+    if since == math.inf:
+        return first is None
+    return time is not None and time < since

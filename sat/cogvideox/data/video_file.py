@@ -87,6 +87,8 @@ def open_video(path: str) -> Iterator[VideoFile]:
             if not container.streams.video:
                 raise DataError(f"{path}: holds no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: its video is in a format that libav can't decode")
             yield VideoFile(path, container, stream, _decoder(stream))
     except UserError:
         raise
@@ -99,26 +101,32 @@ def open_video(path: str) -> Iterator[VideoFile]:
 
 def _decoder(stream: Any) -> Any:
     decoder = stream.codec_context
-    if stream.metadata.get("alpha_mode") == "1" and decoder.name in _DECODERS_WITH_ALPHA:
+    has_alpha = any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items())
+    if has_alpha and decoder.name in _DECODERS_WITH_ALPHA:
         decoder = av.CodecContext.create(_DECODERS_WITH_ALPHA[decoder.name], "r")
     decoder.thread_count = 1
     decoder.options = {"err_detect": "explode"}
     return decoder
 
 
-def first_frame(video: VideoFile) -> Any:
-    """The first frame of a file just opened that can be shown: in a stream that was cut between key frames, what
-    comes before the first one can't be decoded. Raises: DataError.
+def whole_frames(video: VideoFile) -> Iterator[Any]:
+    """All frames of a file just opened from the first one that can be shown: in a stream that was cut between key
+    frames, what comes before it can't be decoded. Raises: DataError where there is none.
     """
+    found = False
     for packet in video.packets():
         try:
             frames = video.decoder.decode(packet)
         except av.error.FFmpegError:
+            if found:
+                raise
             continue
         for frame in frames:
-            if not frame.is_corrupt:
-                return frame
-    raise DataError(f"{video.path}: holds no frame that can be decoded")
+            found = found or not frame.is_corrupt
+            if found:
+                yield frame
+    if not found:
+        raise DataError(f"{video.path}: holds no frame that can be decoded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +136,10 @@ class FrameTimes:
     Args:
         times: n ascending times in units of the stream, or 0..n-1 if `counted`.
         keys: the times of key frames, ascending; they may lie before the first frame that is shown.
-        counted: the container gives no presentation times (AVI): the i-th decoded frame is frame i.
-        whole_from: frames before this time can't be decoded, since the stream was cut between key frames.
+        counted: the container doesn't give all presentation times (AVI; Matroska that starts before 0): the i-th
+            decoded frame is frame i.
+        whole_from: frames before this time can't be decoded, since the stream was cut between key frames; infinity:
+            neither can those before the first whole frame.
         seconds: float64 [n], the times as seconds from the first.
     """
 
@@ -141,27 +151,33 @@ class FrameTimes:
 
     @classmethod
     def scan(cls, video: VideoFile) -> FrameTimes:
-        """From all packets of the file, none of them decoded. Raises: DataError."""
+        """From all packets of the file, which are only decoded where they don't say all times. Raises: DataError."""
         packets = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in video.packets() if packet.size]
         # Discarded: before the start or after the end that an edit list sets, as in clips cut without encoding.
         shown = [time for time, _, is_discard in packets if not is_discard]
         if not shown:
             raise DataError(f"{video.path}: holds no video data")
-        if video.counts_frames or any(time is None for time, _, _ in packets):
-            rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
-            if rate <= 0:
-                raise DataError(f"{video.path}: gives neither times nor a frame rate")
-            seconds = np.arange(len(shown), dtype=np.float64) / rate
-            return cls(list(range(len(shown))), [], True, -math.inf, seconds)
+        if video.counts_frames:
+            return cls._counted(video, len(shown), -math.inf)
+        if any(time is None for time, _, _ in packets):
+            with open_video(video.path) as again:
+                return cls._counted(video, sum(1 for _ in whole_frames(again)), math.inf)
         times, whole_from = sorted(set(shown)), -math.inf
         first, first_is_key, _ = packets[0]
         if not first_is_key or first > min(time for time, _, _ in packets):
             with open_video(video.path) as again:
-                whole_from = first_frame(again).pts
+                whole_from = next(whole_frames(again)).pts
             times = [time for time in times if time >= whole_from]
         keys = sorted(time for time, is_key, _ in packets if is_key)
         seconds = (np.asarray(times, dtype=np.float64) - times[0]) * float(video.stream.time_base)
         return cls(times, keys, False, whole_from, seconds)
+
+    @classmethod
+    def _counted(cls, video: VideoFile, count: int, whole_from: float) -> FrameTimes:
+        rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
+        if rate <= 0:
+            raise DataError(f"{video.path}: gives neither times nor a frame rate")
+        return cls(list(range(count)), [], True, whole_from, np.arange(count, dtype=np.float64) / rate)
 
     def key_before(self, index: int) -> int | None:
         """The time of the key frame from which frame `index` is reached soonest; None where there is none."""
