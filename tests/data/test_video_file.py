@@ -10,6 +10,7 @@ import pytest
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import PyAVReader, open_reader
 from cogvideox.data.sources import VIDEO_SUFFIXES
+from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.video_file import FrameTimes
 from cogvideox.errors import DataError
@@ -69,11 +70,10 @@ def test_the_survey_says_what_reading_finds(clips: Path, name: str, reader: str)
         choices.append(frame_indices(times, spec))
         return choices[-1]
 
-    decoder = ClipDecoder(spec, open_reader(reader))
-    info = decoder.reader.probe(str(clips / name))
-    decoder.reader.read(str(clips / name), choose)
+    info = open_reader(reader).probe(str(clips / name))
+    open_reader(reader).read(str(clips / name), choose)
     assert all(np.array_equal(info.timestamps, times) for times in seen)
-    survey = decoder.survey(str(clips / name))
+    survey = Survey.of(info, spec)
     assert (survey.num_repeated, survey.num_padded) == (choices[-1].num_repeated, choices[-1].num_padded)
 
 
@@ -87,7 +87,7 @@ def test_hidden_frames_of_an_edit_list_are_neither_counted_nor_read(clips: Path,
 
 def test_too_short_is_said_by_the_survey_and_not_by_a_failing_run(clips: Path) -> None:
     decoder = ClipDecoder(ClipSpec((8, 8), 8, 9), PyAVReader())
-    survey = decoder.survey(str(clips / "cut33.mp4"))
+    survey = Survey.of(decoder.reader.probe(str(clips / "cut33.mp4")), decoder.spec)
     assert survey.too_short is not None and "15 frames" in survey.too_short
     with pytest.raises(DataError, match=r"cut33\.mp4: spans 0\.88 s \(15 frames"):
         decoder.read(ReadJob(str(clips / "cut33.mp4"), 0, 0, 0))
