@@ -170,7 +170,7 @@ class DataConfig:
     fps: float = 8.0
     max_num_frames: int = 49
     skip_frms_num: float = 3.0
-    reader: Literal["decord", "pyav"] = "decord"
+    reader: Literal["pyav", "decord"] = "pyav"
     short_clips: Literal["error", "skip", "pad"] = "skip"
     missing_captions: Literal["error", "empty"] = "error"
     max_failed_share: float = 0.05
