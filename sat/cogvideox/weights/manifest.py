@@ -27,7 +27,6 @@ from cogvideox.weights.safetensors_stream import WrittenFile
 FileRecord = dict[str, Any]  # path, bytes, xxh3_128, sha256 when it was asked for, part where there are several
 CHECKPOINT_MANIFEST = "manifest.json"
 CONVERSION_MANIFEST = "conversion.json"
-_EDITABLE = "latest"  # of SAT folders: the iteration to load, as text
 _LEVELS = 3  # folders above a file in which a manifest may name it: <folder>/transformer/1/mp_rank_00_model_states.pt
 
 
@@ -74,13 +73,13 @@ def find_record(file: Path) -> Recorded | None:
 
 
 def listed_files(folder: Path) -> list[Path]:
-    """Whatever the manifests in a folder list, but for `latest`, which everybody may edit.
+    """What the manifests in a folder list, but for the texts that everybody may edit: `latest` and YAML.
 
     Raises: CheckpointError for a manifest that is damaged.
     """
     manifests = [folder / name for name in (CHECKPOINT_MANIFEST, CONVERSION_MANIFEST)]
     listed = [folder / name for each in manifests if each.is_file() for name in _outputs(each)]
-    return [file for file in listed if file.name != _EDITABLE]
+    return [file for file in listed if file.name != "latest" and file.suffix != ".yaml"]
 
 
 def _outputs(manifest: Path) -> dict[str, tuple[int, str]]:
