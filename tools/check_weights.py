@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import CheckpointError, run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
-from cogvideox.weights.checksums import check_own_checksums  # noqa: E402
+from cogvideox.weights.checksums import WITHOUT, check_own_checksums  # noqa: E402
 from cogvideox.weights.hashes import SHA256, hash_of  # noqa: E402
 from cogvideox.weights.integrity import WEIGHT_SUFFIXES, check_hash  # noqa: E402
 from cogvideox.weights.manifest import find_record, listed_files  # noqa: E402
@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> None:
     files = list(dict.fromkeys(find_files(options.paths)))
     for file in files:
         try:
-            print(f"ok       {file}: {verdict(file)}")
+            proof = prove(file)
+            print(f"ok       {file}: {proof}" if proof else f"unknown  {file}: {WITHOUT}")
         except CheckpointError as error:
             damaged += 1
             print(f"DAMAGED  {error}")
@@ -64,19 +65,19 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from found
 
 
-def verdict(file: Path) -> str:
-    """What is proved of a file. Raises: CheckpointError for damage."""
+def prove(file: Path) -> str:
+    """What shows that a file is whole; nothing when it has no checksums. Raises: CheckpointError for damage."""
     recorded = find_record(file)
-    if recorded is None:
-        text = check_own_checksums(file)
-    else:
+    if recorded is not None:
         check_hash(recorded)
-        text = f"as it was written ({recorded.manifest.name})"
+        proof = f"as it was written ({recorded.manifest.name})"
+    else:
+        proof = "every checksum inside it is right" if check_own_checksums(file) else ""
     if file.suffix in WEIGHT_SUFFIXES:
         broken = [name for name, value in named_tensors(load_file(file, STAND_INS)) if not is_finite(value)]
         if broken:
             raise CheckpointError(f"{file} holds NaN or infinity in {len(broken)} tensors, e.g. {broken[0]}")
-    return text
+    return proof
 
 
 if __name__ == "__main__":

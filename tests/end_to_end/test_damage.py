@@ -13,11 +13,15 @@ import check_weights
 import convert_weight_sat2hf
 import pytest
 import tiny
+import torch
 from cogvideox.config.load import load_config
 from cogvideox.errors import CheckpointError
-from cogvideox.parallel.groups import start_process_groups
+from cogvideox.model.files import model_files
+from cogvideox.parallel.groups import ProcessGroups, start_process_groups
 from cogvideox.sampling.run import run_sampling
+from cogvideox.training.setup import files_to_check
 from cogvideox.weights.hashes import FAST, hash_of
+from processes import run_processes
 from training.test_training_state import damaged
 
 Train = Callable[..., dict[str, object]]
@@ -123,6 +127,35 @@ def test_files_of_others_on_request(family, tmp_path):
     sample(copy.model_yaml, copy.transformer, tmp_path / "videos")
     with pytest.raises(CheckpointError, match=r"3d-vae\.pt is damaged \(Bad CRC-32"):
         sample(copy.model_yaml, copy.transformer, tmp_path / "more", "args.verify_weights=true")
+
+
+def test_each_file_is_checked_once_on_a_machine(run, settings, tmp_path):
+    """Ranks 0 and 1 on one machine, 2 and 3 on another; each has an own slice of the optimizer's state."""
+    states = [run / "2" / "training_state" / f"rank_{rank:05d}.pt" for rank in range(4)]
+    for state in states[1:]:
+        shutil.copy(states[0], state)
+    config = load_config([str(settings)], [f"args.save={tmp_path}"], "train")
+    groups = [ProcessGroups(rank, 4, rank % 2, torch.device("cpu")) for rank in range(4)]
+    files = [files_to_check(config, run, run / "2", each) for each in groups]
+    shared = model_files(config.model, run)
+    assert {file.name for file in shared} >= {"mp_rank_00_model_states.pt", "3d-vae.pt", "model.safetensors"}
+    assert files == [[*shared, states[0]], [states[1]], [*shared, states[2], states[0]], [states[3]]]
+
+
+def _sample_rank(yaml: Path, load: Path, output: Path) -> str:
+    try:
+        sample(yaml, load, output, "args.num_samples=2")
+    except CheckpointError as error:
+        return str(error)
+    return "sampled"
+
+
+@pytest.mark.slow
+def test_all_processes_end_together(converted, tmp_path):
+    flip(converted.vae)
+    answers = run_processes(_sample_rank, 2, converted.model_yaml, converted.transformer, tmp_path / "videos")
+    assert answers[0] == answers[1] and "3d-vae.pt is damaged" in answers[0]
+    assert not list((tmp_path / "videos").rglob("*.mp4"))
 
 
 @pytest.mark.slow

@@ -107,12 +107,12 @@ def test_files_of_a_conversion_are_found_from_below(tmp_path: Path) -> None:
     [
         "{",
         "\xff",
-        '{"outputs": 3}',
-        '{"outputs": [1]}',
-        '{"outputs": [{"path": "x"}]}',
-        '{"outputs": [{"path": "x", "bytes": "1", "xxh3_128": "0"}]}',
-        '{"outputs": [{"path": "../x", "bytes": 1, "xxh3_128": "0"}]}',
-        '{"outputs": [{"path": "/x", "bytes": 1, "xxh3_128": "0"}]}',
+        '{"inputs": [], "outputs": 3}',
+        '{"inputs": [], "outputs": [1]}',
+        '{"inputs": [], "outputs": [{"path": "x"}]}',
+        '{"inputs": [], "outputs": [{"path": "x", "bytes": "1", "xxh3_128": "0"}]}',
+        '{"inputs": [], "outputs": [{"path": "../x", "bytes": 1, "xxh3_128": "0"}]}',
+        '{"inputs": [], "outputs": [{"path": "/x", "bytes": 1, "xxh3_128": "0"}]}',
         "[" * 100_000,
     ],
 )
@@ -123,7 +123,7 @@ def test_damaged_manifests(run: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[]", '{"name": "of another program"}'])
+@pytest.mark.parametrize("text", ["[]", '{"name": "of another program"}', '{"outputs": ["a.js"]}'])
 def test_manifests_of_other_programs(run: Path, text: str) -> None:
     (run / "20" / "manifest.json").write_text(text)
     check(run / "20" / STATES_FILE)
@@ -145,8 +145,7 @@ def test_files_of_others_on_request(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     files = [tmp_path / name for name in ("w.pt", "w.safetensors", "old.pt")]
     check(*files, verify=True)
-    assert check_own_checksums(files[0]) == "every CRC-32 inside it is right"
-    assert all("it has no checksums" in check_own_checksums(file) for file in files[1:])
+    assert [check_own_checksums(file) for file in files] == [True, False, False]
     position = files[0].read_bytes().index(torch.tensor([100.0, 101.0]).numpy().tobytes())
     flip(files[0], position)
     check(*files)

@@ -75,7 +75,9 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     train_data, held_out = groups.first_only(lambda: prepare_data(config))
     check_enough(train_data, groups)
     source = resumed if resumed is not None else args.load
-    checks = groups.attempt(lambda: FileChecks(_files(config, source, resumed, groups), verify=args.verify_weights))
+    checks = groups.attempt(
+        lambda: FileChecks(files_to_check(config, source, resumed, groups), verify=args.verify_weights)
+    )
     with checks:
         model = groups.attempt(
             lambda: build_model(
@@ -120,7 +122,9 @@ def _resume_folder(args: TrainArgs) -> Path | None:
     return None
 
 
-def _files(config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups) -> list[Path]:
+def files_to_check(
+    config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups
+) -> list[Path]:
     """What this process checks: its own training state, and as the first one of its machine what all of them read."""
     is_first_here = groups.local_rank == 0
     found = model_files(config.model, source) if is_first_here else []

@@ -12,11 +12,14 @@ from cogvideox.weights.torch_file import load_file
 _BLOCK = 2**20  # bytes per read
 
 
-def check_own_checksums(file: Path) -> str:
-    """Read a whole file and compare what it says of itself; what that proves, in words.
+WITHOUT = "it has no checksums, its structure is whole; compare its SHA-256 with the one of where it comes from"
+
+
+def check_own_checksums(file: Path) -> bool:
+    """Read a whole file and compare it with the checksums inside it; False when it has none.
 
     A torch file (zip archive) has a CRC-32 of every tensor. A safetensors file has none, nor has one of torch before
-    1.6: there only the structure can be checked.
+    1.6: there only the structure is checked.
     Raises: CheckpointError for damage.
     """
     try:
@@ -25,10 +28,9 @@ def check_own_checksums(file: Path) -> str:
             _check_crc(file)
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
         raise CheckpointError(f"{file} is damaged ({str(error)[:160]}): copy or download it again") from error
-    if is_zip:
-        return "every CRC-32 inside it is right"
-    load_file(file)
-    return "it has no checksums; its structure is whole. Compare its SHA-256 with that of where it comes from"
+    if not is_zip:
+        load_file(file)
+    return is_zip
 
 
 def _check_crc(file: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
-from cogvideox.weights.checksums import check_own_checksums
+from cogvideox.weights.checksums import WITHOUT, check_own_checksums
 from cogvideox.weights.hashes import FAST, hash_of
 from cogvideox.weights.manifest import Recorded, find_record
 
@@ -41,9 +42,9 @@ class FileChecks:
             recorded = find_record(file)
             if recorded is not None:
                 _check_size(recorded)
-                self._submit(lambda recorded=recorded: check_hash(recorded, self._stop.is_set))
+                self._submit(partial(check_hash, recorded, self._stop.is_set))
             elif verify and file.suffix in WEIGHT_SUFFIXES:
-                self._submit(lambda file=file: _log_verdict(file))
+                self._submit(partial(_check_foreign, file))
 
     def wait(self) -> None:
         """Until every file has been checked. Raises: CheckpointError for the first one that differs."""
@@ -118,5 +119,8 @@ def _or_earlier(recorded: Recorded) -> str:
     return "" if earlier is None else f", or take an earlier iteration: {earlier}"
 
 
-def _log_verdict(file: Path) -> None:
-    _log.info("%s: %s", file, check_own_checksums(file))
+def _check_foreign(file: Path) -> None:
+    if check_own_checksums(file):
+        _log.info("%s: every checksum inside it is right", file)
+    else:
+        _log.warning("%s can't be verified: %s", file, WITHOUT)

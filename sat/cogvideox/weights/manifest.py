@@ -27,7 +27,8 @@ from cogvideox.weights.safetensors_stream import WrittenFile
 FileRecord = dict[str, Any]  # path, bytes, xxh3_128, sha256 when it was asked for, part where there are several
 CHECKPOINT_MANIFEST = "manifest.json"
 CONVERSION_MANIFEST = "conversion.json"
-_LEVELS = 3  # folders above a file in which a manifest may name it: <folder>/transformer/1/mp_rank_00_model_states.pt
+# How many folders up a manifest may be: <iteration>/training_state/rank_00000.pt, <folder>/transformer/1/mp_rank_00_...
+_LEVELS = {CHECKPOINT_MANIFEST: 2, CONVERSION_MANIFEST: 3}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def find_record(file: Path) -> Recorded | None:
     Raises: CheckpointError for a manifest that is damaged.
     """
     for path in dict.fromkeys((file.absolute(), file.resolve())):
-        for folder in path.parents[:_LEVELS]:
-            for name in (CHECKPOINT_MANIFEST, CONVERSION_MANIFEST):
+        for name, levels in _LEVELS.items():
+            for folder in path.parents[:levels]:
                 manifest = folder / name
                 found = _outputs(manifest) if manifest.is_file() else {}
                 inside = path.relative_to(folder).as_posix()
@@ -77,7 +78,7 @@ def listed_files(folder: Path) -> list[Path]:
 
     Raises: CheckpointError for a manifest that is damaged.
     """
-    manifests = [folder / name for name in (CHECKPOINT_MANIFEST, CONVERSION_MANIFEST)]
+    manifests = [folder / name for name in _LEVELS]
     listed = [folder / name for each in manifests if each.is_file() for name in _outputs(each)]
     return [file for file in listed if file.name != "latest" and file.suffix != ".yaml"]
 
@@ -87,7 +88,7 @@ def _outputs(manifest: Path) -> dict[str, tuple[int, str]]:
     advice = "copy the whole folder again, or remove this file, and with it the check of the others"
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or "outputs" not in content:
+        if not isinstance(content, dict) or not {"inputs", "outputs"} <= content.keys():
             return {}
         return dict(_output(record) for record in content["outputs"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
