@@ -3,6 +3,7 @@ folder appears. What a user changed on purpose does not."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import check_weights
+import convert_weight_hf2sat
 import convert_weight_sat2hf
 import pytest
 import tiny
@@ -116,6 +118,26 @@ def test_damage_in_a_converted_folder(converted, tmp_path, name):
         with pytest.raises(CheckpointError, match=rf"{Path(name).name} is damaged.* by .*conversion\.json"):
             use(converted.model_yaml, converted.transformer, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("tool", ["merge_lora", "convert_lora", "extract_lora"])
+def test_damaged_adapters_in_every_tool(run, tmp_path, tool):
+    flip(run / ADAPTERS, 0.9)
+    given = {"merge_lora": ["--adapter"], "convert_lora": ["--to", "diffusers"], "extract_lora": ["--rank", "2"]}
+    with pytest.raises(CheckpointError, match=r"2/mp_rank_00_model_states\.pt"):
+        importlib.import_module(tool).main([*given[tool], str(run), "--output_path", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_damaged_pipeline_is_not_converted_back(converted, tmp_path, part):
+    convert(converted.model_yaml, converted.transformer, tmp_path / "pipeline")
+    file = max((tmp_path / "pipeline" / part).glob("*.safetensors"), key=lambda each: each.stat().st_size)
+    flip(file, 0.8)
+    command = [str(tmp_path / "pipeline"), "--output_path", str(tmp_path / "back"), "--only", part]
+    with pytest.raises(CheckpointError, match=rf"{file.name} is damaged"):
+        convert_weight_hf2sat.main(command)
+    assert [file.name for file in (tmp_path / "back").rglob("*") if file.is_file()] == ["conversion.json"]
 
 
 def test_files_of_others_on_request(family, tmp_path):
