@@ -49,9 +49,7 @@ def test_integers_are_no_weights(tmp_path: Path, lora: dict[str, Any] | None) ->
     name = next(name for name in state if (is_adapter(name) if lora else name.endswith("final_layer.linear.weight")))
     state[name] = state[name].to(torch.int8)
     relative = re.escape(name.removeprefix(TRANSFORMER_PREFIX))
-    with pytest.raises(
-        CheckpointError, match=rf"states\.pt stores 1 tensors as int8: {relative}\. Take them as floats"
-    ):
+    with pytest.raises(CheckpointError, match=rf"states\.pt stores 1 tensors as int8: {relative}\. Take"):
         read_transformer(read_checkpoint(save(tmp_path / "a", state)))
 
 
