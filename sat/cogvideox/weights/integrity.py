@@ -35,24 +35,22 @@ class FileChecks:
     """
 
     def __init__(self, files: Iterable[Path], *, verify: bool = False) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._stop = threading.Event()
-        self._jobs: list[Future[None]] = []
+        checks: list[Callable[[], None]] = []
         for file in dict.fromkeys(files):
             recorded = find_record(file)
             if recorded is not None:
                 _check_size(recorded)
-                self._submit(partial(check_hash, recorded, self._stop.is_set))
+                checks.append(partial(check_hash, recorded, self._stop.is_set))
             elif verify and file.suffix in WEIGHT_SUFFIXES:
-                self._submit(partial(_check_foreign, file))
+                checks.append(partial(_check_foreign, file))
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._jobs: list[Future[None]] = [self._pool.submit(check) for check in checks]
 
     def wait(self) -> None:
         """Until every file has been checked. Raises: CheckpointError for the first one that differs."""
         for job in self._jobs:
             job.result()
-
-    def _submit(self, check: Callable[[], None]) -> None:
-        self._jobs.append(self._pool.submit(check))
 
     def __enter__(self) -> FileChecks:
         return self
