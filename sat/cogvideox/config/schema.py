@@ -40,6 +40,7 @@ class TrainArgs:
     checkpoint_activations: bool = False
     # where weights come from and go to
     load: str | None = None
+    verify_weights: bool = False
     no_load_rng: bool = True
     force_train: bool = True
     resume: str | None = None
@@ -125,6 +126,7 @@ class SampleArgs:
     fp16: bool = False
     # weights
     load: str | None = None
+    verify_weights: bool = False
     lora_strength: float = 1.0
     force_inference: bool = True
     # prompts

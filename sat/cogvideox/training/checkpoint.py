@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
-from cogvideox.training.run_folder import STATE_FOLDER
+from cogvideox.training.training_state import TrainingState, read_state, write_state
 from cogvideox.weights.atomic import abandon_folder
 from cogvideox.weights.lora_map import is_adapter
+from cogvideox.weights.manifest import write_checkpoint_manifest
+from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
-from cogvideox.weights.torch_file import load_file
 
 _log = get_logger(__name__)
 
@@ -73,21 +73,15 @@ class Checkpointer:
         """
         weights = saved_weights(self._engine.module, self._save_full)
         processes = self._groups.world_size if self._engine.is_sharded else 1
-        state = {
-            "format": 1,
-            "step": progress.step,
-            "position": progress.position,
-            "data": progress.data,
-            "processes": processes,
-            "optimizer": self._engine.capture(),
-        }
-        needed = tensor_bytes(weights) + _bytes(state) * processes
+        state = TrainingState(progress.step, progress.position, progress.data, processes, self._engine.capture())
+        needed = tensor_bytes(weights) + _bytes(state.optimizer) * processes
         partial, final = self._groups.first_only(
             lambda: begin_iteration(self._folder, progress.step, needed, overwrite=self._overwrite)
         )
         try:
-            self._groups.attempt(lambda: self._write(partial, progress.step, weights, state))
-            self._groups.first_only(lambda: commit_iteration(partial, final, progress.step))
+            own = self._groups.attempt(lambda: self._write(partial, weights, state))
+            files = [file for written in self._groups.gather_objects(own) for file in written]
+            self._groups.first_only(lambda: _commit(partial, final, progress.step, files))
         except BaseException:
             if self._groups.is_first:
                 abandon_folder(partial)
@@ -108,18 +102,14 @@ class Checkpointer:
                 shlex.quote(str(self._folder)),
             )
 
-    def _write(self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    def _write(self, partial: Path, weights: Mapping[str, Tensor], state: TrainingState) -> list[WrittenFile]:
+        """This process's files, names relative to the iteration folder."""
+        written = []
         if self._groups.is_first:
-            write_states(partial, step, weights, self._extra)
+            written.append(write_states(partial, state.step, weights, self._extra))
         if self._groups.is_first or self._engine.is_sharded:
-            folder = partial / STATE_FOLDER
-            try:
-                folder.mkdir(exist_ok=True)
-                torch.save(state, folder / _state_name(self._groups.rank))
-            except (OSError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"writing {folder} failed: {str(error).splitlines()[0]}; nothing was kept"
-                ) from error
+            written.append(write_state(partial, self._groups.rank, state))
+        return written
 
     def _remove_old(self) -> None:
         if self._keep_last is None:
@@ -127,6 +117,11 @@ class Checkpointer:
         iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
         for iteration in iterations[: -self._keep_last]:
             shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
+
+
+def _commit(partial: Path, final: Path, iteration: int, files: list[WrittenFile]) -> None:
+    write_checkpoint_manifest(partial, iteration, files)
+    commit_iteration(partial, final, iteration)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:
@@ -152,26 +147,22 @@ def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> P
 
     def restore() -> Progress:
         state = _read_state(folder, engine, groups)
-        engine.restore(state["optimizer"])
-        return Progress(state["step"], state["position"], state["data"])
+        engine.restore(state.optimizer)
+        return Progress(state.step, state.position, state.data)
 
     return groups.attempt(restore)
 
 
-def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dict[str, Any]:
-    first = load_file(folder / STATE_FOLDER / _state_name(0))
+def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> TrainingState:
+    first = read_state(folder, 0)
     processes = groups.world_size if engine.is_sharded else 1
-    if first["processes"] != processes:
+    if first.processes != processes:
         raise CheckpointError(
-            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} process(es) and "
+            f"args.resume: {folder} was saved with its optimizer state split over {first.processes} process(es) and "
             f"this run splits it over {processes}: resume with the same number of processes and ZeRO stage, or start a "
             "new run from its weights with args.load"
         )
-    return load_file(folder / STATE_FOLDER / _state_name(groups.rank)) if processes > 1 else first
-
-
-def _state_name(rank: int) -> str:
-    return f"rank_{rank:05d}.pt"
+    return read_state(folder, groups.rank) if processes > 1 else first
 
 
 def _bytes(value: Any) -> int:
