@@ -53,7 +53,7 @@ def test_another_environment_is_named_by_its_python(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "executable", "/opt/conda/bin/python")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert commands.sample(["a.yaml"]) == "/opt/conda/bin/python sat/sample_video.py --base a.yaml"
-    launched = "/opt/conda/bin/python -m torch.distributed.run --standalone --nproc_per_node=2 sat/train_video.py"
+    launched = "/opt/conda/bin/python tools/launch.py 2 sat/train_video.py"
     assert commands.train(["a.yaml"], 2) == f"{launched} --base a.yaml"
 
 

@@ -32,7 +32,7 @@ def train(words: Sequence[str], processes: int = 1) -> str:
         return "HOSTFILE=hosts " + shlex.join(["bash", shown(ROOT / "finetune_multi_gpus.sh"), *words])
     if _in_own_environment():
         return f"NPROC={processes} " + shlex.join(["bash", shown(ROOT / "finetune_multi_gpus.sh"), *words])
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = [shown(ROOT / "tools/launch.py"), str(processes)]
     return shlex.join([_python(), *launcher, shown(ROOT / "sat/train_video.py"), "--base", *words])
 
 
@@ -83,5 +83,5 @@ def _in_own_environment() -> bool:
 
 
 def _python() -> str:
-    """The interpreter that runs now: the packages are in its environment, which the user's shell may not have active."""
+    """The interpreter that runs now: it has the packages, and the user's shell may have another one active."""
     return shown(Path(sys.executable)) if _in_own_environment() else sys.executable
