@@ -21,6 +21,7 @@ from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file
 from cogvideox.text.encoders import T5Encoder
+from cogvideox.weights.integrity import FileChecks
 from cogvideox.weights.lora_file import read_adapter
 from cogvideox.weights.lora_map import TARGETS
 from cogvideox.weights.sat_folder import read_checkpoint, read_vae, write_checkpoint
@@ -106,7 +107,10 @@ def _checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> Mapping[str, torch.Tensor]:
-    return {name: value.clone() for name, value in read_checkpoint(folder).module.items()}
+    checkpoint = read_checkpoint(folder)
+    with FileChecks([checkpoint.path]) as checks:
+        checks.wait()
+    return {name: value.clone() for name, value in checkpoint.module.items()}
 
 
 def _vae(folder: Path) -> None:
@@ -201,7 +205,7 @@ KINDS: Mapping[str, Kind] = {
     "saved YAML": Kind(_run_yaml, ("*.yaml",), (*_LINES, yaml_values, yaml_tricks), _read_saved_yaml),
     "overrides": Kind(_overrides, ("*.json",), (_override,), _read_overrides),
     "latest": Kind(_checkpoint, ("latest",), _LINES, _read_checkpoint),
-    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60),
+    "checkpoint": Kind(_checkpoint, ("3/*",), _BINARY, _read_checkpoint, 60, is_exact=True),
     "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder, check=False)),
     "adapter settings": Kind(_adapter, ("*.json",), _JSON, lambda folder: read_adapter(folder), 60),
     "adapter": Kind(_adapter, ("*.safetensors",), _BINARY, lambda folder: read_adapter(folder)),
