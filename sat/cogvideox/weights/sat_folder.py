@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.user_files import read_text, shown, shown_path
-from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, write_text_atomically
+from cogvideox.weights.atomic import begin_folder, commit_folder, failed_write, new_folder, write_text_atomically
 from cogvideox.weights.safetensors_stream import is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
 from cogvideox.weights.vae_map import check_whole
@@ -247,9 +247,16 @@ def begin_iteration(
     return begin_folder(final, needed_bytes, overwrite=overwrite), final
 
 
-def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+def write_states(
+    partial: Path,
+    iteration: int,
+    module: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    needed_bytes: int | None = None,
+) -> None:
     """Write the weight file into a temporary iteration folder.
 
+    needed_bytes: of all that the folder is to hold, for the message of a full disk; by default this file's.
     Raises: CheckpointError for a non-finite tensor and a full disk.
     """
     check_finite(module)
@@ -257,8 +264,8 @@ def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], ex
     try:
         torch.save(states_content(iteration, own, extra), partial / STATES_FILE)
     except (RuntimeError, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise CheckpointError(f"writing {partial / STATES_FILE} failed: {first_line}; nothing was kept") from error
+        needed = tensor_bytes(module) if needed_bytes is None else needed_bytes
+        raise failed_write(partial / STATES_FILE, error, partial, needed) from error
 
 
 def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

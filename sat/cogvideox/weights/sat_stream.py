@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
-from cogvideox.errors import CheckpointError
-from cogvideox.weights.atomic import write_text_atomically
+from cogvideox.weights.atomic import failed_write, write_text_atomically
 from cogvideox.weights.hashes import HashedFile
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
 from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, states_content
@@ -141,7 +140,7 @@ class _Archive:
             if self._error is not None:
                 raise self._error
         except OSError as error:
-            raise CheckpointError(f"writing {self._path} failed: {error.strerror}; nothing was kept") from error
+            raise failed_write(self._path, error, self._path.parent) from error
 
 
 @dataclass(frozen=True)
