@@ -21,9 +21,9 @@ from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
-from cogvideox.training.run_folder import STATE_FOLDER
-from cogvideox.weights.atomic import abandon_folder
+from cogvideox.weights.atomic import abandon_folder, failed_write
 from cogvideox.weights.lora_map import is_adapter
+from cogvideox.weights.runs import STATE_FOLDER, whole_iterations
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
 from cogvideox.weights.torch_file import load_file
 
@@ -46,8 +46,7 @@ class Checkpointer:
     """Writes the checkpoints of one run.
 
     extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of the
-    transformer, also those that don't train. overwrite: replace iterations that exist, for a run resumed before its
-    last save.
+    transformer, also those that don't train. keep_last: how many checkpoints stay, the new one included.
     """
 
     def __init__(
@@ -59,10 +58,9 @@ class Checkpointer:
         *,
         save_full: bool = False,
         keep_last: int | None = None,
-        overwrite: bool = False,
     ) -> None:
         self._folder, self._engine, self._groups, self._extra = folder, engine, groups, extra
-        self._save_full, self._keep_last, self._overwrite = save_full, keep_last, overwrite
+        self._save_full, self._keep_last = save_full, keep_last
         self._said_adapters = False
 
     def save(self, progress: Progress) -> Path:
@@ -82,20 +80,22 @@ class Checkpointer:
             "optimizer": self._engine.capture(),
         }
         needed = tensor_bytes(weights) + _bytes(state) * processes
-        partial, final = self._groups.first_only(
-            lambda: begin_iteration(self._folder, progress.step, needed, overwrite=self._overwrite)
-        )
+        partial, final = self._groups.first_only(lambda: self._begin(progress.step, needed))
         try:
-            self._groups.attempt(lambda: self._write(partial, progress.step, weights, state))
+            self._groups.attempt(lambda: self._write(partial, progress.step, weights, state, needed))
             self._groups.first_only(lambda: commit_iteration(partial, final, progress.step))
         except BaseException:
             if self._groups.is_first:
                 abandon_folder(partial)
             raise
-        self._groups.first_only(self._remove_old)
+        self._groups.first_only(lambda: self._remove_old(progress.step))
         if self._groups.is_first:
             self._say(final, weights)
         return final
+
+    def _begin(self, step: int, needed: int) -> tuple[Path, Path]:
+        """A run goes on from its newest checkpoint: this one replaces no other, but maybe a folder without weights."""
+        return begin_iteration(self._folder, step, needed, overwrite=step not in whole_iterations(self._folder))
 
     def _say(self, final: Path, weights: Mapping[str, Tensor]) -> None:
         """Where the checkpoint is; once, what a file of adapters is not."""
@@ -108,25 +108,26 @@ class Checkpointer:
                 shlex.quote(str(self._folder)),
             )
 
-    def _write(self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    def _write(
+        self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], needed: int
+    ) -> None:
         if self._groups.is_first:
-            write_states(partial, step, weights, self._extra)
+            write_states(partial, step, weights, self._extra, needed)
         if self._groups.is_first or self._engine.is_sharded:
-            folder = partial / STATE_FOLDER
+            file = partial / STATE_FOLDER / _state_name(self._groups.rank)
             try:
-                folder.mkdir(exist_ok=True)
-                torch.save(state, folder / _state_name(self._groups.rank))
+                file.parent.mkdir(exist_ok=True)
+                torch.save(state, file)
             except (OSError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"writing {folder} failed: {str(error).splitlines()[0]}; nothing was kept"
-                ) from error
+                raise failed_write(file, error, partial, needed) from error
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, step: int) -> None:
+        """Checkpoints before the one of this step, never a later one."""
         if self._keep_last is None:
             return
-        iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
-        for iteration in iterations[: -self._keep_last]:
-            shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
+        until_now = [folder for iteration, folder in whole_iterations(self._folder).items() if iteration <= step]
+        for folder in until_now[: -self._keep_last]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:

@@ -21,8 +21,12 @@ from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
+from cogvideox.training.optional_output import OptionalOutput
+from cogvideox.training.run_folder import RunLock
 from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import every, prepare, tokens_per_sample
+from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, finished_summary, say_finished
+from cogvideox.weights.atomic import write_text_atomically
 
 _log = get_logger(__name__)
 _MEMORY_ADVICE = (
@@ -51,12 +55,22 @@ class Trainer:
             UserError: configuration, data, weights or place to save don't fit, or the run diverged; on every
             process; the device has too little memory, on this one.
         """
-        with advise_on_memory(*_MEMORY_ADVICE):
-            return self._fit()
+        with advise_on_memory(*_MEMORY_ADVICE), RunLock() as lock:
+            choice, finished = self._groups.first_only(lambda: self._choose(lock))
+            return self._fit(choice, lock) if finished is None else finished
 
-    def _fit(self) -> dict[str, Any]:
+    def _choose(self, lock: RunLock) -> tuple[RunChoice, dict[str, Any] | None]:
+        """What the run starts from; and its summary, if there is nothing left to do."""
+        choice = choose_run(self._args, lock.take)
+        finished = finished_summary(choice, self._args.train_iters)
+        if finished is not None:
+            say_finished(choice, self._args.train_iters)
+        return choice, finished
+
+    def _fit(self, choice: RunChoice, lock: RunLock) -> dict[str, Any]:
         started = time.monotonic()
-        parts = self._parts = prepare(self._config, self._groups)
+        parts = self._parts = prepare(self._config, self._groups, choice, lock)
+        self._checkpoint = choice.resume
         first, last = parts.progress.step + 1, self._args.train_iters
         evaluation_due = every(self._args.eval_interval, last)
         save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
@@ -67,10 +81,10 @@ class Trainer:
                 self._seed_dropout(step)
                 self._meter.add(parts.engine.step(step, list(islice(loader, parts.engine.sizes.accumulation))))
                 self._report(step, log_due(step))
+                if save_due(step):  # first: whatever happens while evaluating, this interval is safe
+                    self._save(step, loader.position)
                 if evaluation_due(step):
                     self._evaluate(step)
-                if save_due(step):
-                    self._save(step, loader.position)
         return self._summarise(time.monotonic() - started)
 
     def _open_loader(self) -> VideoLoader:
@@ -105,7 +119,6 @@ class Trainer:
             parts.checkpoint_extra,
             save_full=self._args.save_full,
             keep_last=self._args.keep_last,
-            overwrite=self._args.resume is not None,
         )
 
     def _seed_dropout(self, step: int) -> None:
@@ -181,6 +194,7 @@ class Trainer:
         }
         if self._groups.is_first:
             text = json.dumps(summary, indent=2)
-            (parts.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            place = parts.folder / SUMMARY_FILE
+            OptionalOutput().write("the summary", lambda: write_text_atomically(place, text + "\n"))
             _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
         return summary

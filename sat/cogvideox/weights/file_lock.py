@@ -50,8 +50,13 @@ def lock_file(file: Path, refusal: str) -> FileLock:
         os.close(descriptor)  # its owner finished, and removed it, in between
     with suppress(OSError):  # a full disk: the lock holds without a name in it
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
     return FileLock(file, descriptor, is_effective)
+
+
+def this_process() -> str:
+    """E.g. `process 17 on host a`."""
+    return f"process {os.getpid()} on host {socket.gethostname()}"
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
