@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._optional = OptionalOutput()
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
         self._board = self._optional.write(_BOARD, lambda: SummaryWriter(str(folder / "tensorboard")))
         self._lines = self._optional.write(_LINES, lambda: (folder / "metrics.jsonl").open("a", encoding="utf-8"))
         self._wandb: Any = None
@@ -61,6 +64,7 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         if self._quiet:
             return
+        threading.excepthook = self._thread_hook
         self._bar.close()
         if self._board is not None:
             self._optional.write(_BOARD, self._board.close)
@@ -104,6 +108,11 @@ class RunLog:
         self._optional.write(_LINES, lambda: self._write_line(step, figures))
         if self._wandb is not None:
             self._optional.write(_WANDB, lambda: self._wandb.log(figures, step=step))
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread prints a traceback of what the next call raises here anyway."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")):
+            self._thread_hook(error)
 
     def _write_board(self, step: int, figures: dict[str, float]) -> None:
         if self._board is not None:
