@@ -43,8 +43,11 @@ def test_the_second_writer_is_refused_until_the_first_ends(run: Path) -> None:
             RunLock().take(run)
         assert names(run) == ["run.lock"]
     assert names(run) == []
+    (run / "other").mkdir()
     with RunLock() as second:
         second.take(run)
+        second.take(run / "other")  # a run that branches off gives its source back
+        assert names(run) == ["other"] and names(run / "other") == ["run.lock"]
 
 
 def test_a_killed_writer_holds_nothing(run: Path) -> None:

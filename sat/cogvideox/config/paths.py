@@ -38,7 +38,11 @@ def _named_paths(config: Config) -> list[tuple[str, str]]:
     load = config.args.load
     # A name without a slash may be an experiment's, or `latest`: weights.runs finds what it means. A run that goes on
     # has weights of its own.
-    if load and "/" in load and (isinstance(config.args, SampleArgs) or config.args.resume is None):
+    if (
+        load
+        and any(each in load for each in "/{")
+        and (isinstance(config.args, SampleArgs) or config.args.resume is None)
+    ):
         found.append(("args.load", load))
     if isinstance(config.args, SampleArgs):
         if config.args.input_type == "txt" and not config.args.prompts:

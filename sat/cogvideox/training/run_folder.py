@@ -72,7 +72,9 @@ def newest_config(folder: Path) -> Path | None:
 
 
 class RunLock:
-    """The right to write into one run folder, which ends with this object's block or with the process."""
+    """The right to write into one run folder, which ends with this object's block, with the process, or with the right
+    to another one.
+    """
 
     def __init__(self) -> None:
         self._lock: FileLock | None = None
@@ -85,6 +87,7 @@ class RunLock:
         """
         if self._folder == folder:
             return
+        self._release()
         refusal = f"{folder} is being written by {{owner}}: wait for that run, or end it; two runs would mix"
         try:
             self._lock = lock_file(folder / LOCK_FILE, refusal)
@@ -99,6 +102,9 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
         self._lock = self._folder = None

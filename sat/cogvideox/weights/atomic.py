@@ -162,7 +162,7 @@ def _failed_block(error: OSError, partial: Path, needed_bytes: int) -> Checkpoin
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else partial
     if partial == place or partial in place.parents:
         return failed_write(place, error, partial, needed_bytes)
-    return CheckpointError(f"{place}: {error.strerror}")
+    return CheckpointError(f"{place}: {error.strerror or error}")
 
 
 def settle_interrupted(final: Path) -> None:
