@@ -12,6 +12,7 @@ import pytest
 import torch
 from cogvideox.training.run_folder import RunLock
 from cogvideox.weights import atomic
+from cogvideox.weights.atomic import remove_folder
 from cogvideox.weights.runs import newest_iteration, record_start
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 
@@ -20,8 +21,8 @@ class Killed(BaseException):
     """Nothing that the process still does has an effect."""
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
-    """Let the process die after so many changes of the disk; which ones were made."""
+def die_after(monkeypatch: pytest.MonkeyPatch, steps: int, inside: tuple[str, ...] = ()) -> list[str]:
+    """Let the process die after so many changes of the disk; which ones were made. inside: functions of os as well."""
     done: list[str] = []
 
     def dying(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,6 +39,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
         (os, "fsync"),
         (shutil, "rmtree"),
         (torch, "save"),
+        *((os, each) for each in inside),
     ):
         monkeypatch.setattr(owner, name, dying(name, getattr(owner, name)))
     return done
@@ -84,3 +86,26 @@ def test_every_moment_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             assert newest_iteration(run) == run / "2" and read_checkpoint(run).module["weight"].tolist() == [30.0] * 3
         assert sorted(path.name for path in run.iterdir()) == ["1", "2", "latest", "run.json"], done
     assert {"mkdir", "save", "fsync", "rename", "replace"} <= set(whole) and len(whole) > 7
+
+
+def test_every_moment_of_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that `keep_last` removes is whole or gone."""
+    for moment in range(1, 100):
+        run = tmp_path / str(moment)
+        (run / "1" / "training_state").mkdir(parents=True)
+        files = ("mp_rank_00_model_states.pt", "training_state/rank_00000.pt")
+        for name in files:
+            (run / "1" / name).touch()
+        with monkeypatch.context() as patched:
+            done = die_after(patched, moment, ("unlink", "rmdir"))
+            try:
+                remove_folder(run / "1")
+            except Killed:
+                pass
+            else:
+                break
+        with RunLock() as lock:
+            lock.take(run)
+        assert not (run / "1").exists() or all((run / "1" / name).exists() for name in files), done
+        assert [path.name for path in run.iterdir()] in ([], ["1"]), done
+    assert moment > 4, done

@@ -8,7 +8,6 @@ last.
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
-from cogvideox.weights.atomic import abandon_folder, failed_write
+from cogvideox.weights.atomic import abandon_folder, failed_write, remove_folder
 from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.runs import STATE_FOLDER, whole_iterations
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
@@ -127,7 +126,7 @@ class Checkpointer:
             return
         until_now = [folder for iteration, folder in whole_iterations(self._folder).items() if iteration <= step]
         for folder in until_now[: -self._keep_last]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:

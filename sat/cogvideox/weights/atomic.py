@@ -179,6 +179,16 @@ def settle_interrupted(final: Path) -> None:
     _remove(_partial(final))
 
 
+def remove_folder(final: Path) -> None:
+    """Remove a folder, as far as it goes. It loses its name first: a kill leaves none that has only a part of its files
+    (`settle_interrupted` finds the rest). Only for the one who may write `final`.
+    """
+    _remove(_partial(final))
+    with suppress(OSError):
+        final.rename(_partial(final))
+    _remove(_partial(final))
+
+
 def _partial(final: Path) -> Path:
     return final.parent / f".{final.name}.partial"
 
