@@ -18,7 +18,7 @@ CHECK_BUDGET_S = 5.0  # for looking at clips that aren't remembered
 
 
 def check_run(config: Config) -> list[str]:
-    """Which run it is, precision, previews and data of a training run, as far as they can be known without loading anything.
+    """Which run it is, its precision, previews and data, as far as they can be known without loading anything.
 
     Returns:
         Lines for people: the report on the data.

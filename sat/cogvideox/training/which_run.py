@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from cogvideox.config.schema import TrainArgs
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.log import get_logger
+from cogvideox.user_files import shown_path
 from cogvideox.weights.runs import (
     LATEST,
     STATE_FOLDER,
@@ -73,9 +75,11 @@ def choose_run(args: TrainArgs, claim: Callable[[Path], object] = lambda folder:
                 "give the path of a run folder"
             )
         return _go_on_in(runs[0].folder, args, claim)
-    path = Path(args.resume).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"args.resume: no checkpoint at {path}: give latest, a run folder or an iteration folder")
+    path = Path(os.path.expanduser(args.resume))
+    if not os.path.exists(path):
+        raise CheckpointError(
+            f"args.resume: no checkpoint at {shown_path(path)}: give latest, a run folder or an iteration folder"
+        )
     path = path.resolve()  # the run's own name, also behind a link
     iteration = path.parent if path.is_file() else path
     return _go_on_from(iteration, claim) if is_whole(iteration) else _go_on_in(path, args, claim)

@@ -113,8 +113,8 @@ def recorded_base(base: Mapping[str, Any], source: Path, places: Sequence[str | 
     meant = "" if wanted is None else f" (SHA-256 {str(wanted)[:12]}...)"
     found = ", ".join(others) or "it is not there"
     raise CheckpointError(
-        f"{source} holds only what was trained, and needs its base {shown_path(recorded)}{meant}: {found}. Put it back, or say "
-        "where it is now: args.base_model=PATH in training and sampling, --base PATH in the tools for LoRA"
+        f"{source} holds only what was trained, and needs its base {shown_path(recorded)}{meant}: {found}. Put it "
+        "back, or say where it is now: args.base_model=PATH in training and sampling, --base PATH in the tools for LoRA"
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from typing import Any
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
+from cogvideox.user_files import shown, shown_path
 from cogvideox.weights.atomic import write_text_atomically
 
 RECORD_FILE = "run.json"
@@ -154,8 +156,8 @@ def find_weights(load: str, save: str, experiment: str | None = None) -> Path:
     (of this experiment, or of all); or the name of an experiment, for its newest run.
     Raises: CheckpointError when nothing of the kind is there.
     """
-    path = Path(load).expanduser()
-    if load != LATEST and path.exists():
+    path = Path(os.path.expanduser(load))
+    if load != LATEST and os.path.exists(path):  # also where no file can have such a name
         is_run = path.is_dir() and not is_whole(path) and read_run(path) is not None
         return (newest_iteration(path) if is_run else None) or path
     wanted = experiment if load == LATEST else load
@@ -166,7 +168,7 @@ def find_weights(load: str, save: str, experiment: str | None = None) -> Path:
             _log.info("args.load: %s is %s", load, found)
             return found
         _log.warning("args.load: %s has no checkpoint: looking at the run before it", run.folder)
-    what = f"{load}, but" if load == LATEST else f"{load}: no such file or folder, and"
+    what = f"{load}, but" if load == LATEST else f"{shown_path(load)}: no such file or folder, and"
     raise CheckpointError(f"args.load: {what} {no_run(save, wanted, with_weights=bool(runs))}")
 
 
@@ -174,5 +176,5 @@ def no_run(save: str, experiment: str | None, *, with_weights: bool = False) -> 
     """For messages: that there is no run of this experiment (with a checkpoint), and of which there are some."""
     names = sorted({run.experiment for run in find_runs(Path(save).expanduser())} - {experiment})
     others = f"; there are runs of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
-    whose = f" of {experiment!r}" if experiment is not None else ""
+    whose = f" of {shown(experiment)}" if experiment is not None else ""
     return f"{save} holds no run{whose}{' with a checkpoint' if with_weights else ''}{others}"
