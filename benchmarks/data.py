@@ -26,6 +26,7 @@ import decord
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import Colorspace
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
@@ -69,11 +70,13 @@ def render(path: Path, size: tuple[int, int]) -> Path:
         stream = container.add_stream("libx264", rate=SOURCE_FPS)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"preset": "fast", "crf": "23"}
+        stream.codec_context.colorspace = Colorspace.ITU709  # without it, decord's colours aren't those of players
         for number in range(SOURCE_FRAMES):
             front, back = textures[0][..., 2 * number :][..., :width], textures[1][..., width - number :][..., :width]
             pixels = np.clip(0.6 * front + 0.4 * back + grain[number % 4], 0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24")
-            container.mux(stream.encode(frame))
+            coded = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(coded))
         container.mux(stream.encode(None))
     return path
 

@@ -1,7 +1,7 @@
 """Make the demo family under demo/ from nothing, with fixed seeds: clips, VAE, latents, transformer, text encoder.
 
     python tools/make_demo.py all           # all stages in order, about three hours on two cores
-    python tools/make_demo.py vae           # one stage of: clips, vae, encode, transformer, rotary, i2v, figures
+    python tools/make_demo.py vae           # one of: clips, vae, encode, transformer, rotary, i2v, figures, manifest
 
 Intermediate files go below runs/make_demo. demo/recipe.md holds the figures of the family in the repository.
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT / "sat", ROOT / "tools"):
     sys.path.insert(0, str(folder))
 
-STAGES = ("clips", "vae", "encode", "transformer", "rotary", "i2v", "figures")
+STAGES = ("clips", "vae", "encode", "transformer", "rotary", "i2v", "figures", "manifest")
 CONFIG = Path("configs/demo.yaml")
 ROTARY, I2V = Path("configs/demo_5b.yaml"), Path("configs/demo_1.5_i2v.yaml")
 WORLD = Path("runs/make_demo/world.pt")
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("stage", choices=(*STAGES, "all"))
     options = parser.parse_args()
     os.chdir(ROOT)
-    actions = dict(zip(STAGES, (clips, vae, encode, transformer, rotary, i2v, figures), strict=True))
+    actions = dict(zip(STAGES, (clips, vae, encode, transformer, rotary, i2v, figures, manifest), strict=True))
     for stage in STAGES if options.stage == "all" else (options.stage,):
         begin = time.perf_counter()
         actions[stage]()
@@ -119,6 +119,17 @@ def figures() -> None:
     from demo_recipe.figures import write_figures
 
     write_figures(CONFIG, ROTARY, I2V, DEMO)
+
+
+def manifest() -> None:
+    """The hashes of all weights, which whoever loads them compares."""
+    from cogvideox.weights.integrity import WEIGHT_SUFFIXES
+    from conversion.file_records import describe_output
+    from conversion.manifest import Manifest
+
+    files = sorted(file for file in DEMO.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
+    records = [describe_output(DEMO, file.relative_to(DEMO).as_posix(), with_sha256=True) for file in files]
+    Manifest({"source": "tools/make_demo.py"}, (), tuple(records)).write(DEMO)
 
 
 if __name__ == "__main__":

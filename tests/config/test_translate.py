@@ -130,11 +130,11 @@ def test_published_parameters_can_be_overridden(published: Load) -> None:
         "model.sampler_config.params.guider_config.params.scale=4",
         "model.network_config.params.transformer_args.checkpoint_activations=false",
         "data.params.fps=16",
-        "data.reader=pyav",
+        "data.reader=decord",
     )
     config = published("train", LORA, "sft.yaml", overrides=overrides)
     assert config.model.sampler_config["params"]["guidance"]["params"]["scale"] == 4.0
-    assert config.data is not None and (config.data.fps, config.data.reader) == (16.0, "pyav")
+    assert config.data is not None and (config.data.fps, config.data.reader) == (16.0, "decord")
     # args.checkpoint_activations in the training file is the flat key, which wins.
     assert config.model.network_config["params"]["checkpoint_activations"] is True
 

@@ -4,7 +4,7 @@ dark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -86,6 +86,41 @@ def cut_without_encoding(source: Path, path: Path, num_frames: int, fps: int) ->
             packet.stream = new
             writing.mux(packet)
     return path
+
+
+def write_frames(
+    path: Path,
+    frames: Iterable[av.VideoFrame],
+    codec: str = "libx264",
+    fps: int = 8,
+    *,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    set_up: Callable[[av.VideoStream], None] | None = None,
+) -> Path:
+    """Write frames as they are; `set_up` changes the stream before the first one."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.options = options or {}
+        stream.thread_count = 1
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width, stream.pix_fmt = frame.height, frame.width, frame.format.name
+                if set_up is not None:
+                    set_up(stream)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def flat_frame(planes: Sequence[int], pixel_format: str, size: tuple[int, int]) -> av.VideoFrame:
+    """One colour, given by the value of each plane."""
+    frame = av.VideoFrame(size[1], size[0], pixel_format)
+    for plane, value in zip(frame.planes, planes, strict=True):
+        sample = np.uint16 if "10le" in pixel_format else np.uint8
+        plane.update(np.full(plane.buffer_size // np.dtype(sample).itemsize, value, sample))
+    return frame
 
 
 def render_audio(path: Path) -> Path:

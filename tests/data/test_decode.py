@@ -164,5 +164,5 @@ def test_a_truncated_file_fails_where_it_ends(tmp_path: Path, reader: str) -> No
 
 
 def test_unknown_reader() -> None:
-    with pytest.raises(DataError, match="reader is 'opencv'; it has to be one of decord, pyav"):
+    with pytest.raises(DataError, match="reader is 'opencv'; it has to be one of pyav, decord"):
         open_reader("opencv")

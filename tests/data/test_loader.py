@@ -248,7 +248,8 @@ def test_real_files_through_processes_equal_those_read_here(tmp_path: Path) -> N
     for index in range(4):
         render_pair(tmp_path / f"{index}.mp4", f"clip {index}", num_frames=20 + index)
     render(tmp_path / "narrow.mp4", num_frames=20, size=(64, 48))
-    dataset = build_dataset([tmp_path], ClipSpec((16, 24), 8, 5), missing_captions="empty", num_workers=0)
+    spec = ClipSpec((16, 24), 8, 5)
+    dataset = build_dataset([tmp_path], spec, reader="decord", missing_captions="empty", num_workers=0)
     with build_loader(dataset, 5, num_workers=1) as there, build_loader(dataset, 5, num_workers=0) as here:
         first, second = next(there), next(here)
         assert here.read_by == {"decord": 4, "pyav": 1}

@@ -160,7 +160,9 @@ def test_refused_roots(tmp_path: Path) -> None:
         find_pairs([tmp_path / "nowhere"])
     with pytest.raises(DataError, match=r"x.mp4 is a file; it has to be a folder"):
         find_pairs([tmp_path / "a/x.mp4"])
-    with pytest.raises(DataError, match=r"empty holds no video; looked for .mp4, .mov, .avi, .mkv, .webm"):
+    with pytest.raises(
+        DataError, match=r"empty holds no video; looked for .mp4, .m4v, .mov, .3gp, .mkv, .webm, .avi, .gif, .mpg, "
+    ):
         find_pairs([tmp_path / "empty"])
     for roots in (["a", "a/b"], ["a/b", "a"]):
         with pytest.raises(DataError, match=r"data folder .* and .* both hold .*a/b: its clips would count twice"):

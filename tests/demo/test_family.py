@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.weights.integrity import WEIGHT_SUFFIXES, check_hash
+from cogvideox.weights.manifest import find_record
 from cogvideox.weights.sat_folder import read_checkpoint, read_vae
 from demo_recipe.captions import plain_caption
 from demo_recipe.evaluate import held_out_specs, psnr, reconstruct, sample, write_first_frames
@@ -45,6 +47,16 @@ def load() -> Iterator[Load]:
 def model(load: Load) -> VideoDiffusion:
     """The demo model of 2B's layout."""
     return load("demo")[0]
+
+
+def test_every_weight_file_has_its_hash() -> None:
+    """tools/make_demo.py manifest, after a change of the family."""
+    files = [file for file in DEMO.rglob("*") if file.suffix in WEIGHT_SUFFIXES]
+    assert len(files) == 5
+    for file in files:
+        recorded = find_record(file)
+        assert recorded is not None, file
+        check_hash(recorded)
 
 
 def test_the_family_is_small():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cogvideox.model.loading import load_transformer
 from cogvideox.parallel.groups import start_process_groups
 from model.parts import model_config
 from processes import run_processes
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,27 @@ def test_missing_vae_is_named(family: tiny.TinyFamily) -> None:
     section["first_stage_config"]["params"]["ckpt_path"] = "/nowhere/3d-vae.pt"
     with pytest.raises(CheckpointError, match=r"/nowhere/3d-vae.pt"):
         build(model_config(family, first_stage_config=section["first_stage_config"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value * float("nan"), r"t5 holds NaN or infinity in 1 weights, in float32: .*SelfAttention\.q"),
+        (lambda value: value.to(torch.int8), r"model\.safetensors stores 1 weights of the text encoder as int8: .*\.q"),
+        (lambda value: value.to(torch.float8_e5m2), r"stores 1 weights of the text encoder as float8_e5m2"),
+    ],
+)
+def test_a_text_encoder_that_is_no_numbers(
+    family: tiny.TinyFamily, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    shutil.copytree(family.t5, tmp_path / "t5")
+    file, name = tmp_path / "t5" / "model.safetensors", "encoder.block.0.layer.0.SelfAttention.q.weight"
+    state = load_file(file)
+    save_file({**state, name: change(state[name])}, file, {"format": "pt"})
+    section = tiny.model_section(family)["conditioner_config"]
+    section["params"]["encoder"]["params"]["model_dir"] = str(tmp_path / "t5")
+    with pytest.raises(CheckpointError, match=message):
+        build(model_config(family, conditioner_config=section))
 
 
 def test_lora_can_be_added_to_a_configuration(family: tiny.TinyFamily) -> None:

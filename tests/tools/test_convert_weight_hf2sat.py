@@ -132,7 +132,8 @@ def test_manifest_holds_true_hashes(exported: Exported, tmp_path: Path) -> None:
         assert each[SHA256] == hash_of(file, SHA256)
     written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {"conversion.json"}
     assert sorted(each["path"] for each in manifest["outputs"]) == sorted(written)
-    read = {file for file in exported("2b").rglob("*") if file.is_file() and not file.name.endswith("index.json")}
+    kept = ("index.json", "README.md")
+    read = {file for file in exported("2b").rglob("*") if file.is_file() and not file.name.endswith(kept)}
     assert {exported("2b") / "model_index.json", *read} == {Path(each["path"]) for each in manifest["inputs"]}
 
 

@@ -206,6 +206,8 @@ def test_a_converted_folder_is_not_copied(checkpoints: Checkpoints, tmp_path: Pa
     assert "nothing was copied" in capsys.readouterr().out
     names = {file.name for file in out.iterdir()}
     assert names == {"README.md", "conversion.json", "inference.yaml", "model.yaml"}
+    with pytest.raises(CheckpointError, match=r"holds no LoRA adapters: leave out --merge_lora"):
+        export(folder, tmp_path / "merged", "--merge_lora")
     args = read(out / "inference.yaml")["args"]
     assert args["load"] == str((folder / "transformer").resolve()) and args["fp16"] is True
 

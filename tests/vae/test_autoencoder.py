@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,19 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
 def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pt"):
         load_tiny(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.fill_(float("nan")), r"3d-vae\.pt holds NaN or infinity in 1 tensors of the VAE: decoder"),
+        (lambda value: value.to(torch.int32), r"3d-vae\.pt stores 1 tensors of the VAE as int32: decoder\.conv_out"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    state = tiny_vae().state_dict()
+    state["decoder.conv_out.conv.bias"] = change(state["decoder.conv_out.conv.bias"].clone())
+    with pytest.raises(CheckpointError, match=message):
+        load_tiny(save(tmp_path / "3d-vae.pt", state))

@@ -42,6 +42,17 @@ def test_whole_checkpoint_needs_no_base(tmp_path: Path) -> None:
     assert weights.files == (tmp_path / "a" / "1" / "mp_rank_00_model_states.pt",)
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 2.0}])
+def test_integers_are_no_weights(tmp_path: Path, lora: dict[str, Any] | None) -> None:
+    """Merging and extracting would compute with them."""
+    state = stored(lora=lora)
+    name = next(name for name in state if (is_adapter(name) if lora else name.endswith("final_layer.linear.weight")))
+    state[name] = state[name].to(torch.int8)
+    relative = re.escape(name.removeprefix(TRANSFORMER_PREFIX))
+    with pytest.raises(CheckpointError, match=rf"states\.pt stores 1 tensors as int8: {relative}\. Take"):
+        read_transformer(read_checkpoint(save(tmp_path / "a", state)))
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -299,3 +299,39 @@ def test_a_real_model_gives_the_same_facts() -> None:
     assert (facts.hidden_size, facts.num_layers, facts.head_dim, facts.num_heads) == (64, 2, 32, 2)
     assert (facts.in_channels, facts.out_channels, facts.text_width, facts.time_embed_dim) == (4, 4, 24, 32)
     assert (facts.rotary, facts.lora_rank, facts.family) == (False, 4, None)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, lora: dict[str, Any] | None) -> None:
+    model, state = build_tiny(lora=lora), stored(lora=lora)
+    name = next(name for name in state if (is_adapter(name) if lora else name.endswith("dense.weight")))
+    state[name].view(-1)[3] = value
+    relative = re.escape(name.removeprefix(TRANSFORMER_PREFIX))
+    with pytest.raises(CheckpointError, match=rf"a\.pt holds NaN or infinity in 1 tensors of the .*: {relative}\. "):
+        load_module(model, state, source="a.pt")
+
+
+def test_numbers_beyond_fp16_are_not_called_damage() -> None:
+    model, state = build_tiny(dtype=torch.float16), stored()
+    state[TRANSFORMER_PREFIX + "mixins.final_layer.linear.bias"][0] = 1e5
+    with pytest.raises(CheckpointError, match=r"beyond the range of float16 in 1 tensors .*linear\.bias\. Compute in"):
+        load_module(model, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_numbers_of_another_kind_are_named(dtype: torch.dtype) -> None:
+    """torch would cast them without a word."""
+    model, state = build_tiny(), stored()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    name = TRANSFORMER_PREFIX + "mixins.final_layer.linear.weight"
+    state[name] = state[name].to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"stores 1 tensors of the transformer as {kind}: mixins\.final_layer"):
+        load_module(model, state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_counters_that_belong_elsewhere_may_be_integers() -> None:
+    state = {**stored(), "first_stage_model.loss.discriminator.num_batches_tracked": torch.tensor(3)}
+    load_module(build_tiny(), state)

@@ -104,6 +104,19 @@ def has_an_index_of_more(folder: Path) -> None:
     index.write_text(json.dumps({"weight_map": {**json.loads(index.read_text())["weight_map"], "lost": SHARDS[0]}}))
 
 
+def leads_elsewhere(name: str) -> Callable[[Path], object]:
+    """An index that names a file which is there, but not beside it."""
+
+    def damage(folder: Path) -> None:
+        index = shard(folder)
+        weights = json.loads(index.read_text())["weight_map"]
+        shutil.copy(folder / SHARDS[0], folder.parent / SHARDS[0])
+        elsewhere = str(folder.parent / SHARDS[0]) if name == "absolute" else f"../{SHARDS[0]}"
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, elsewhere)}))
+
+    return damage
+
+
 def write(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text)
 
@@ -124,6 +137,8 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         (lacks_index, rf"has shards \({SHARDS[0]}, ...\) but no index that lists them"),
         (lacks_a_shard, rf"index.json lists 1 of 2 files that are not there, e.g. {SHARDS[1]}"),
         (has_half_an_index, r"index.json is no valid JSON"),
+        (leads_elsewhere("absolute"), r"index.json names '/.*, which is no file beside it"),
+        (leads_elsewhere("above"), r"index.json names '\.\./.*, which is no file beside it"),
         (has_an_index_of_more, r"index.json lists 1 tensors that are in no file, e.g. lost"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights: expected model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), r"is not a T5 text encoder: it needs config.json"),

@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
+from cogvideox.weights.integrity import check_digest
+from cogvideox.weights.manifest import FileRecord
 from cogvideox.weights.safetensors_stream import WrittenFile
-
-FileRecord = dict[str, Any]  # path, bytes, xxh3_128, sha256 when it was asked for, part where there are several
 
 
 def describe_input(file: Path, with_sha256: bool) -> FileRecord:
-    """Hash a file that was read. Its own name is kept: in a cache of the Hugging Face hub files are links to hashes."""
-    return _describe(file, str(file.parent.resolve() / file.name), hash_of(file, FAST), with_sha256)
+    """Hash a file that was read. Its own name is kept: in a cache of the Hugging Face hub files are links to hashes.
+
+    Raises: CheckpointError when the manifest beside it (cogvideox.weights.manifest) has another hash: it is damaged.
+    """
+    digest = hash_of(file, FAST)
+    check_digest(file, digest)
+    return _describe(file, str(file.parent.resolve() / file.name), digest, with_sha256)
 
 
 def describe_output(folder: Path, name: str, with_sha256: bool) -> FileRecord:

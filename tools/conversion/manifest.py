@@ -1,16 +1,7 @@
-"""`conversion.json` beside a result: what it was made of and what was written. One shape for every tool:
-
-    {what else is to be known of the result,
-     "inputs":  [{"path": absolute, "bytes", "xxh3_128", "sha256"}, ...],
-     "outputs": [{"path": inside the folder, "bytes", "xxh3_128", "sha256"}, ...]}
-
-"sha256" is there where it was asked for, and always in what the LoRA tools write. A tool that works part by part adds
-"part" to each file.
-"""
+"""`conversion.json` beside a result: what it was made of and what was written (cogvideox.weights.manifest)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +9,10 @@ from typing import Any
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import write_text_atomically
+from cogvideox.weights.manifest import CONVERSION_MANIFEST, FileRecord, manifest_text
 from cogvideox.weights.model_folder import read_json
 
-from conversion.file_records import FileRecord, describe_folder, describe_input
-
-MANIFEST = "conversion.json"
+from conversion.file_records import describe_folder, describe_input
 
 
 @dataclass(frozen=True)
@@ -50,20 +40,20 @@ class Manifest:
 
     def text(self) -> str:
         """As the file holds it."""
-        return json.dumps({**self.facts, "inputs": self.inputs, "outputs": self.outputs}, indent=2) + "\n"
+        return manifest_text(self.facts, self.inputs, self.outputs)
 
     def write(self, folder: Path) -> None:
         """Into the folder that it describes, as a whole or not at all."""
-        write_text_atomically(folder / MANIFEST, self.text())
+        write_text_atomically(folder / CONVERSION_MANIFEST, self.text())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """What a tool left in a folder. Raises: CheckpointError when it is missing, damaged or of something else."""
-    content = read_json(folder / MANIFEST)
+    content = read_json(folder / CONVERSION_MANIFEST)
     files = {name: content.pop(name, None) for name in ("inputs", "outputs")}
     for records in files.values():
         if not isinstance(records, list) or not all(isinstance(each, dict) and "path" in each for each in records):
-            raise CheckpointError(f"{folder / MANIFEST} is no manifest of a conversion")
+            raise CheckpointError(f"{folder / CONVERSION_MANIFEST} is no manifest of a conversion")
     return Manifest(content, tuple(files["inputs"]), tuple(files["outputs"]))
 
 

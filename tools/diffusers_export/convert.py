@@ -12,13 +12,14 @@ import torch
 from cogvideox.weights import diffusers_folder as folders
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.lora_file import write_lora
+from cogvideox.weights.manifest import CONVERSION_MANIFEST
 from cogvideox.weights.model_folder import find_weights
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile
 from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.text_encoder_folder import cast_encoder, copy_files
 from conversion.file_records import describe_folder, described_meanwhile
 from conversion.hub import upload
-from conversion.manifest import MANIFEST, Manifest, read_manifest
+from conversion.manifest import Manifest, read_manifest
 from conversion.model_card import Card, card_of, write_card
 from conversion.threads import one_thread
 
@@ -169,4 +170,4 @@ def push_to_hub(folder: Path) -> str:
     The manifest goes without the folders of this machine.
     Raises: CheckpointError when the upload is refused (no token, no network).
     """
-    return upload(folder, {MANIFEST: read_manifest(folder).for_others().text().encode()})
+    return upload(folder, {CONVERSION_MANIFEST: read_manifest(folder).for_others().text().encode()})

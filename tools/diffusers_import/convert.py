@@ -26,14 +26,21 @@ ITERATION = 1
 _HASHERS = 2  # inputs hashed at a time, beside the writing
 
 
+Check = Callable[[], object]
+
+
 @dataclass(frozen=True)
 class Part:
-    """One part of the result: what it is made of, and how. `write` returns its files, names relative to the output."""
+    """One part of the result: what it is made of, and how.
+
+    `write` calls what it is given before the part gets its name: whether the inputs were whole. It returns the part's
+    files, names relative to the output.
+    """
 
     name: str
     inputs: tuple[Path, ...]
     num_bytes: int
-    write: Callable[[], list[WrittenFile]]
+    write: Callable[[Check], list[WrittenFile]]
 
 
 def convert(plan: Plan) -> None:
@@ -54,7 +61,7 @@ def convert(plan: Plan) -> None:
             continue
         begin = time.perf_counter()
         with one_thread(), described_meanwhile(part.inputs, with_sha256, _HASHERS) as inputs:
-            written = part.write()
+            written = part.write(inputs)
             outputs = [describe_written(output, file.name, file, with_sha256) for file in written]
             manifest = manifest.replacing(part.name, inputs(), outputs)
         manifest.write(output)
@@ -115,9 +122,10 @@ def _is_done(part: Part, manifest: Manifest, output: Path, with_sha256: bool) ->
     )
 
 
-def _write_transformer(output: Path, part: TransformerPart, size: int) -> list[WrittenFile]:
+def _write_transformer(output: Path, part: TransformerPart, size: int, check: Check) -> list[WrittenFile]:
     with new_iteration(output / TRANSFORMER, ITERATION, size, overwrite=True) as (folder, _):
         written = stream_states(folder, ITERATION, part.entries, part.tensors(), {})
+        check()
     latest = output / TRANSFORMER / LATEST_FILE
     name = f"{TRANSFORMER}/{LATEST_FILE}"
     return [
@@ -126,25 +134,28 @@ def _write_transformer(output: Path, part: TransformerPart, size: int) -> list[W
     ]
 
 
-def _write_vae(output: Path, part: VaePart) -> list[WrittenFile]:
+def _write_vae(output: Path, part: VaePart, check: Check) -> list[WrittenFile]:
     content = {"state_dict": {entry.name: entry for entry in part.entries}}
 
     def write(folder: Path) -> list[WrittenFile]:
         return [_below("vae", stream_torch_file(folder / VAE_FILE, content, part.entries, part.tensors()))]
 
-    return _in_new_folder(output / "vae", sum(entry.num_bytes for entry in part.entries), write)
+    return _in_new_folder(output / "vae", sum(entry.num_bytes for entry in part.entries), write, check)
 
 
-def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int) -> list[WrittenFile]:
+def _copy_text_encoder(output: Path, files: tuple[Path, ...], size: int, check: Check) -> list[WrittenFile]:
     def write(folder: Path) -> list[WrittenFile]:
         return [_below(TEXT_ENCODER, copy) for copy in copy_files(files, folder)]
 
-    return _in_new_folder(output / TEXT_ENCODER, size, write)
+    return _in_new_folder(output / TEXT_ENCODER, size, write, check)
 
 
-def _in_new_folder(final: Path, num_bytes: int, write: Callable[[Path], list[WrittenFile]]) -> list[WrittenFile]:
+def _in_new_folder(
+    final: Path, num_bytes: int, write: Callable[[Path], list[WrittenFile]], check: Check
+) -> list[WrittenFile]:
     with new_folder(final, num_bytes, overwrite=True) as folder:
         written = write(folder)
+        check()
     return written
 
 

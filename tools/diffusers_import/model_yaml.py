@@ -13,9 +13,10 @@ from cogvideox.config.load import load_config
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
 from cogvideox.weights.families import Family, TransformerFacts
+from cogvideox.weights.manifest import CONVERSION_MANIFEST
 from conversion.file_records import describe_input, describe_output
 from conversion.licences import copy_licence, licence_in
-from conversion.manifest import MANIFEST, read_manifest
+from conversion.manifest import read_manifest
 
 from diffusers_import.plan import Plan
 from diffusers_import.settings import family_of
@@ -81,7 +82,7 @@ def _texts(plan: Plan, facts: TransformerFacts, family: Family) -> dict[str, str
 def _record(plan: Plan, licence: str | None) -> None:
     """Into the manifest: the files, the licence too, and the configurations of the source that say what is in them."""
     output, with_sha256, root = plan.options.output, plan.options.sha256, plan.source.root
-    configs = [root / MANIFEST, root / "model_index.json", root / "config.json"]
+    configs = [root / CONVERSION_MANIFEST, root / "model_index.json", root / "config.json"]
     configs += [root / part / "config.json" for part in ("transformer", "vae")]
     configs.append(root / "scheduler" / "scheduler_config.json")
     inputs = [describe_input(file, with_sha256) for file in configs if file.is_file()]

@@ -6,8 +6,8 @@ from typing import Any
 
 from cogvideox.weights.diffusers_folder import PipelineSettings, published_settings
 from cogvideox.weights.families import FAMILIES, Family
+from cogvideox.weights.manifest import CONVERSION_MANIFEST
 from cogvideox.weights.model_folder import read_json
-from conversion.manifest import MANIFEST
 
 from diffusers_import.config_keys import check_scheduler
 from diffusers_import.source import Source
@@ -70,7 +70,7 @@ def _image_scale(source: Source, family: Family | None, scale_factor: float) -> 
     """What our own export says the model was trained with, else what SAT runs the released weights with."""
     if family is None or family.image_latent_scale is None:
         return None
-    manifest = source.root / MANIFEST  # of sat2hf: it says what no configuration of diffusers does
+    manifest = source.root / CONVERSION_MANIFEST  # of sat2hf: it says what no configuration of diffusers does
     said = read_json(manifest).get("image_latent_scale") if manifest.is_file() else None
     if isinstance(said, int | float) and not isinstance(said, bool):
         return float(said)

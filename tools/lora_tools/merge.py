@@ -13,10 +13,10 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.base import recorded_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
-from cogvideox.weights.lora_file import DTYPES, Adapter
+from cogvideox.weights.lora_file import Adapter
 from cogvideox.weights.lora_map import MergedWeights
 from cogvideox.weights.run_config import run_config_name
-from cogvideox.weights.safetensors_stream import Entry
+from cogvideox.weights.safetensors_stream import FLOATS, Entry
 from cogvideox.weights.sat_stream import write_sat_folder
 from conversion.manifest import write_manifest
 from conversion.model_card import card_of, write_card
@@ -137,9 +137,7 @@ def _shown(file: Path) -> str:
 def _stored_type(base: BaseModel, name: str, dtype: torch.dtype | None) -> torch.dtype:
     """The type in which a weight is written. Raises: CheckpointError for one that files of weights don't have."""
     own = base.weights.plain[name].dtype
-    if not own.is_floating_point:
-        return own
-    if dtype is None and own not in DTYPES:
+    if own not in FLOATS and dtype is None:
         raise CheckpointError(
             f"{base.path} stores {name} as {own}, which is not written: give --bf16, --fp16 or --fp32"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from cogvideox.errors import CheckpointError
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_map import adapted_name
@@ -42,7 +43,9 @@ def export(source: Source, output: Path, card: Card, *, merge: bool, dtype: torc
 
     Raises: CheckpointError, ConfigError.
     """
-    in_place = source.readable_folder if dtype is None and not (merge and source.weights.lora) else None
+    if merge and source.weights.lora is None:
+        raise CheckpointError(f"{source.checkpoint.path} holds no LoRA adapters: leave out --merge_lora")
+    in_place = source.readable_folder if dtype is None and not merge else None
     flat_patch = source.weights.plain[PATCH_WEIGHTS[0]].ndim == 2
     model = published_model(source.model(merged=merge), source.text_encoder, source.vae, flat_patch=flat_patch)
     load = in_place.resolve() if in_place is not None else output.resolve() / TRANSFORMER

@@ -41,6 +41,7 @@ class TrainArgs:
     # where weights come from and go to
     load: str | None = None
     base_model: str | None = None
+    verify_weights: bool = False
     no_load_rng: bool = True
     force_train: bool = True
     resume: str | None = None
@@ -130,6 +131,7 @@ class SampleArgs:
     load: str | None = None
     base_model: str | None = None
     save: str = "ckpts"
+    verify_weights: bool = False
     lora_strength: float = 1.0
     force_inference: bool = True
     # prompts
@@ -175,7 +177,7 @@ class DataConfig:
     fps: float = 8.0
     max_num_frames: int = 49
     skip_frms_num: float = 3.0
-    reader: Literal["decord", "pyav"] = "decord"
+    reader: Literal["pyav", "decord"] = "pyav"
     short_clips: Literal["error", "skip", "pad"] = "skip"
     missing_captions: Literal["error", "empty"] = "error"
     max_failed_share: float = 0.05

@@ -85,7 +85,7 @@ def build_dataset(
     roots: Sequence[str | Path],
     spec: ClipSpec,
     *,
-    reader: str | VideoReader = "decord",
+    reader: str | VideoReader = "pyav",
     missing_captions: str = "error",
     max_failed_share: float = 0.05,
     clip_timeout_s: float = 60.0,
@@ -98,7 +98,7 @@ def build_dataset(
 
     Args:
         roots, spec, missing_captions, max_failed_share: see listing.list_samples.
-        reader: "decord", "pyav" or a reader of your own.
+        reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
 

@@ -1,7 +1,8 @@
-"""Two readers of video files behind one small interface: decord (the default) and PyAV.
+"""Two readers of video files behind one small interface: PyAV (the default) and decord.
 
-`read(path, choose)` opens a file once, asks `choose` which frames are wanted, and decodes no more than it has
-to. What decord can't read, or doesn't read exactly, is read by PyAV instead; the result says which reader it was.
+`read(path, choose)` asks `choose` which frames are wanted, and decodes no more than it has to. The frames are what
+players show (picture.py). What decord can't read, or doesn't read exactly, is read by PyAV instead; the result says
+which reader it was.
 
 Letters: t frames of the result, n frames of the file, h w pixels of the source as shown, c = 3 colours (RGB).
 """
@@ -9,9 +10,8 @@ Letters: t frames of the result, n frames of the file, h w pixels of the source 
 from __future__ import annotations
 
 import bisect
-import os
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,17 +19,19 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideox.data.picture import Picture, deinterlaced
 from cogvideox.data.timing import FrameChoice, Timestamps, average_fps
+from cogvideox.data.video_file import FrameTimes, VideoFile, open_video, times_of_header, whole_frames
 from cogvideox.errors import DataError
 
 FrameChooser = Callable[[Timestamps], FrameChoice]
-READERS = ("decord", "pyav")
+READERS = ("pyav", "decord")
 # Codecs whose frames decord was found to return exactly (tests/data/test_decode.py).
-_DECORD_EXACT = ("h264", "vp8", "vp9", "mjpeg")
+_DECORD_EXACT = ("h264", "vp8", "vp9")
 # Codecs that take a new setting for skipping with every packet (dav1d takes it once, when it is opened).
 _SKIPPING = ("h264", "hevc", "mpeg4")
-# Reading from the previous key frame costs up to one group of frames twice; below this it saves nothing.
-_SEEK_AFTER_FRAMES = 30
+# Of one clip's frames as shown: 49 of 7680x4320 are 4.9e9. More would make the system end this or another process.
+_MOST_BYTES = 6e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +39,8 @@ class ClipInfo:
     """What a file says about itself.
 
     Args:
-        width, height: pixels as shown, that is after rotation.
-        timestamps: float64 [n], seconds from the first frame; evenly spaced where the header gave only count
-            and rate.
+        width, height: as shown, that is turned and in square pixels.
+        timestamps: float64 [n], seconds from the first frame; those that reading finds.
     """
 
     width: int
@@ -102,45 +103,32 @@ class PyAVReader:
     name = "pyav"
 
     def probe(self, path: str) -> ClipInfo:
-        """From the header and the first frame; only containers that don't count their frames are scanned."""
-        with _open(path) as (container, stream):
-            first = next(container.decode(stream), None)
-            if first is None:
-                raise DataError(f"{path}: holds no frame that can be decoded")
-            width, height = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
-            rate = float(stream.average_rate or 0)
-            if stream.frames > 0 and rate > 0:
-                _check_complete(path, stream)
-                return ClipInfo(width, height, np.arange(stream.frames, dtype=np.float64) / rate)
-            container.seek(0, stream=stream)
-            return ClipInfo(width, height, _PacketTimes.scan(path, container, stream).seconds)
+        """From the header and the first frame; the file is scanned where its header doesn't say all times."""
+        with open_video(path) as video:
+            seconds = times_of_header(video)
+            if seconds is None:
+                seconds = FrameTimes.scan(video).seconds
+        with open_video(path) as video:
+            height, width = Picture.of(video, next(whole_frames(video))).shown
+        return ClipInfo(width, height, seconds)
 
     def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
         """Frames are found by their presentation times, never by counting on an assumed rate."""
-        with _open(path) as (container, stream):
-            packets = _PacketTimes.scan(path, container, stream)
-            choice = choose(packets.seconds)
-            wanted = {packets.times[index] for index in choice.indices}
-            thrifty = not packets.counted and stream.codec_context.name in _SKIPPING
-            container.seek(packets.seek_to(int(choice.indices[0])), stream=stream)
-            found = _decode(container, stream, wanted, counted=packets.counted, thrifty=thrifty)
-            if len(found) < len(wanted):  # a codec or container that seeks or skips in its own way
-                container.seek(0, stream=stream)
-                found = _decode(container, stream, wanted, counted=packets.counted, thrifty=False)
-            if len(found) < len(wanted):
-                missing = len(wanted) - len(found)
-                raise DataError(
-                    f"{path}: {missing} of {len(wanted)} frames are missing; the file is truncated or broken"
-                )
-            frames = np.stack([found[packets.times[index]] for index in choice.indices])
-        return DecodedFrames(frames, choice, self.name)
+        with open_video(path) as video:
+            request = _Request.make(video, choose)
+            pixels = request.quickly(video)
+        if pixels is None:
+            pixels = request.carefully(path)
+        return DecodedFrames(pixels, request.choice, self.name)
 
 
 class DecordReader:
     """decord where it reads the right frames, PyAV for other files and for probing.
 
-    decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), and returns neighbours of the wanted frames
-    for edit lists, HEVC with open groups, MPEG-4 with B frames and AVI. It scans a whole file to open it.
+    decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), returns neighbours of the wanted frames for edit
+    lists, HEVC with open groups, MPEG-4 with B frames and AVI, hides damage, and stretches pictures to the size of the
+    first one. It scans a whole file to open it. Files and pictures that it doesn't treat as players do go to PyAV, and
+    its key frames are decoded by PyAV too, to find other sizes and damage; damage elsewhere stays unseen.
     """
 
     name = "decord"
@@ -151,129 +139,188 @@ class DecordReader:
 
     def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
         """The frames; `reader` of the result says who read them."""
-        with _open(path) as (container, stream):
-            is_exact = container.format.name != "avi" and stream.codec_context.name in _DECORD_EXACT
-        if not is_exact:
+        with open_video(path) as video:
+            request = _Request.make(video, choose)
+            size = request.plain_size(video) if video.decoder.name in _DECORD_EXACT else None
+        pixels = _by_decord(path, request, size) if size else None
+        if pixels is None:
             return PyAVReader().read(path, choose)
-        # Imported here: only decoding processes need it.
-        import decord
+        return DecodedFrames(pixels, request.choice, self.name)
 
-        decord.logging.set_level(decord.logging.QUIET)
-        try:
-            clip = decord.VideoReader(path, num_threads=1)
-            times = clip.get_frame_timestamp(np.arange(len(clip)))[:, 0].astype(np.float64)
-            if times[0] < 0 or np.any(np.diff(times) <= 0):  # frames before the start that an edit list sets
-                return PyAVReader().read(path, choose)
-            choice = choose(times - times[0])
-            unique, where = np.unique(choice.indices, return_inverse=True)
-            frames = clip.get_batch(unique).asnumpy()[where]
-        except (decord.DECORDError, RuntimeError, IndexError):
-            return PyAVReader().read(path, choose)
-        return DecodedFrames(frames, choice, self.name)
+
+def _by_decord(path: str, request: _Request, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """The chosen frames; None where decord finds other frames, or none."""
+    # Imported here: only decoding processes need it.
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    unique, where = np.unique(request.choice.indices, return_inverse=True)
+    try:
+        clip = decord.VideoReader(path, num_threads=1)
+        times = clip.get_frame_timestamp(np.arange(len(clip)))[:, 0].astype(np.float64)
+        if len(times) != len(request.times.times) or times[0] < 0 or np.any(np.diff(times) <= 0):
+            return None
+        pixels: NDArray[np.uint8] = clip.get_batch(unique).asnumpy()[where]
+    except (decord.DECORDError, RuntimeError, IndexError):
+        return None
+    return pixels if pixels.shape[1:3] == size else None
+
+
+class _CantReadError(Exception):
+    """The wanted frames can't be read in this way; the text says why."""
 
 
 @dataclass(frozen=True, eq=False)
-class _PacketTimes:
-    """Times of a stream's frames in presentation order.
+class _Request:
+    """What is wanted of a file.
 
     Args:
-        times: n ascending times in units of the stream, or 0..n-1 if `counted`.
-        keys: the times that belong to key frames, ascending.
-        counted: the container gives no presentation times (AVI): the i-th decoded frame is frame i.
-        seconds: float64 [n], the times as seconds from the first.
+        times: of all frames of the file.
+        choice: the frames that are wanted.
+        wanted: the time of each wanted frame, and its places in the result.
     """
 
-    times: list[int]
-    keys: list[int]
-    counted: bool
-    seconds: Timestamps
+    times: FrameTimes
+    choice: FrameChoice
+    wanted: dict[int, list[int]]
 
     @classmethod
-    def scan(cls, path: str, container: Any, stream: Any) -> _PacketTimes:
-        # Discarded: before the start that an edit list sets, as in clips cut without encoding.
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-        if not packets:
-            raise DataError(f"{path}: holds no video data")
-        # AVI numbers packets in the order of decoding, which is not that of presentation.
-        if container.format.name == "avi" or any(time is None for time, _ in packets):
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-            if rate <= 0:
-                raise DataError(f"{path}: gives neither times nor a frame rate")
-            return cls(list(range(len(packets))), [0], True, np.arange(len(packets), dtype=np.float64) / rate)
-        times = sorted({time for time, _ in packets})
-        keys = sorted(time for time, is_key in packets if is_key)
-        seconds = (np.asarray(times, dtype=np.float64) - times[0]) * float(stream.time_base)
-        return cls(times, keys, False, seconds)
+    def make(cls, video: VideoFile, choose: FrameChooser) -> _Request:
+        times = FrameTimes.scan(video)
+        choice = choose(times.seconds)
+        wanted: dict[int, list[int]] = {}
+        for place, index in enumerate(choice.indices):
+            wanted.setdefault(times.times[index], []).append(place)
+        return cls(times, choice, wanted)
 
-    def seek_to(self, index: int) -> int:
-        """Where to seek so that frame `index` comes after a key frame."""
-        before = bisect.bisect_right(self.keys, self.times[index])
-        if self.counted or before == 0 or index < _SEEK_AFTER_FRAMES:
-            return 0
-        return self.keys[before - 1]
+    def quickly(self, video: VideoFile) -> NDArray[np.uint8] | None:
+        """The wanted frames, from a file that was scanned, and without what usual files don't need;
+        None where that doesn't do.
+        """
+        key = self.times.key_before(int(self.choice.indices[0]))
+        packets = None if key is None else video.packets_from(key)
+        if key is None or packets is None:
+            return None
+        try:
+            return self._pixels(self._decoded(video, packets, key, thrifty=video.decoder.name in _SKIPPING), video)
+        except _CantReadError:
+            return None
+
+    def carefully(self, path: str) -> NDArray[np.uint8]:
+        """The wanted frames, deinterlaced; where decoding from the key frame before them fails, from the
+        start of the file. Raises: DataError.
+        """
+        # Deinterlacing takes a frame's neighbours: one frame earlier.
+        key = self.times.key_before(max(0, int(self.choice.indices[0]) - 1))
+        try:
+            with open_video(path) as video:
+                packets = None if key is None else video.packets_from(key)
+                if key is not None and packets is not None:
+                    return self._pixels(deinterlaced(self._decoded(video, packets, key), video.stream.time_base), video)
+        except _CantReadError:
+            pass
+        try:
+            with open_video(path) as video:
+                frames = self._decoded(video, video.packets(), self.times.whole_from)
+                return self._pixels(deinterlaced(frames, video.stream.time_base), video)
+        except _CantReadError as error:
+            raise DataError(f"{path}: {error}") from None
+
+    def plain_size(self, video: VideoFile) -> tuple[int, int] | None:
+        """Height and width, if all key frames among the wanted ones are whole, plain, and of one size."""
+        key = self.times.key_before(int(self.choice.indices[0]))
+        packets = None if key is None else video.packets_from(key)
+        if key is None or packets is None:
+            return None
+        size = None
+        try:
+            for frame in self._decoded(video, self._key_packets(packets), key):
+                picture = Picture.of(video, frame)
+                if not picture.is_plain:
+                    return None
+                size = picture.stored
+        except (_CantReadError, DataError):  # PyAV will say it
+            return None
+        return size
+
+    def _key_packets(self, packets: Iterator[Any]) -> Iterator[Any]:
+        last = max(self.wanted)
+        for packet in packets:
+            if packet.size == 0 or (packet.is_keyframe and packet.pts <= last):  # empty: the end, after which
+                yield packet  # the decoder gives what it still holds
+
+    def _pixels(self, frames: Iterator[Any], video: VideoFile) -> NDArray[np.uint8]:
+        missing, pixels = set(self.wanted), None
+        for number, frame in enumerate(frames):
+            time = number if self.times.counted else frame.pts
+            if time not in missing:
+                continue
+            picture = Picture.of(video, frame)
+            if picture.is_interlaced:
+                raise _CantReadError("its frames are interlaced in a format that can't be deinterlaced")
+            if pixels is None:
+                pixels = self._room_for(video.path, picture.shown)
+            pixels[self.wanted[time]] = picture.show(frame)
+            missing.remove(time)
+            if not missing:
+                return pixels
+        raise _CantReadError(
+            f"{len(missing)} of {len(self.wanted)} frames are missing; the file is truncated or broken"
+        )
+
+    def _room_for(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        shape = (len(self.choice.indices), *size, 3)
+        if math.prod(shape) > _MOST_BYTES:
+            raise DataError(
+                f"{path}: {shape[0]} frames of {size[1]}x{size[0]} take {math.prod(shape) / 1e9:.1f} GB of memory, at "
+                f"most {_MOST_BYTES / 1e9:g} are used; make the video smaller: ffmpeg -i IN -vf scale=-2:1080 OUT"
+            )
+        return np.empty(shape, np.uint8)
+
+    def _decoded(
+        self, video: VideoFile, packets: Iterator[Any], since: float, *, thrifty: bool = False
+    ) -> Iterator[Any]:
+        """The frames in order of presentation; `thrifty` skips what it can. What comes before `since` may be
+        incomplete.
+
+        Raises:
+            _CantReadError: a frame is damaged.
+            DataError: the size of the picture changes.
+        """
+        first = None
+        for packet in packets:
+            # Per packet: with one thread the codec reads this setting when it is given the packet.
+            needed = packet.pts is None or packet.pts in self.wanted
+            video.decoder.skip_frame = "NONREF" if thrifty and not needed else "DEFAULT"
+            try:
+                frames = video.decoder.decode(packet)
+            except av.error.FFmpegError as error:
+                if _is_before(since, packet.pts, first):
+                    continue
+                raise _CantReadError(f"{self._named(packet.pts)} is damaged ({error.strerror})") from error
+            for frame in frames:
+                if _is_before(since, frame.pts, first) and (frame.is_corrupt or since < math.inf):
+                    continue
+                if frame.is_corrupt:
+                    raise _CantReadError(f"{self._named(frame.pts)} is damaged")
+                first = first or frame
+                if (frame.width, frame.height) != (first.width, first.height):
+                    raise DataError(
+                        f"{video.path}: the picture's size changes from {first.width}x{first.height} to "
+                        f"{frame.width}x{frame.height} at {self._named(frame.pts)}; encode it again in one size, "
+                        "or cut it there"
+                    )
+                yield frame
+
+    def _named(self, time: int | None) -> str:
+        if time is None or self.times.counted:
+            return "a frame"
+        index = bisect.bisect_left(self.times.times, time)
+        return f"frame {index} ({self.times.seconds[min(index, len(self.times.times) - 1)]:.2f} s)"
 
 
-@contextmanager
-def _open(path: str) -> Iterator[tuple[Any, Any]]:
-    """A container and its first video stream, set to one thread; libav's and the file system's errors become
-    DataErrors.
-    """
-    _check_file(path)
-    try:
-        with av.open(path, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DataError(f"{path}: holds no video stream")
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            yield container, stream
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: can't be read as a video: {error.strerror or error}") from error
-
-
-def _check_file(path: str) -> None:
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: is not a file")
-    if os.path.getsize(path) == 0:
-        raise DataError(f"{path}: is empty (0 bytes)")
-
-
-def _check_complete(path: str, stream: Any) -> None:
-    """Refuse a file that ends before the data that its index promises; older PyAV can't tell."""
-    entries = getattr(stream, "index_entries", None)
-    if not entries:
-        return
-    last = entries[len(entries) - 1]
-    size = os.path.getsize(path)
-    if last.pos + last.size > size:
-        raise DataError(f"{path}: is truncated: it has {size} bytes of at least {last.pos + last.size}")
-
-
-def _decode(
-    container: Any, stream: Any, wanted: set[int], *, counted: bool, thrifty: bool
-) -> dict[int, NDArray[np.uint8]]:
-    """Decode from where the container stands until all wanted times are there; `thrifty` skips what it can."""
-    found: dict[int, NDArray[np.uint8]] = {}
-    number = 0
-    context = stream.codec_context
-    for packet in container.demux(stream):
-        # Per packet: with one thread the codec reads this setting when it is given the packet.
-        needed = packet.pts is None or packet.pts in wanted
-        context.skip_frame = "NONREF" if thrifty and not needed else "DEFAULT"
-        for frame in packet.decode():
-            time = number if counted else frame.pts
-            number += 1
-            if time in wanted and time not in found and not frame.is_corrupt:
-                found[time] = _to_rgb(frame)
-        if len(found) == len(wanted):
-            break
-    return found
-
-
-def _to_rgb(frame: Any) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    # Rotation is counter-clockwise, in degrees, in (-180, 180].
-    return np.rot90(pixels, k=frame.rotation // 90) if frame.rotation else pixels
+def _is_before(since: float, time: int | None, first: Any) -> bool:
+    """Whether a frame may be incomplete, see FrameTimes.whole_from; `first` is the first whole one, once it came."""
+    if since == math.inf:
+        return first is None
+    return time is not None and time < since

@@ -19,7 +19,10 @@ from cogvideox.data.report import Problem, shown
 from cogvideox.errors import DataError
 from cogvideox.text_files import UnreadableTextError, read_text, split_lines
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
+    *(".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".wmv", ".ogv"),
+)
 MISSING_CAPTIONS = ("error", "empty")
 MAX_CAPTION_BYTES = 100_000  # a text encoder reads about 1,000 letters
 _VIDEO_FOLDER, _LABEL_FOLDER = "videos", "labels"

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from cogvideox.errors import DataError, ShapeError
 
 SHORT_CLIPS = ("error", "skip", "pad")
-# Timestamps come rounded (float32 in decord, milliseconds in Matroska). A target halfway between two frames
-# takes the earlier one even when rounding puts it slightly past the middle, so that both readers choose the
-# same frames.
+# Timestamps come rounded (milliseconds in Matroska). A target halfway between two frames takes the earlier one
+# even when rounding puts it slightly past the middle, so that every container gives the same frames.
 _TIE_SHARE = 1e-2
 
 

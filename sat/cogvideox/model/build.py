@@ -11,10 +11,13 @@ import torch
 
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import ComponentNode, instantiate
-from cogvideox.errors import ConfigError
+from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.model.files import check_text_encoder
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
 from cogvideox.transformer.model import DiffusionTransformer
+from cogvideox.weights.key_rules import shorten
+from cogvideox.weights.safetensors_stream import finite_flag
 
 LORA_TARGET = "cogvideox.transformer.lora.LoraMixin"
 
@@ -46,6 +49,7 @@ def build_model(
     transformer = (
         _build_empty(node, seed, dtype, device) if weights_follow else _build_random(node, seed, dtype, device)
     )
+    check_text_encoder(config)
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
     image = image_condition(config)
@@ -60,7 +64,9 @@ def build_model(
         samples_at_a_time=config.en_and_decode_n_samples_a_time,
         image=image,
     )
-    return model.move_frozen(device, dtype)
+    model.move_frozen(device, dtype)
+    _check_frozen(model, config)
+    return model
 
 
 def image_condition(config: ModelConfig) -> ImageCondition | None:
@@ -121,6 +127,29 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def _check_frozen(model: VideoDiffusion, config: ModelConfig) -> None:
+    """Look for NaN and infinity where VAE and text encoder are by now, in the type that they run in.
+
+    Raises: CheckpointError that names them.
+    """
+    for part, node in ((model.vae, config.first_stage_config), (model.conditioner, config.conditioner_config)):
+        flags = {name: finite_flag(parameter) for name, parameter in part.named_parameters()}
+        if flags and not torch.stack(list(flags.values())).all():
+            broken = [name for name, flag in flags.items() if not flag]
+            kind = str(next(part.parameters()).dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{_source_of(node)} holds NaN or infinity in {len(broken)} weights, in {kind}: {shorten(broken)}. If "
+                "it does in float32 too, the file is damaged: copy or download it again"
+            )
+
+
+def _source_of(node: ComponentNode) -> str:
+    """The file or folder that a VAE or a text encoder comes from, for messages."""
+    params = node["params"]
+    encoder = (params.get("encoder") or {}).get("params") or {}
+    return str(params.get("ckpt_path") or encoder.get("model_dir") or node["target"])
 
 
 def _check_fit(transformer: DiffusionTransformer, frozen: FrozenParts, *, with_image: bool) -> None:

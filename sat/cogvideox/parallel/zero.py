@@ -7,6 +7,7 @@ saved state is plain numbers and tensors, so that it can be read back with `weig
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ _MASTER_ATTRIBUTES = {
     "FP16_Optimizer": "fp32_groups_flat",
     "FP16_UnfusedOptimizer": "fp32_groups",
 }
+_MISFIT = "the optimizer state does not fit this run's trainable weights"
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -83,16 +85,51 @@ def restore_optimizer(engine: Any, state: dict[str, Any]) -> None:
             f"the optimizer state holds master weights of shapes {_brief(saved_shapes)}, this run has "
             f"{_brief(shapes)}: resume with the trainable weights and number of processes of the saved run"
         )
+    _check_moments(engine.basic_optimizer, state["base"])
     try:
         engine.basic_optimizer.load_state_dict(state["base"])
-    except ValueError as error:  # other parameter groups
-        raise CheckpointError(f"the optimizer state does not fit this run's trainable weights: {error}") from error
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # other parameter groups
+        raise CheckpointError(f"{_MISFIT}: {str(error).splitlines()[0]}") from error
     with torch.no_grad():
         for master, saved in zip(masters, state["masters"], strict=True):
             master.copy_(saved)
     for scaler in _scalers(engine):
         for name in _present(scaler):
             setattr(scaler, name, state["loss_scale"].get(name, getattr(scaler, name)))
+
+
+def _check_moments(optimizer: Any, saved: dict[str, Any]) -> None:
+    """Raises: CheckpointError for moments of another shape, and for settings that are no numbers where ours are."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=False):  # other counts: load_state_dict says it
+        for name, value in saved["state"].get(number, {}).items():
+            if not isinstance(value, Tensor):
+                continue
+            fits = value.shape == parameter.shape if name.startswith("exp_avg") else value.numel() == 1
+            if not fits:
+                raise CheckpointError(
+                    f"{_MISFIT}: {name} of parameter {number} has the shape {list(value.shape)}, "
+                    f"the weights {list(parameter.shape)}"
+                )
+    for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        for name in ours.keys() & theirs.keys() - {"params"}:
+            if not _is_alike(ours[name], theirs[name]):
+                raise CheckpointError(
+                    f"{_MISFIT}: its {name} is {theirs[name]!r:.40}, this run's is {ours[name]!r:.40}"
+                )
+
+
+def _is_alike(ours: object, theirs: object) -> bool:
+    """Whether two settings are of one kind: switches (None is "as torch likes"), numbers, or tuples of numbers."""
+    if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list):
+        return len(ours) == len(theirs) and all(map(_is_alike, ours, theirs))
+    switches, numbers = (bool, type(None)), (int, float)
+    if isinstance(ours, switches):
+        return isinstance(theirs, switches)
+    if isinstance(ours, numbers):
+        return isinstance(theirs, numbers) and not isinstance(theirs, bool) and math.isfinite(theirs)
+    return isinstance(theirs, type(ours))
 
 
 def _masters(engine: Any) -> list[Tensor]:

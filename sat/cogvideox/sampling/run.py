@@ -26,6 +26,7 @@ from cogvideox.diffusion.timesteps import gaussian
 from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
+from cogvideox.model.files import model_files
 from cogvideox.model.loading import load_transformer, read_lora
 from cogvideox.model.memory import advise_on_memory
 from cogvideox.model.video_diffusion import VideoDiffusion
@@ -33,6 +34,7 @@ from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_ba
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
 from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
+from cogvideox.weights.integrity import FileChecks
 from cogvideox.weights.runs import find_weights
 
 if TYPE_CHECKING:
@@ -57,11 +59,11 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     jobs = _plan(config, groups)
     groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
+    model = groups.attempt(lambda: _load_checked(config, groups))
     error: UserError | None = None
     written: list[Path] = []
     try:
         with advise_on_memory(*_MEMORY_ADVICE):
-            model = load_for_sampling(config.model, args, groups.device)
             sampler = build_sampler(config.model.sampler_config)
             batches = make_batches(groups.share(jobs), args, model.patch_frames)
             written = sample_batches(model, sampler, batches, show_progress=groups.is_first, keep_text_encoder=False)
@@ -71,6 +73,19 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     seconds = time.monotonic() - started
     _log.info("%d videos below %s in %.0f s", len(jobs), args.output_dir, seconds)
     return written
+
+
+def _load_checked(config: Config, groups: ProcessGroups) -> VideoDiffusion:
+    """The model, and the files that it was loaded from compared with their manifests: once on each machine.
+
+    Raises: UserError.
+    """
+    args = config.sample_args
+    files = model_files(config.model, args.load) if groups.local_rank == 0 else []
+    with advise_on_memory(*_MEMORY_ADVICE), FileChecks(files, verify=args.verify_weights) as checks:
+        model = load_for_sampling(config.model, args, groups.device)
+        checks.wait()
+    return model
 
 
 def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
-from cogvideox.weights.atomic import abandon_folder, failed_write, remove_folder
+from cogvideox.training.training_state import TrainingState, read_state, write_state
+from cogvideox.weights.atomic import abandon_folder, remove_folder
 from cogvideox.weights.lora_map import is_adapter
-from cogvideox.weights.runs import STATE_FOLDER, whole_iterations
+from cogvideox.weights.manifest import write_checkpoint_manifest
+from cogvideox.weights.runs import whole_iterations
+from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
-from cogvideox.weights.torch_file import load_file
 
 _log = get_logger(__name__)
 
@@ -70,19 +71,13 @@ class Checkpointer:
         """
         weights = saved_weights(self._engine.module, self._save_full)
         processes = self._groups.world_size if self._engine.is_sharded else 1
-        state = {
-            "format": 1,
-            "step": progress.step,
-            "position": progress.position,
-            "data": progress.data,
-            "processes": processes,
-            "optimizer": self._engine.capture(),
-        }
-        needed = tensor_bytes(weights) + _bytes(state) * processes
+        state = TrainingState(progress.step, progress.position, progress.data, processes, self._engine.capture())
+        needed = tensor_bytes(weights) + _bytes(state.optimizer) * processes
         partial, final = self._groups.first_only(lambda: self._begin(progress.step, needed))
         try:
-            self._groups.attempt(lambda: self._write(partial, progress.step, weights, state, needed))
-            self._groups.first_only(lambda: commit_iteration(partial, final, progress.step))
+            own = self._groups.attempt(lambda: self._write(partial, weights, state))
+            files = [file for written in self._groups.gather_objects(own) for file in written]
+            self._groups.first_only(lambda: _commit(partial, final, progress.step, files))
         except BaseException:
             if self._groups.is_first:
                 abandon_folder(partial)
@@ -107,18 +102,14 @@ class Checkpointer:
                 shlex.quote(str(self._folder)),
             )
 
-    def _write(
-        self, partial: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], needed: int
-    ) -> None:
+    def _write(self, partial: Path, weights: Mapping[str, Tensor], state: TrainingState) -> list[WrittenFile]:
+        """This process's files, names relative to the iteration folder."""
+        written = []
         if self._groups.is_first:
-            write_states(partial, step, weights, self._extra, needed)
+            written.append(write_states(partial, state.step, weights, self._extra))
         if self._groups.is_first or self._engine.is_sharded:
-            file = partial / STATE_FOLDER / _state_name(self._groups.rank)
-            try:
-                file.parent.mkdir(exist_ok=True)
-                torch.save(state, file)
-            except (OSError, RuntimeError) as error:
-                raise failed_write(file, error, partial, needed) from error
+            written.append(write_state(partial, self._groups.rank, state))
+        return written
 
     def _remove_old(self, step: int) -> None:
         """Checkpoints before the one of this step, never a later one."""
@@ -127,6 +118,11 @@ class Checkpointer:
         until_now = [folder for iteration, folder in whole_iterations(self._folder).items() if iteration <= step]
         for folder in until_now[: -self._keep_last]:
             remove_folder(folder)
+
+
+def _commit(partial: Path, final: Path, iteration: int, files: list[WrittenFile]) -> None:
+    write_checkpoint_manifest(partial, iteration, files)
+    commit_iteration(partial, final, iteration)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:
@@ -152,26 +148,22 @@ def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> P
 
     def restore() -> Progress:
         state = _read_state(folder, engine, groups)
-        engine.restore(state["optimizer"])
-        return Progress(state["step"], state["position"], state["data"])
+        engine.restore(state.optimizer)
+        return Progress(state.step, state.position, state.data)
 
     return groups.attempt(restore)
 
 
-def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> dict[str, Any]:
-    first = load_file(folder / STATE_FOLDER / _state_name(0))
+def _read_state(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> TrainingState:
+    first = read_state(folder, 0)
     processes = groups.world_size if engine.is_sharded else 1
-    if first["processes"] != processes:
+    if first.processes != processes:
         raise CheckpointError(
-            f"args.resume: {folder} was saved with its optimizer state split over {first['processes']} process(es) and "
+            f"args.resume: {folder} was saved with its optimizer state split over {first.processes} process(es) and "
             f"this run splits it over {processes}: resume with the same number of processes and ZeRO stage, or start a "
             "new run from its weights with args.load"
         )
-    return load_file(folder / STATE_FOLDER / _state_name(groups.rank)) if processes > 1 else first
-
-
-def _state_name(rank: int) -> str:
-    return f"rank_{rank:05d}.pt"
+    return read_state(folder, groups.rank) if processes > 1 else first
 
 
 def _bytes(value: Any) -> int:

@@ -20,6 +20,7 @@ from cogvideox.data.report import Problem, describe
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model
+from cogvideox.model.files import model_files
 from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.model.trainable import TrainableReport, freeze
 from cogvideox.model.video_diffusion import VideoDiffusion
@@ -38,8 +39,10 @@ from cogvideox.training.optimizers import read_optimizer
 from cogvideox.training.optional_output import OptionalOutput
 from cogvideox.training.preflight import clip_spec, data_section
 from cogvideox.training.run_folder import RunLock, check_save_folder, make_run_folder, newest_config, write_config
+from cogvideox.training.training_state import state_file
 from cogvideox.training.which_run import RunChoice
 from cogvideox.weights.file_lock import this_process
+from cogvideox.weights.integrity import FileChecks
 from cogvideox.weights.runs import record_start
 
 _log = get_logger(__name__)
@@ -77,19 +80,24 @@ def prepare(config: Config, groups: ProcessGroups, choice: RunChoice, lock: RunL
     train_data, held_out = groups.first_only(lambda: prepare_data(config))
     check_enough(train_data, groups)
     source, bases = choice.source, [each for each in (args.base_model, args.load) if each is not None]
-    model = groups.attempt(
-        lambda: build_model(
-            config.model, device=groups.device, dtype=dtype, seed=args.seed, weights_follow=source is not None
-        )
+    checks = groups.attempt(
+        lambda: FileChecks(files_to_check(config, source, choice.resume, groups), verify=args.verify_weights)
     )
-    groups.attempt(lambda: _load(model, source, bases))
-    trainable = freeze(model, config.model.not_trainable_prefixes)
-    extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
-    groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
-    if config.model.lr_scale is not None:
-        schedule = _scaled(schedule, config.model.lr_scale)
-    engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
-    progress = Progress() if choice.resume is None else load_progress(choice.resume, engine, groups)
+    with checks:
+        model = groups.attempt(
+            lambda: build_model(
+                config.model, device=groups.device, dtype=dtype, seed=args.seed, weights_follow=source is not None
+            )
+        )
+        groups.attempt(lambda: _load(model, source, bases))
+        trainable = freeze(model, config.model.not_trainable_prefixes)
+        extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
+        groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
+        if config.model.lr_scale is not None:
+            schedule = _scaled(schedule, config.model.lr_scale)
+        engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
+        progress = Progress() if choice.resume is None else load_progress(choice.resume, engine, groups)
+        groups.attempt(checks.wait)
     if choice.resume is not None and groups.is_first:
         _compare(progress, train_data)
     _announce(config, engine, trainable, schedule, optimizer.lr)
@@ -106,6 +114,18 @@ def make_schedule(args: TrainArgs) -> Schedule:
 
 def _scaled(schedule: Schedule, scale: float) -> Schedule:
     return lambda step: scale * schedule(step)
+
+
+def files_to_check(
+    config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups
+) -> list[Path]:
+    """What this process checks: its own training state, and as the first one of its machine what all of them read."""
+    is_first_here = groups.local_rank == 0
+    found = model_files(config.model, source) if is_first_here else []
+    if resumed is not None:
+        ranks = dict.fromkeys((groups.rank, 0) if is_first_here else (groups.rank,))
+        found += [file for rank in ranks if (file := state_file(resumed, rank)).is_file()]
+    return found
 
 
 def _load(model: VideoDiffusion, source: Path | None, bases: Sequence[str]) -> None:

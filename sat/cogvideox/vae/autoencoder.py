@@ -21,6 +21,7 @@ from cogvideox.vae.pieces import Passage
 from cogvideox.vae.posterior import DiagonalGaussian
 from cogvideox.vae.tiling import check_tile, nearest_multiples, tile_grid
 from cogvideox.weights import vae_map
+from cogvideox.weights.key_rules import check_finite_loaded, check_types
 from cogvideox.weights.sat_folder import read_vae
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
@@ -155,8 +156,12 @@ class VideoAutoencoder(nn.Module):
         if any(".down_blocks." in name or ".up_blocks." in name for name in state):
             levels = len(self.encoder.down)
             state = {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()}
-        _check_state(state, self.state_dict(), path)
+        own = self.state_dict()
+        _check_state(state, own, path)
+        pairs = {name: (value, own[name]) for name, value in state.items()}
+        check_types(pairs, "VAE", path)
         self.load_state_dict(state)
+        check_finite_loaded(pairs, "VAE", path)
 
     def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
         """Set the gradient mode around each step only: it must not reach the consumer between two steps."""

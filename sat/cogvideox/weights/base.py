@@ -200,6 +200,12 @@ def read_transformer(
         raise CheckpointError(
             f"{source} is not a whole transformer: it lacks {len(absent)} of its tensors: {shorten(absent)}"
         )
+    odd = [name for name, value in (weights.plain | weights.adapters).items() if not value.is_floating_point()]
+    if odd:
+        kind = str((weights.plain | weights.adapters)[odd[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{source} stores {len(odd)} tensors as {kind}: {shorten(odd)}. Take the weights as floats"
+        )
     return weights
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -34,13 +35,13 @@ def new_hash(name: HashName) -> Any:
     return xxhash.xxh3_128() if name == FAST else hashlib.sha256()
 
 
-def hash_of(path: Path, name: HashName) -> str:
-    """The hash of a file, in hexadecimal; it is read in blocks."""
+def hash_of(path: Path, name: HashName, is_stopped: Callable[[], bool] = lambda: False) -> str:
+    """The hash of a file, in hexadecimal; it is read in blocks. is_stopped: asked now and then whether to give up."""
     digest, block = new_hash(name), bytearray(_BLOCK)
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
+        while (count := file.readinto(block)) and not is_stopped():
             digest.update(memoryview(block)[:count])
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 class HashedFile:

@@ -24,6 +24,7 @@ from cogvideox.weights.families import (
     read_facts,
 )
 from cogvideox.weights.lora_map import is_adapter, plain_name
+from cogvideox.weights.safetensors_stream import FLOATS, finite_flag, is_finite
 
 _log = get_logger(__name__)
 
@@ -85,12 +86,14 @@ def load_module(
             if not partial:
                 _explain_transformer(match, select_prefix(state, prefix), source)
         raise CheckpointError(_misfit_message(match, fatal, what, source))
-    loaded = [name for name in match.pairs if name not in match.recomputed]
+    loaded = {name: match.pairs[name] for name in match.pairs if name not in match.recomputed}
+    check_types({loaded[name]: (match.stored[loaded[name]], match.targets[name]) for name in loaded}, what, source)
     with torch.no_grad():
-        for name in loaded:
+        for name, key in loaded.items():
             target = match.targets[name]
             assert not target.is_meta, f"{name} is on the meta device: materialise the module first"
-            target.copy_(match.stored[match.pairs[name]].reshape(target.shape))
+            target.copy_(match.stored[key].reshape(target.shape))
+    check_finite_loaded({key: (match.stored[key], match.targets[name]) for name, key in loaded.items()}, what, source)
     report = KeyReport(
         loaded=tuple(loaded),
         new_adapter=tuple(match.new_adapter),
@@ -100,6 +103,49 @@ def load_module(
     )
     _log_report(report, what, source)
     return report
+
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]  # stored name -> (what is stored, where it goes)
+
+
+def check_types(pairs: Pairs, what: str, source: str) -> None:
+    """Raises: CheckpointError for numbers of another kind than the model's: casting would give other weights.
+
+    Integers, complex numbers, and floats of 8 bits and less, which need scales that such a file keeps elsewhere.
+    """
+    odd = {name: stored for name, (stored, target) in pairs.items() if not _is_castable(stored, target)}
+    if odd:
+        kinds = sorted({str(value.dtype).removeprefix("torch.") for value in odd.values()})
+        raise CheckpointError(
+            f"{source} stores {len(odd)} tensors of the {what} as {', '.join(kinds)}: {shorten(odd)}. That is a "
+            "quantised file, or no weights; valid are float32, float16, bfloat16 and float64: take one with these"
+        )
+
+
+def _is_castable(stored: Tensor, target: Tensor) -> bool:
+    return stored.dtype == target.dtype or (stored.dtype in FLOATS and target.dtype in FLOATS)
+
+
+def check_finite_loaded(pairs: Pairs, what: str, source: str) -> None:
+    """Look for NaN and infinity where the weights were copied to, which on a GPU takes no time.
+
+    Raises: CheckpointError that names them, and says whether the file or the model's dtype is the reason.
+    """
+    flags = {name: finite_flag(target) for name, (_, target) in pairs.items()}
+    if not flags or bool(torch.stack(list(flags.values())).all()):
+        return
+    broken = [name for name, flag in flags.items() if not flag]
+    stored = [name for name in broken if not is_finite(pairs[name][0])]
+    if stored:
+        raise CheckpointError(
+            f"{source} holds NaN or infinity in {len(stored)} tensors of the {what}: {shorten(stored)}. Training "
+            "diverged, or the file is damaged: take an earlier checkpoint, or copy it again"
+        )
+    dtype = str(pairs[broken[0]][1].dtype).removeprefix("torch.")
+    raise CheckpointError(
+        f"{source} holds numbers beyond the range of {dtype} in {len(broken)} tensors of the {what}: "
+        f"{shorten(broken)}. Compute in bf16 or fp32"
+    )
 
 
 def select_prefix(state: Mapping[str, Tensor], prefix: str = TRANSFORMER_PREFIX) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ from cogvideox.weights.lora_map import (
     parse_sat,
 )
 from cogvideox.weights.peft_settings import check_settings
-from cogvideox.weights.safetensors_stream import Entry, WrittenFile, is_finite, write_model
+from cogvideox.weights.safetensors_stream import FLOATS, Entry, WrittenFile, is_finite, write_model
 from cogvideox.weights.sat_folder import LATEST_FILE, find_states_file, read_checkpoint
 from cogvideox.weights.transformer_map import RULES
 
@@ -48,7 +48,6 @@ DIFFUSERS_STEM = "pytorch_lora_weights"
 _PEFT_STEM, _PEFT_CONFIG = "adapter_model", "adapter_config.json"
 _SUFFIXES = (".safetensors", ".bin")  # the first that a folder has
 BASE_HEADER = "cogvideox_base"  # our entry in a LoRA file's header: what the adapter was trained on
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are computed with and written
 _FILES_IN_FOLDERS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in (DIFFUSERS_STEM, _PEFT_STEM))
 _SETTINGS_HEADER = "lora_adapter_metadata"
 _WEIGHTS = tuple({rule.sat.partition("{")[0] for rule in RULES if rule.sat != POSITION_TABLE})  # how SAT's names begin
@@ -161,8 +160,8 @@ def _check_matrices(matrices: Mapping[str, Tensor], file: Path) -> int:
                 f"[rank, {width}], [{width}, rank]"
             )
     for stored, value in matrices.items():
-        if value.dtype not in DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        if value.dtype not in FLOATS:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
             raise CheckpointError(f"{file}: {stored} is stored as {value.dtype}; known are {known}")
         if not is_finite(value):
             raise CheckpointError(f"{file}: NaN or infinity in {stored}: training diverged; take an earlier one")

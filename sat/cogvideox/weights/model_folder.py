@@ -15,6 +15,7 @@ from torch import Tensor
 from cogvideox import user_files
 from cogvideox.errors import CheckpointError
 from cogvideox.user_files import shown, shown_path
+from cogvideox.weights.safetensors_stream import FLOATS
 from cogvideox.weights.torch_file import load_file
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -60,7 +61,7 @@ def read_weights(index: Path | None, files: Iterable[Path]) -> dict[str, Tensor]
         if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
             raise CheckpointError(f"{file} holds something else than named tensors")
         tensors |= found
-    absent = [name for name in _weight_map(index) if name not in tensors] if index is not None else []
+    absent = [name for name in weight_map(index) if name not in tensors] if index is not None else []
     if absent:
         raise CheckpointError(f"{index} lists {len(absent)} tensors that are in no file, e.g. {absent[0]}: {_AGAIN}")
     return tensors
@@ -92,7 +93,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_same_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: str) -> None:
-    """Raises: CheckpointError for weights of several types, unless they are all to become one, `dtype`."""
+    """Raises: CheckpointError for weights of several types, unless they are all to become one, `dtype`; and for what is
+    no float (or, as it is, a float of 8 bits), which no cast makes right."""
+    odd = next((name for name, value in tensors.items() if not _is_writable(value.dtype, dtype)), None)
+    if odd is not None:
+        kind = str(tensors[odd].dtype).removeprefix("torch.")
+        raise CheckpointError(f"{source} stores {odd} as {kind}: a quantised file; take the weights as floats")
     counts = Counter(value.dtype for value in tensors.values())
     if dtype is not None or len(counts) < 2:
         return
@@ -102,11 +108,12 @@ def check_same_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, s
     raise CheckpointError(f"{source} mixes types: {shown} (e.g. {example}): choose one with --fp16, --bf16 or --fp32")
 
 
+def _is_writable(stored: torch.dtype, dtype: torch.dtype | None) -> bool:
+    return stored in FLOATS or (dtype is not None and stored.is_floating_point)
+
+
 def _indexed_files(index: Path) -> list[Path]:
-    names = sorted(set(_weight_map(index).values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise CheckpointError(f"{index} names {shown(outside[0])}, which is no file beside it: {_AGAIN}")
+    names = sorted(set(weight_map(index).values()))
     absent = [name for name in names if not os.path.isfile(index.parent / name)]
     if absent:
         raise CheckpointError(
@@ -116,8 +123,21 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor. A file's name is one in the folder of the index.
+
+    A link in that folder may lead elsewhere: whoever owns the disk made it (a cache of the Hugging Face hub consists of
+    such links), while an index comes with the download.
+    Raises: CheckpointError for a damaged index, and one that leads out of its folder.
+    """
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{index} has no weight_map: {_AGAIN}")
+    outside = next((name for name in found.values() if not _is_plain_name(name)), None)
+    if outside is not None:
+        raise CheckpointError(f"{index} was refused: it lists {shown(outside)}, which is no file of its own folder")
     return found
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0\n")

@@ -32,6 +32,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what weights are stored and computed in
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        """Raises: CheckpointError for a type that isn't written."""
+        if self.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise CheckpointError(f"{self.name} is stored as {self.dtype}, which is not written; valid are {known}")
 
     @property
     def num_bytes(self) -> int:
@@ -143,8 +150,11 @@ def _header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str]) -> byte
 def cast_to(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """The value in `dtype`, on the CPU.
 
-    Raises: CheckpointError for NaN and infinity, whether they were there or float16 can't hold a number.
+    Raises: CheckpointError for NaN and infinity, whether they were there or float16 can't hold a number, and for what
+        would become other weights when it is cast: integers and complex numbers.
     """
+    if dtype.is_floating_point and not value.is_floating_point():
+        raise CheckpointError(f"{name} is stored as {value.dtype}: a quantised file; take the weights as floats")
     cast = value.detach().to("cpu", dtype)
     if is_finite(cast):
         return cast
@@ -155,11 +165,18 @@ def cast_to(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    if value.numel() == 0 or not value.is_floating_point():
-        return True
+    return bool(finite_flag(value))
+
+
+def finite_flag(value: Tensor) -> Tensor:
+    """`is_finite` as a tensor on the value's device, so that nobody has to wait for it yet."""
+    if value.numel() == 0 or not (value.is_floating_point() or value.is_complex()):
+        return torch.ones((), dtype=torch.bool, device=value.device)
+    if value.dtype not in FLOATS:  # complex numbers, and floats of 8 bits, which aminmax doesn't take
+        return torch.isfinite(value.detach() if value.is_complex() else value.detach().float()).all()
     # The extremes are NaN or infinite exactly when some element is; unlike isfinite() this needs no copy.
     low, high = torch.aminmax(value.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def _raw_bytes(value: Tensor) -> memoryview:

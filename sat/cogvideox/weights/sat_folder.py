@@ -2,6 +2,7 @@
 
     <folder>/latest                                   text: the iteration to load
     <folder>/<iteration>/mp_rank_00_model_states.pt   {"module": {name: tensor}, "cogvideox": {...}}
+    <folder>/<iteration>/manifest.json                hashes of what we wrote (weights.manifest)
     <folder>/<iteration>-ema/...                      averaged weights, never named by `latest`
 
 The entry "cogvideox" is ours:
@@ -25,9 +26,11 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.user_files import read_text, shown, shown_path
-from cogvideox.weights.atomic import begin_folder, commit_folder, failed_write, new_folder, write_text_atomically
-from cogvideox.weights.safetensors_stream import is_finite
+from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, write_text_atomically
+from cogvideox.weights.manifest import write_checkpoint_manifest
+from cogvideox.weights.safetensors_stream import WrittenFile, is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
+from cogvideox.weights.torch_save import save_hashed
 from cogvideox.weights.vae_map import check_whole
 
 STATES_FILE = "mp_rank_00_model_states.pt"
@@ -211,7 +214,7 @@ def write_checkpoint(
         partial,
         final,
     ):
-        write_states(partial, iteration, module, extra)
+        write_checkpoint_manifest(partial, iteration, [write_states(partial, iteration, module, extra)])
     return final
 
 
@@ -247,25 +250,14 @@ def begin_iteration(
     return begin_folder(final, needed_bytes, overwrite=overwrite), final
 
 
-def write_states(
-    partial: Path,
-    iteration: int,
-    module: Mapping[str, Tensor],
-    extra: Mapping[str, Any],
-    needed_bytes: int | None = None,
-) -> None:
+def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], extra: Mapping[str, Any]) -> WrittenFile:
     """Write the weight file into a temporary iteration folder.
 
-    needed_bytes: of all that the folder is to hold, for the message of a full disk; by default this file's.
     Raises: CheckpointError for a non-finite tensor and a full disk.
     """
     check_finite(module)
     own = {name: _own_storage(value.detach()) for name, value in module.items()}
-    try:
-        torch.save(states_content(iteration, own, extra), partial / STATES_FILE)
-    except (RuntimeError, OSError) as error:
-        needed = tensor_bytes(module) if needed_bytes is None else needed_bytes
-        raise failed_write(partial / STATES_FILE, error, partial, needed) from error
+    return save_hashed(partial / STATES_FILE, states_content(iteration, own, extra))
 
 
 def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

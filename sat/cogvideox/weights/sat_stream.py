@@ -12,20 +12,20 @@ import math
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
 
-from cogvideox.weights.atomic import failed_write, write_text_atomically
-from cogvideox.weights.hashes import HashedFile
+from cogvideox.weights.atomic import write_text_atomically
 from cogvideox.weights.safetensors_stream import Entry, WrittenFile, cast_to
 from cogvideox.weights.sat_folder import LATEST_FILE, STATES_FILE, states_content
+from cogvideox.weights.torch_save import TorchSink
 
 _PICKLE_PROTOCOL = 2  # torch.save's; old readers know no other
 
@@ -91,56 +91,34 @@ def stream_torch_file(
             writing = writer.submit(archive.write_record, f"data/{index}", own.untyped_storage(), entry.num_bytes)
         if writing is not None:
             writing.result()
-    return WrittenFile(path.name, archive.file.num_bytes, archive.file.xxh3_128)
+    return archive.written
 
 
 class _Archive:
-    """torch's zip writer onto a file that is hashed on the way.
-
-    Errors of the file must not pass through the writer, which would end the process: they wait until it has returned.
-    For the same reason the writer is always finished, into nowhere after an error.
-    """
+    """torch's zip writer onto a file that is hashed on the way."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._error: OSError | None = None
-        with self._errors():
-            self.file = HashedFile(path)
-        self._writer = torch._C.PyTorchFileWriter(self)  # type: ignore[call-overload]
+        self._sink = TorchSink(path)
+        self._writer = torch._C.PyTorchFileWriter(self._sink)  # type: ignore[call-overload]
+
+    @property
+    def written(self) -> WrittenFile:
+        """What the file is by now."""
+        return self._sink.written
 
     def write_record(self, name: str, data: bytes | UntypedStorage, num_bytes: int) -> None:
         """Add a record. Raises: CheckpointError when it can't be written."""
-        with self._errors():
+        with self._sink.errors():
             self._writer.write_record(name, data, num_bytes)  # type: ignore[arg-type]
-
-    def write(self, data: bytes | memoryview) -> None:
-        """What torch's writer calls."""
-        try:
-            if self._error is None:
-                self.file.write(data)
-        except OSError as error:
-            self._error = error
 
     def __enter__(self) -> _Archive:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
-            self._error = self._error or OSError("given up")
-        with self.file:
-            self._writer.write_end_of_file()
-        if kind is None:
-            with self._errors():
-                pass
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-            if self._error is not None:
-                raise self._error
-        except OSError as error:
-            raise failed_write(self._path, error, self._path.parent) from error
+            self._sink.give_up()
+        self._writer.write_end_of_file()
+        self._sink.__exit__(kind, error, at)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import argparse
 import pickle
 import re
 import struct
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.weights.hashes import SHA256, hash_of
+from cogvideox.weights.zip_layout import check_layout
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -37,6 +40,8 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 
@@ -103,12 +108,44 @@ def load_file(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
             f"{path} is not a torch checkpoint (it starts with {head[:12]!r}); valid: .pt or .safetensors"
         )
     try:
+        if is_zip:
+            check_layout(path)
         with torch.serialization.safe_globals([*_HARMLESS_GLOBALS, *stand_ins]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        _check_tensors(content, path.stat().st_size)
+        return content
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
     except _DAMAGE as error:
         raise CheckpointError(_broken_message(path, error)) from error
+
+
+def _check_tensors(content: object, file_bytes: int) -> None:
+    """Raises: ValueError for tensors that hold less, or claim more, than plain ones of their shape."""
+    storages: dict[int, int] = {}
+    for name, value in named_tensors(content):
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"{name[:80]!r} is no plain tensor but {value.layout}, {value.dtype}, {value.device}")
+        storage = value.untyped_storage()
+        if value.numel() * value.element_size() > storage.nbytes():
+            raise ValueError(f"{name[:80]!r} of shape {list(value.shape)} has only {storage.nbytes():,} bytes")
+        storages[storage.data_ptr()] = storage.nbytes()
+    if sum(storages.values()) > file_bytes:
+        raise ValueError(f"its tensors take {sum(storages.values()):,} bytes")
+
+
+def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts and lists, however often these hold each other."""
+    waiting: list[tuple[str, object]] = [("", content)]
+    seen: set[int] = set()
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting.extend((f"{name}.{key}".removeprefix("."), each) for key, each in items)
 
 
 def _read_head(path: Path) -> bytes:

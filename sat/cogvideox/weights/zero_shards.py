@@ -43,7 +43,7 @@ class _Dropped:
         """The contents are dropped."""
 
 
-_STAND_INS: tuple[Any, ...] = (
+STAND_INS: tuple[Any, ...] = (
     (_Dropped, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_Dropped, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (_Dropped, "deepspeed.utils.tensor_fragment.fragment_address"),
@@ -239,7 +239,7 @@ def _check_ranks(files: Sequence[Path], num_ranks: int, folder: Path | None = No
 
 def _load(file: Path, entry: str) -> dict[str, Any]:
     """What a file holds below `entry` (for the module: all of it). Raises: CheckpointError for damage and code."""
-    content = load_file(file, _STAND_INS)
+    content = load_file(file, STAND_INS)
     if not isinstance(content, Mapping) or not isinstance(content.get(entry), Mapping):
         raise CheckpointError(f"{file} holds no {entry!r}: it was not saved by DeepSpeed")
     return dict(content if entry == "module" else content[entry])
