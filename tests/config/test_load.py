@@ -219,6 +219,17 @@ def test_a_missing_prompt_file_and_resume_path(tmp_path: Path) -> None:
         parse_cli(base, "train").load()
 
 
+def test_names_of_runs_are_left_to_those_who_know_runs(tmp_path: Path) -> None:
+    """What has no slash may be an experiment; a run that goes on doesn't need the weights that it began with."""
+    base = ["--base", MODEL, SFT, f"args.train_data=[{tmp_path}]"]
+    for words in (["args.load=style"], ["args.load=latest"], [f"args.resume={tmp_path}", "args.load=gone/model"]):
+        with pytest.raises(ConfigError) as error:
+            parse_cli([*base, *words], "train").load()
+        assert "args.load" not in str(error.value) and "ckpt_path: no such" in str(error.value)
+    with pytest.raises(ConfigError, match=r"args\.base_model: no such file or folder: gone"):
+        parse_cli([*base, "args.base_model=gone"], "train").load()
+
+
 def test_args_of_the_right_kind(train: Load) -> None:
     config = train()
     assert isinstance(config.train_args, TrainArgs)

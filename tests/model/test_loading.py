@@ -82,7 +82,7 @@ def test_base_that_changed_is_refused(
     model, _ = trained
     base = {**base_reference(family.transformer), "sha256": "0" * 64}
     folder = save_adapters(model, tmp_path / "changed", base)
-    with pytest.raises(CheckpointError, match=r"has changed since .*sha256 .* put the original back"):
+    with pytest.raises(CheckpointError, match=r"that file has changed since \(SHA-256 .*\. Put it back, or say"):
         load_transformer(build(family, LORA), folder)
 
 
@@ -90,7 +90,9 @@ def test_base_that_is_gone_is_named(
     family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path
 ) -> None:
     folder = save_adapters(trained[0], tmp_path / "gone", {"path": "/nowhere/model.pt", "sha256": ""})
-    with pytest.raises(CheckpointError, match=r"its base /nowhere/model.pt is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"needs its base /nowhere/model.pt .*: it is not there\. Put it back, or say where"
+    ):
         load_transformer(build(family, LORA), folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import sample_video
 import tiny
 import torch
 from cogvideox.config.load import load_config
-from cogvideox.errors import ConfigError, DataError, NotFiniteError, OutOfMemoryError, ShapeError, run_cli
+from cogvideox.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NotFiniteError,
+    OutOfMemoryError,
+    ShapeError,
+    run_cli,
+)
 from cogvideox.model.build import build_model
 from cogvideox.model.loading import base_reference, load_transformer
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
@@ -28,6 +37,7 @@ from cogvideox.sampling.run import (
     sample_latents,
 )
 from cogvideox.vae.autoencoder import VideoAutoencoder
+from cogvideox.weights.runs import record_start
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from processes import run_processes
 from safetensors.torch import load_file
@@ -171,6 +181,36 @@ def test_lora_configuration_and_checkpoint_together_give_the_same(family: tiny.T
         load_for_sampling(c.model, c.sample_args, torch.device("cpu")).state_dict() for c in (with_node, without)
     )
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_runs_are_found_by_name(family: tiny.TinyFamily, lora: Path, tmp_path: Path) -> None:
+    """As in training: `latest`, an experiment's name, a run folder whose `latest` names what is not there."""
+    style = tmp_path / "style-06-01-12-00"
+    shutil.copytree(lora / "run", style)
+    record_start(style, "style", 0, "process 1 on host a")
+    (style / "latest").write_text("9")
+    common = {"prompts": PROMPTS[:1], "only_save_latents": True, "save": tmp_path}
+    run(family, tmp_path / "path", load=style / "5", **common)
+    for load in ("latest", "style", style):
+        run(family, tmp_path / "found", load=load, overwrite=True, **common)
+        (found,), (expected,) = (latents(tmp_path / each).values() for each in ("found", "path"))
+        assert torch.equal(found, expected)
+    with pytest.raises(
+        CheckpointError, match=r"args\.load: motion: no such file or folder, and .* holds no run of 'mot"
+    ):
+        run(family, tmp_path / "none", load="motion", **common)
+
+
+def test_a_base_that_was_moved(family: tiny.TinyFamily, lora: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(lora / "run")
+    base = {**checkpoint.extra["base"], "path": "/nowhere/transformer"}
+    moved = tmp_path / "run"
+    write_checkpoint(moved, 5, checkpoint.module, {**checkpoint.extra, "base": base})
+    common = {"prompts": PROMPTS[:1], "only_save_latents": True}
+    with pytest.raises(CheckpointError, match=r"it is not there\. .* args\.base_model=PATH in training and sampling"):
+        run(family, tmp_path / "out", load=moved, **common)
+    run(family, tmp_path / "out", load=moved, base_model=family.transformer, **common)
+    assert len(latents(tmp_path / "out")) == 1
 
 
 def test_strength_without_adapters_is_refused(family: tiny.TinyFamily, tmp_path: Path) -> None:

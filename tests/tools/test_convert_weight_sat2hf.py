@@ -352,11 +352,16 @@ def test_base_that_has_gone_or_changed(checkpoints: Checkpoints, tmp_path: Path)
     shutil.copy(checkpoints.run / "training_config.yaml", run)
     convert(tmp_path / "fine", "--checkpoint", run, "--only", "lora")
     copy.write_bytes(copy.read_bytes() + b" ")
-    with pytest.raises(CheckpointError, match=r"was trained on .*base.pt, but that file has changed since"):
+    with pytest.raises(CheckpointError, match=r"needs its base .*base.pt .*: that file has changed since"):
         convert(tmp_path / "out", "--checkpoint", run)
     copy.unlink()
-    with pytest.raises(CheckpointError, match=r"its base .*base.pt is not there: put the base back"):
+    with pytest.raises(
+        CheckpointError, match=r"base.pt .*: it is not there\. Put it back, or .*: args\.base_model=PATH"
+    ):
         convert(tmp_path / "out", "--checkpoint", run)
+    moved = f"args.base_model={checkpoints.family.transformer}"
+    convert(tmp_path / "moved", "--checkpoint", run, "--only", "lora", "--base", moved)
+    assert (tmp_path / "moved" / "pytorch_lora_weights.safetensors").is_file()
     write_checkpoint(tmp_path / "alone", 1, trained.module, {})
     with pytest.raises(CheckpointError, match="holds only a part of a transformer and names no base"):
         convert(tmp_path / "out", "--checkpoint", tmp_path / "alone", "--only", "lora")

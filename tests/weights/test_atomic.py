@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,14 @@ import cogvideox
 import pytest
 from cogvideox.errors import CheckpointError
 from cogvideox.weights import atomic
-from cogvideox.weights.atomic import abandon_folder, begin_folder, commit_folder, new_folder, write_text_atomically
+from cogvideox.weights.atomic import (
+    abandon_folder,
+    begin_folder,
+    commit_folder,
+    new_folder,
+    readable_size,
+    write_text_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -62,10 +72,11 @@ def test_two_runs_on_one_output(tmp_path: Path) -> None:
     final = tmp_path / "out"
     partial = begin_folder(final, 1)
     (partial / "file").write_text("first")
-    with pytest.raises(CheckpointError, match=r"another process is writing .*out: wait for it, or name another place"):
+    with pytest.raises(CheckpointError, match=rf"another process is writing .*out \(process {os.getpid()} on host "):
         begin_folder(final, 1)
     other = in_another_process(final)
-    assert other.returncode == 2 and "another process is writing" in other.stdout
+    assert other.returncode == 2 and f"(process {os.getpid()} on host " in other.stdout
+    assert "wait for it, or name another place" in other.stdout
     assert names(tmp_path) == [".out.lock", ".out.partial"]
     commit_folder(partial, final)
     abandon_folder(partial)  # too late to do anything
@@ -81,6 +92,20 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     write(tmp_path / "out", "second")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["file"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_around_the_second_rename_of_a_replacement(tmp_path: Path, renames: int) -> None:
+    """One folder is whole at every moment: the old one is brought back, or the new one stays."""
+    write(tmp_path / "out", "old")
+    killed = in_another_process(tmp_path / "out", "kill", renames)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "out").exists() == (renames == 2) and (tmp_path / ".out.replaced" / "file").read_text() == "old"
+    with pytest.raises(CheckpointError, match="out exists and is not empty"):
+        begin_folder(tmp_path / "out", 1)
+    assert names(tmp_path / "out") == (["file"] if renames == 1 else ["half"])
+    write(tmp_path / "out", "newer", overwrite=True)
+    assert names(tmp_path) == ["out"]
 
 
 def test_an_output_that_comes_while_waiting_for_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +129,47 @@ def test_disks_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("fcntl.flock", flock)
     write(tmp_path / "out", "new")
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (2**10 * 412, "412 KiB"), (2**20 * 1.5, "1.5 MiB"), (2**30 * 11.04, "11 GiB")],
+)
+def test_sizes_for_people(num_bytes: float, text: str) -> None:
+    assert readable_size(num_bytes) == text
+    assert readable_size(num_bytes * 2**40).endswith("TiB") or num_bytes == 0
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """As on a disk with so much space: a write beyond it fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_block_that_runs_out_of_space(tmp_path: Path) -> None:
+    with (
+        largest_file(1000),
+        pytest.raises(
+            CheckpointError, match=r"writing .*/\.out\.partial failed: File too large; 1\.95 KiB needed, .* free"
+        ),
+        new_folder(tmp_path / "out", 2000) as partial,
+    ):
+        (partial / "file").write_bytes(bytes(2000))
+    assert names(tmp_path) == []
+
+
+def test_a_block_that_can_not_read_its_source(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"^\S*/gone: No such file or directory$"),
+        new_folder(tmp_path / "out", 1),
+    ):
+        (tmp_path / "gone").read_bytes()
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("where", ["fsync", "rename"])
@@ -172,18 +238,28 @@ def in_another_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def _main(final: Path, *, kill: bool) -> int:
+def _main(final: Path, *, kill: bool, renames: int) -> int:
+    """Write a folder; `kill` ends the process when the folder is half, or after so many renames of its replacement."""
     try:
-        partial = begin_folder(final, 1)
+        partial = begin_folder(final, 1, overwrite=renames > 0)
     except CheckpointError as error:
         print(error)
         return 2
     (partial / "half").write_text("x")
-    if kill:
+    if kill and not renames:
         os.kill(os.getpid(), signal.SIGKILL)
+    real, done = Path.rename, []
+
+    def rename(path: Path, target: Path) -> Path:
+        done.append(real(path, target))
+        if len(done) == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done[-1]
+
+    Path.rename = rename  # type: ignore[method-assign, assignment]
     commit_folder(partial, final)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), kill=sys.argv[2:] == ["kill"]))
+    sys.exit(_main(Path(sys.argv[1]), kill="kill" in sys.argv, renames=int((sys.argv[3:] or ["0"])[0])))

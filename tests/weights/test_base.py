@@ -157,6 +157,23 @@ def test_trained_further_from_a_run_with_adapters(tmp_path: Path) -> None:
     assert all(torch.equal(weights.adapters[n.removeprefix(TRANSFORMER_PREFIX)], v) for n, v in newer.items())
 
 
+def test_a_base_that_was_moved(tmp_path: Path) -> None:
+    """Any place that is given will do, when the file there has the recorded hash."""
+    whole = stored(2, {"r": 4})
+    base = save(tmp_path / "base", stored())
+    run = save(tmp_path / "run", {name: each for name, each in whole.items() if is_adapter(name)}, base, r=4, alpha=4.0)
+    other = save(tmp_path / "other", stored(1))
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(
+        CheckpointError, match=r"needs its base \S*/base \(SHA-256 \w{12}\.\.\.\): it is not there\. Put it"
+    ):
+        read_transformer(read_checkpoint(run))
+    places = (tmp_path / "nowhere", run, other)
+    with pytest.raises(CheckpointError, match=r"\): \S*/other is another file \(SHA-256 \w{12}\.\.\.\)\. Put it back"):
+        read_transformer(read_checkpoint(run), bases=places)
+    assert read_transformer(read_checkpoint(run), bases=(*places, moved)).files[1].parents[1] == moved
+
+
 def test_base_that_leads_in_a_circle(tmp_path: Path) -> None:
     adapters = {name: value for name, value in stored(2, {"r": 4}).items() if is_adapter(name)}
     first, second = tmp_path / "first", tmp_path / "second"

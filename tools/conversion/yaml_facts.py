@@ -53,6 +53,12 @@ class YamlFacts:
         return _find(path) if path else None
 
     @property
+    def base_places(self) -> list[Path]:
+        """Where the base of a LoRA may be now, if it was moved."""
+        args = self.config.args if self.config is not None else None
+        return [_find(path) for path in (args.base_model, args.load) if path] if args is not None else []
+
+    @property
     def vae_path(self) -> Path | None:
         path = self.vae.get("ckpt_path")
         return _find(path) if path else None

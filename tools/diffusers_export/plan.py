@@ -105,7 +105,7 @@ def make_plan(options: Options) -> Plan:
     weights = facts = checkpoint = None
     if options.checkpoint is not None:
         checkpoint = read_checkpoint(options.checkpoint, options.iteration)
-        weights = with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
+        weights = with_alpha(read_transformer(checkpoint, yaml.num_layers, yaml.base_places), checkpoint, yaml)
         facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
         check_network(yaml, facts, weights.files[0])
         _check_lora(options, weights)

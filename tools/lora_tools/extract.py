@@ -92,7 +92,7 @@ def open_pair(finetuned: Path, base: Path | None, iteration: str | None) -> tupl
     Raises: CheckpointError when there is no base, or the two are different models.
     """
     checkpoint = read_checkpoint(finetuned, iteration)
-    weights = read_transformer(checkpoint)
+    weights = read_transformer(checkpoint, bases=() if base is None else (base,))
     model = open_base(base or _recorded(checkpoint))
     facts = read_facts(weights.plain_shapes, str(checkpoint.path))
     shapes = weights.plain_shapes

@@ -91,7 +91,7 @@ def open_source(path: Path, iteration: str | None, base: Sequence[str], override
     files = list(base) or _yaml_beside(path if converted else None, checkpoint.path)
     config = load_config(files, overrides, "train", partial=True)
     yaml = YamlFacts(config)
-    weights = with_alpha(read_transformer(checkpoint, yaml.num_layers), checkpoint, yaml)
+    weights = with_alpha(read_transformer(checkpoint, yaml.num_layers, yaml.base_places), checkpoint, yaml)
     facts = read_facts(weights.plain_shapes, str(weights.files[-1]))
     check_network(yaml, facts, weights.files[0])
     sampling = load_config(files, overrides, "sample", partial=True).sample_args

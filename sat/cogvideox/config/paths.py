@@ -34,7 +34,16 @@ def check_paths(config: Config, root: Node, report: Report) -> None:
 
 
 def _named_paths(config: Config) -> list[tuple[str, str]]:
-    found: list[tuple[str, str | None]] = [("args.load", config.args.load)]
+    found: list[tuple[str, str | None]] = []
+    load = config.args.load
+    # A name without a slash may be an experiment's, or `latest`: weights.runs finds what it means. A run that goes on
+    # has weights of its own.
+    if (
+        load
+        and any(each in load for each in "/{")
+        and (isinstance(config.args, SampleArgs) or config.args.resume is None)
+    ):
+        found.append(("args.load", load))
     if isinstance(config.args, SampleArgs):
         if config.args.input_type == "txt" and not config.args.prompts:
             found.append(("args.input_file", config.args.input_file))
@@ -43,6 +52,7 @@ def _named_paths(config: Config) -> list[tuple[str, str]]:
         found += [("args.valid_data", folder) for folder in config.args.valid_data]
         if config.args.resume != "latest":
             found.append(("args.resume", config.args.resume))
+    found.append(("args.base_model", config.args.base_model))
     found.append(
         (
             "model.first_stage_config.params.ckpt_path",

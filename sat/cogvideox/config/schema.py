@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cogvideox.config.limits import at_least, seed_problem, share
+from cogvideox.config.limits import at_least, name_problem, seed_problem, share
 
 Kind = Literal["train", "sample"]
 # {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is
@@ -41,6 +41,7 @@ class TrainArgs:
     checkpoint_activations: bool = False
     # where weights come from and go to
     load: str | None = None
+    base_model: str | None = None
     verify_weights: bool = False
     no_load_rng: bool = True
     force_train: bool = True
@@ -78,6 +79,8 @@ class TrainArgs:
     wandb_project: str = "cogvideox"
 
     def problems(self) -> Problems:
+        if (problem := name_problem(self.experiment_name)) is not None:
+            yield "experiment_name", problem
         if not self.train_data:
             yield (
                 "train_data",
@@ -129,6 +132,8 @@ class SampleArgs:
     fp16: bool = False
     # weights
     load: str | None = None
+    base_model: str | None = None
+    save: str = "ckpts"
     verify_weights: bool = False
     lora_strength: float = 1.0
     force_inference: bool = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.transformer.lora import LoraLinear
-from cogvideox.weights.base import LoraFacts, find_base, lora_facts
+from cogvideox.weights.base import LoraFacts, find_base, lora_facts, open_base
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import KeyReport, load_module, select_prefix
 from cogvideox.weights.lora_map import is_adapter, plain_name
@@ -17,13 +18,20 @@ from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkp
 logger = get_logger(__name__)
 
 
-def load_transformer(model: VideoDiffusion, load_path: str | Path, iteration: int | str | None = None) -> KeyReport:
+def load_transformer(
+    model: VideoDiffusion,
+    load_path: str | Path,
+    iteration: int | str | None = None,
+    *,
+    bases: Sequence[str | Path] = (),
+) -> KeyReport:
     """Load a checkpoint's transformer weights, and first those of the base that it names.
 
-    load_path: a folder with `latest`, an iteration folder, or a file. Raises: CheckpointError when something
-    is missing, belongs to another model, or the base is not the one that the checkpoint was trained on.
+    load_path: a folder with `latest`, an iteration folder, or a file. bases: where to look for a base that was moved.
+    Raises: CheckpointError when something is missing, belongs to another model, or the base is not the one that the
+    checkpoint was trained on.
     """
-    return _load(model, read_checkpoint(load_path, iteration), seen=())
+    return _load(model, read_checkpoint(load_path, iteration), (), bases)
 
 
 def read_lora(load_path: str | Path, iteration: int | str | None = None) -> LoraFacts | None:
@@ -32,30 +40,32 @@ def read_lora(load_path: str | Path, iteration: int | str | None = None) -> Lora
     return lora_facts(read_checkpoint(load_path, iteration))
 
 
-def base_reference(load_path: str | Path, iteration: int | str | None = None) -> dict[str, str]:
+def base_reference(
+    load_path: str | Path, iteration: int | str | None = None, *, bases: Sequence[str | Path] = ()
+) -> dict[str, str]:
     """What a checkpoint trained from `load_path` has to name as its base: {"path", "sha256"}.
 
     A checkpoint that itself names a base and holds only adapters passes that on, because the adapters are
-    saved anew.
+    saved anew. bases: where to look for a base that was moved; the new place is named then.
     """
     checkpoint = read_checkpoint(load_path, iteration)
     base = checkpoint.extra.get("base")
     if base is not None and all(map(is_adapter, select_prefix(checkpoint.module, TRANSFORMER_PREFIX))):
-        return dict(base)
+        return {**base, "path": str(find_base(checkpoint, bases).resolve())}
     return {"path": str(checkpoint.path.resolve()), "sha256": fingerprint(checkpoint.path)}
 
 
-def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...]) -> KeyReport:
+def _load(
+    model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...], bases: Sequence[str | Path]
+) -> KeyReport:
     _check_adapters(model, checkpoint)
     base = checkpoint.extra.get("base")
     partial = base is not None and _is_partial(model, checkpoint)
     if partial:
-        file = find_base(checkpoint)
-        if file in seen:
-            raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
-        logger.info("%s was trained on %s: loading that first", checkpoint.path, file)
+        below = open_base(checkpoint, seen, bases)
+        logger.info("%s was trained on %s: loading that first", checkpoint.path, below.path)
         try:
-            _load(model, read_checkpoint(file), (*seen, checkpoint.path))
+            _load(model, below, (*seen, checkpoint.path), bases)
         except CheckpointError as error:
             raise CheckpointError(f"the base of {checkpoint.path} can't be loaded: {error}") from error
     return load_module(

@@ -11,6 +11,7 @@ from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.errors import DataError
 from cogvideox.sampling.image_size import check_images, size_rule
 from cogvideox.sampling.prompts import Prompt, parse_prompts, read_prompts
+from cogvideox.weights.runs import find_weights
 
 VIDEO_NAME = "000000.mp4"
 PICTURE_NAME = "000000.png"
@@ -64,7 +65,10 @@ def read_jobs(config: Config) -> list[SampleJob]:
 
 
 def check_jobs(config: Config) -> None:
-    """What `--check` can say about the prompts: it does not wait for a terminal. Raises: DataError."""
+    """What `--check` can say about weights and prompts: it does not wait for a terminal. Raises: CheckpointError,
+    DataError.
+    """
+    find_weights(config.sample_args.load or "", config.sample_args.save)
     if config.sample_args.prompts or config.sample_args.input_type == "txt":
         read_jobs(config)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, re
 from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
 from cogvideox.weights.integrity import FileChecks
+from cogvideox.weights.runs import find_weights
 
 if TYPE_CHECKING:
     from cogvideox.parallel.groups import ProcessGroups
@@ -54,8 +56,10 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
         videos that are under way are dropped.
     """
     args = config.sample_args
+    load = groups.first_only(lambda: find_weights(args.load or "", args.save))
+    args = replace(args, load=str(load))
     jobs = _plan(config, groups)
-    groups.attempt(lambda: read_lora(args.load or ""))  # on every machine, before all of them build together
+    groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
     model = groups.attempt(lambda: _load_checked(config, groups))
     done: list[SampleJob] = []
@@ -139,7 +143,7 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
         raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model = build_model(config, device=device, dtype=dtype, seed=args.seed, weights_follow=True)
-    load_transformer(model, args.load)
+    load_transformer(model, args.load, bases=[args.base_model] if args.base_model else ())
     if lora is not None:
         model.transformer.mixins["lora"].set_strength(args.lora_strength)
     model.eval().requires_grad_(False)

@@ -8,7 +8,6 @@ last.
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.training.engine import TrainEngine
 from cogvideox.training.training_state import TrainingState, read_state, write_state
-from cogvideox.weights.atomic import abandon_folder
+from cogvideox.weights.atomic import abandon_folder, remove_folder
 from cogvideox.weights.lora_map import is_adapter
 from cogvideox.weights.manifest import write_checkpoint_manifest
+from cogvideox.weights.runs import whole_iterations
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import begin_iteration, commit_iteration, tensor_bytes, write_states
 
@@ -46,8 +46,7 @@ class Checkpointer:
     """Writes the checkpoints of one run.
 
     extra: the "lora" and "base" entries of the weight file (weights.sat_folder). save_full: all weights of the
-    transformer, also those that don't train. overwrite: replace iterations that exist, for a run resumed before its
-    last save.
+    transformer, also those that don't train. keep_last: how many checkpoints stay, the new one included.
     """
 
     def __init__(
@@ -59,10 +58,9 @@ class Checkpointer:
         *,
         save_full: bool = False,
         keep_last: int | None = None,
-        overwrite: bool = False,
     ) -> None:
         self._folder, self._engine, self._groups, self._extra = folder, engine, groups, extra
-        self._save_full, self._keep_last, self._overwrite = save_full, keep_last, overwrite
+        self._save_full, self._keep_last = save_full, keep_last
         self._said_adapters = False
 
     def save(self, progress: Progress) -> Path:
@@ -75,9 +73,7 @@ class Checkpointer:
         processes = self._groups.world_size if self._engine.is_sharded else 1
         state = TrainingState(progress.step, progress.position, progress.data, processes, self._engine.capture())
         needed = tensor_bytes(weights) + _bytes(state.optimizer) * processes
-        partial, final = self._groups.first_only(
-            lambda: begin_iteration(self._folder, progress.step, needed, overwrite=self._overwrite)
-        )
+        partial, final = self._groups.first_only(lambda: self._begin(progress.step, needed))
         try:
             own = self._groups.attempt(lambda: self._write(partial, weights, state))
             files = [file for written in self._groups.gather_objects(own) for file in written]
@@ -86,10 +82,14 @@ class Checkpointer:
             if self._groups.is_first:
                 abandon_folder(partial)
             raise
-        self._groups.first_only(self._remove_old)
+        self._groups.first_only(lambda: self._remove_old(progress.step))
         if self._groups.is_first:
             self._say(final, weights)
         return final
+
+    def _begin(self, step: int, needed: int) -> tuple[Path, Path]:
+        """A run goes on from its newest checkpoint: this one replaces no other, but maybe a folder without weights."""
+        return begin_iteration(self._folder, step, needed, overwrite=step not in whole_iterations(self._folder))
 
     def _say(self, final: Path, weights: Mapping[str, Tensor]) -> None:
         """Where the checkpoint is; once, what a file of adapters is not."""
@@ -111,12 +111,13 @@ class Checkpointer:
             written.append(write_state(partial, self._groups.rank, state))
         return written
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, step: int) -> None:
+        """Checkpoints before the one of this step, never a later one."""
         if self._keep_last is None:
             return
-        iterations = sorted(int(each.name) for each in self._folder.iterdir() if each.is_dir() and each.name.isdigit())
-        for iteration in iterations[: -self._keep_last]:
-            shutil.rmtree(self._folder / str(iteration), ignore_errors=True)
+        until_now = [folder for iteration, folder in whole_iterations(self._folder).items() if iteration <= step]
+        for folder in until_now[: -self._keep_last]:
+            remove_folder(folder)
 
 
 def _commit(partial: Path, final: Path, iteration: int, files: list[WrittenFile]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cogvideox import stopping
 from cogvideox.data.loader import Batch
 from cogvideox.diffusion.samplers import Sampler
-from cogvideox.errors import NotFiniteError
+from cogvideox.errors import DataError, NotFiniteError
 from cogvideox.log import get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
@@ -83,7 +83,7 @@ def sample_prompts(
     """Write `<folder>/<n>_<prompt>.mp4` for each prompt, each on one of the processes; .png for a single frame.
 
     Raises:
-        UserError, Stopped: on every process, when a video can't be made or written on any, or any was asked to stop.
+        UserError, Stopped: on every process, when a video can't be made on any, or any was asked to stop.
     """
     jobs = [SampleJob(each.text, n, 0, EVALUATION_SEED, folder, each.image) for n, each in enumerate(prompts)]
 
@@ -95,6 +95,9 @@ def sample_prompts(
                 _log.warning("no preview: %s", error)
                 continue
             name = f"{job.prompt_index}_{folder_name(job.prompt)}"
-            write_frames(model, latent, form, folder / f"{name}.mp4", folder / f"{name}.png")
+            try:
+                write_frames(model, latent, form, folder / f"{name}.mp4", folder / f"{name}.png")
+            except DataError as error:  # a full disk
+                _log.warning("no preview: %s", error)
 
     groups.attempt(sample_mine)

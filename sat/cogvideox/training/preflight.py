@@ -12,19 +12,21 @@ from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import ConfigError
 from cogvideox.parallel.devices import has_gpu
 from cogvideox.sampling.jobs import read_previews
+from cogvideox.training.which_run import choose_run
 
 CHECK_BUDGET_S = 5.0  # for looking at clips that aren't remembered
 
 
 def check_run(config: Config) -> list[str]:
-    """Precision, previews and data of a training run, as far as they can be known without loading anything.
+    """Which run it is, its precision, previews and data, as far as they can be known without loading anything.
 
     Returns:
         Lines for people: the report on the data.
 
     Raises:
-        ConfigError, DataError: what training would end with.
+        ConfigError, CheckpointError, DataError: what training would end with.
     """
+    choose_run(config.train_args)
     check_precision(config)
     read_previews(config)
     return check_data(config)

@@ -1,7 +1,9 @@
-"""The folder of a run: `<save>/<experiment_name>-MM-DD-HH-MM/`, and finding one to resume.
+"""The folder of a run, `<save>/<experiment_name>-MM-DD-HH-MM/`, and the lock that gives it one writer.
 
 training_config.yaml   the configuration in force      model_config.json   its model section, for tools
 <iteration>/           checkpoints (weights.sat_folder) latest              the newest whole one
+run.json               whose it is, and its starts (weights.runs)
+run.lock               while a process writes here
 metrics.jsonl, tensorboard/, samples/, summary.json
 """
 
@@ -9,16 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
 from cogvideox.config.schema import Config
 from cogvideox.errors import CheckpointError
-from cogvideox.weights.atomic import check_writable
+from cogvideox.log import get_logger
+from cogvideox.weights.atomic import check_writable, settle_interrupted
+from cogvideox.weights.file_lock import FileLock, lock_file
 from cogvideox.weights.run_config import run_config_name
-from cogvideox.weights.sat_folder import find_states_file
 
-STATE_FOLDER = "training_state"
+LOCK_FILE = "run.lock"
+_LEFT_BY_SAVES = re.compile(r"\.(?P<iteration>\d+)\.(?P<kind>partial|replaced|lock)")  # names of weights.atomic
+_log = get_logger(__name__)
 
 
 def check_save_folder(save: str) -> None:
@@ -50,7 +56,10 @@ def make_run_folder(save: str, experiment_name: str) -> Path:
 
 
 def write_config(folder: Path, config: Config, iteration: int = 0) -> None:
-    """Leave the configuration beside the checkpoints. A resumed run keeps the first one and adds its own."""
+    """Leave the configuration beside the checkpoints. A resumed run keeps the first one and adds its own.
+
+    Raises: OSError when the disk is full or fails.
+    """
     suffix = f"-resumed-at-{iteration}" if iteration else ""
     (folder / run_config_name(iteration)).write_text(config.resolved_yaml, encoding="utf-8")
     model = json.dumps(dataclasses.asdict(config.model), indent=2)
@@ -62,35 +71,52 @@ def newest_config(folder: Path) -> Path | None:
     return max(folder.glob("training_config*.yaml"), key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
-def find_resume(resume: str, save: str, experiment_name: str) -> Path:
-    """The iteration folder that `args.resume` means.
-
-    resume: "latest" (newest run of this experiment under `save`), a run folder, or an iteration folder.
-
-    Raises:
-        CheckpointError: there is none, or it holds weights only.
+class RunLock:
+    """The right to write into one run folder, which ends with this object's block, with the process, or with the right
+    to another one.
     """
-    if resume == "latest":
-        runs = _runs(Path(save).expanduser(), experiment_name)
-        if not runs:
-            raise CheckpointError(
-                f"args.resume: latest, but {save} holds no run of {experiment_name!r} with a checkpoint; start without "
-                "args.resume, or give the path of a run folder"
-            )
-        resume = str(runs[-1])
-    try:
-        folder = find_states_file(resume).parent
-    except CheckpointError as error:
-        raise CheckpointError(f"args.resume: {error}") from error
-    if not (folder / STATE_FOLDER).is_dir():
-        raise CheckpointError(
-            f"args.resume: {folder} holds weights but no {STATE_FOLDER}/ (optimizer, data position); to start a new "
-            "run from these weights give them as args.load"
-        )
-    return folder
+
+    def __init__(self) -> None:
+        self._lock: FileLock | None = None
+        self._folder: Path | None = None
+
+    def take(self, folder: Path) -> None:
+        """Become the only writer of a run folder, and put right what a killed one left there. Again is harmless.
+
+        Raises: CheckpointError that names who writes there.
+        """
+        if self._folder == folder:
+            return
+        self._release()
+        refusal = f"{folder} is being written by {{owner}}: wait for that run, or end it; two runs would mix"
+        try:
+            self._lock = lock_file(folder / LOCK_FILE, refusal)
+            self._folder = folder
+            if not self._lock.is_effective:
+                _log.warning("the disk of %s has no locks: see to it that no other run writes there", folder)
+            settle_run(folder)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {folder}: {error.strerror}") from error
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = self._folder = None
 
 
-def _runs(save: Path, experiment_name: str) -> list[Path]:
-    """Run folders with a whole checkpoint, oldest first by the time of their `latest`."""
-    found = [path.parent for path in save.glob(f"{experiment_name}-*/latest")]
-    return sorted(found, key=lambda run: (run / "latest").stat().st_mtime_ns)
+def settle_run(folder: Path) -> None:
+    """Bring back checkpoints that a killed replacement hid, and remove the halves that killed saves left.
+
+    Only under the run's lock. Raises: OSError when the disk fails.
+    """
+    left = {each.name: match for each in folder.iterdir() if (match := _LEFT_BY_SAVES.fullmatch(each.name))}
+    for name, match in left.items():
+        settle_interrupted(folder / match["iteration"])
+        if match["kind"] == "lock":
+            (folder / name).unlink(missing_ok=True)

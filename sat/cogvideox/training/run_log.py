@@ -1,13 +1,14 @@
 """Where a run's figures go: progress bar or log lines, TensorBoard, metrics.jsonl, Weights & Biases.
 
 TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a step),
-Train/valid_loss. Only the first process writes.
+Train/valid_loss. Only the first process writes, and a full disk ends none of it but the figures.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from tqdm import tqdm
 
 from cogvideox.log import get_logger
 from cogvideox.training.metrics import Reading
+from cogvideox.training.optional_output import OptionalOutput
 
 _log = get_logger(__name__)
+_BOARD, _LINES, _WANDB = "TensorBoard's file", "metrics.jsonl", "Weights & Biases"
 
 
 class RunLog:
@@ -41,9 +44,14 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._wandb = _start_wandb(wandb_project, folder) if wandb_project else None
+        self._optional = OptionalOutput()
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        self._board = self._optional.write(_BOARD, lambda: SummaryWriter(str(folder / "tensorboard")))
+        self._lines = self._optional.write(_LINES, lambda: (folder / "metrics.jsonl").open("a", encoding="utf-8"))
+        self._wandb: Any = None
+        if wandb_project:
+            self._wandb = self._optional.write(_WANDB, lambda: _start_wandb(wandb_project, folder))
         # A bar is for people: in a file it would be thousands of lines. There, one log line per reading takes
         # its place.
         self._has_bar = sys.stderr.isatty()
@@ -56,11 +64,14 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         if self._quiet:
             return
+        threading.excepthook = self._thread_hook
         self._bar.close()
-        self._board.close()
-        self._lines.close()
+        if self._board is not None:
+            self._optional.write(_BOARD, self._board.close)
+        if self._lines is not None:
+            self._optional.write(_LINES, self._lines.close)
         if self._wandb is not None:
-            self._wandb.finish()
+            self._optional.write(_WANDB, self._wandb.finish)
 
     def advance(self) -> None:
         """One step done."""
@@ -93,14 +104,26 @@ class RunLog:
             _log.info("step %d: held-out loss %.5f", step, loss)
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
-        for tag, value in figures.items():
-            self._board.add_scalar(tag, value, step)
-        self._lines.write(
-            json.dumps({"step": step, **{tag.removeprefix("Train/"): figures[tag] for tag in figures}}) + "\n"
-        )
-        self._lines.flush()
+        self._optional.write(_BOARD, lambda: self._write_board(step, figures))
+        self._optional.write(_LINES, lambda: self._write_line(step, figures))
         if self._wandb is not None:
-            self._wandb.log(figures, step=step)
+            self._optional.write(_WANDB, lambda: self._wandb.log(figures, step=step))
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread prints a traceback of what the next call raises here anyway."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")):
+            self._thread_hook(error)
+
+    def _write_board(self, step: int, figures: dict[str, float]) -> None:
+        if self._board is not None:
+            for tag, value in figures.items():
+                self._board.add_scalar(tag, value, step)
+
+    def _write_line(self, step: int, figures: dict[str, float]) -> None:
+        if self._lines is not None:
+            named = {tag.removeprefix("Train/"): value for tag, value in figures.items()}
+            self._lines.write(json.dumps({"step": step, **named}) + "\n")
+            self._lines.flush()
 
 
 def _start_wandb(project: str, folder: Path) -> Any:

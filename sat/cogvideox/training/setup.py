@@ -7,11 +7,12 @@ a run that doesn't start.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cogvideox.config.compare import changed_settings
+from cogvideox.config.load import resolved_yaml
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
 from cogvideox.data.listing import long_captions, trained_and_held_out
@@ -35,12 +36,17 @@ from cogvideox.training.lr_schedules import (
     describe_schedule,
 )
 from cogvideox.training.optimizers import read_optimizer
+from cogvideox.training.optional_output import OptionalOutput
 from cogvideox.training.preflight import clip_spec, data_section
-from cogvideox.training.run_folder import check_save_folder, find_resume, make_run_folder, newest_config, write_config
+from cogvideox.training.run_folder import RunLock, check_save_folder, make_run_folder, newest_config, write_config
 from cogvideox.training.training_state import state_file
+from cogvideox.training.which_run import RunChoice
+from cogvideox.weights.file_lock import this_process
 from cogvideox.weights.integrity import FileChecks
+from cogvideox.weights.runs import record_start
 
 _log = get_logger(__name__)
+_WHERE_FROM = ("args.resume", "args.load", "args.base_model")  # no settings of a run that goes on
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,10 @@ class Parts:
     previews: list[Prompt]
 
 
-def prepare(config: Config, groups: ProcessGroups) -> Parts:
+def prepare(config: Config, groups: ProcessGroups, choice: RunChoice, lock: RunLock) -> Parts:
     """Check, build, load, and make the run folder.
 
-    Raises:
+    choice: what the run starts from; lock: gets the run folder, where one is made. Raises:
         ConfigError, DataError, CheckpointError, ShapeError: on every process.
     """
     args = config.train_args
@@ -70,13 +76,12 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
     optimizer = read_optimizer(config.deepspeed)
     schedule = make_schedule(args)
     groups.attempt(lambda: check_save_folder(args.save))
-    resumed = groups.attempt(lambda: _resume_folder(args))
     previews = groups.attempt(lambda: read_previews(config))
     train_data, held_out = groups.first_only(lambda: prepare_data(config))
     check_enough(train_data, groups)
-    source = resumed if resumed is not None else args.load
+    source, bases = choice.source, [each for each in (args.base_model, args.load) if each is not None]
     checks = groups.attempt(
-        lambda: FileChecks(files_to_check(config, source, resumed, groups), verify=args.verify_weights)
+        lambda: FileChecks(files_to_check(config, source, choice.resume, groups), verify=args.verify_weights)
     )
     with checks:
         model = groups.attempt(
@@ -84,19 +89,19 @@ def prepare(config: Config, groups: ProcessGroups) -> Parts:
                 config.model, device=groups.device, dtype=dtype, seed=args.seed, weights_follow=source is not None
             )
         )
-        groups.attempt(lambda: _load(model, source))
+        groups.attempt(lambda: _load(model, source, bases))
         trainable = freeze(model, config.model.not_trainable_prefixes)
-        extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, resumed))
+        extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
         groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
         if config.model.lr_scale is not None:
             schedule = _scaled(schedule, config.model.lr_scale)
         engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
-        progress = Progress() if resumed is None else load_progress(resumed, engine, groups)
+        progress = Progress() if choice.resume is None else load_progress(choice.resume, engine, groups)
         groups.attempt(checks.wait)
-    if resumed is not None and groups.is_first:
-        _compare(progress, train_data, args)
+    if choice.resume is not None and groups.is_first:
+        _compare(progress, train_data)
     _announce(config, engine, trainable, schedule, optimizer.lr)
-    folder = groups.first_only(lambda: _run_folder(config, resumed, progress))
+    folder = groups.first_only(lambda: _run_folder(config, choice, progress, lock))
     return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra, previews)
 
 
@@ -111,17 +116,6 @@ def _scaled(schedule: Schedule, scale: float) -> Schedule:
     return lambda step: scale * schedule(step)
 
 
-def _resume_folder(args: TrainArgs) -> Path | None:
-    if args.resume is not None:
-        return find_resume(args.resume, args.save, args.experiment_name)
-    if args.load is None and args.mode == "finetune":
-        raise ConfigError(
-            "args.load: missing: fine-tuning starts from the weights of a transformer; give their folder, or set "
-            "args.mode=pretrain to start from random weights"
-        )
-    return None
-
-
 def files_to_check(
     config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups
 ) -> list[Path]:
@@ -134,15 +128,15 @@ def files_to_check(
     return found
 
 
-def _load(model: VideoDiffusion, source: str | Path | None) -> None:
+def _load(model: VideoDiffusion, source: Path | None, bases: Sequence[str]) -> None:
     if source is None:
         _log.warning("args.load is not set: the transformer starts from random weights")
     else:
-        load_transformer(model, source)
+        load_transformer(model, source, bases=bases)
 
 
 def _checkpoint_extra(
-    model: VideoDiffusion, trainable: TrainableReport, args: TrainArgs, resumed: Path | None
+    model: VideoDiffusion, trainable: TrainableReport, args: TrainArgs, source: Path | None, bases: Sequence[str]
 ) -> dict[str, Any]:
     """The entries "lora" and "base" of the checkpoints to come (see weights.sat_folder)."""
     if trainable.lora_rank is None:
@@ -150,9 +144,8 @@ def _checkpoint_extra(
     mixin = model.transformer.mixins["lora"]  # type: ignore[index, union-attr]
     layers = model.transformer.network.num_layers  # type: ignore[union-attr]
     lora = {"r": mixin.r, "alpha": mixin.lora_alpha, "layers": layers}
-    source = resumed if resumed is not None else args.load
     is_whole = args.save_full or trainable.adapter < trainable.trainable or source is None
-    return {"lora": lora, "base": None if is_whole else base_reference(source)}  # type: ignore[arg-type]
+    return {"lora": lora, "base": None if is_whole else base_reference(source, bases=bases)}  # type: ignore[arg-type]
 
 
 def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
@@ -194,12 +187,10 @@ def _warn(problems: Sequence[Problem]) -> None:
         _log.warning("%s", "\n".join(["data:", *describe(problems)]))
 
 
-def _compare(progress: Progress, train_data: VideoDataset, args: TrainArgs) -> None:
+def _compare(progress: Progress, train_data: VideoDataset) -> None:
     """Say what makes a resumed run differ from the run that was saved."""
     if progress.data != train_data.fingerprint():
         _log.warning("the clips are not those of the run that was saved: their order from here on is another")
-    if progress.step >= args.train_iters:
-        _log.warning("nothing left to do: %d of %d iterations are done", progress.step, args.train_iters)
 
 
 def _compare_settings(run: Path, config: Config) -> None:
@@ -209,7 +200,7 @@ def _compare_settings(run: Path, config: Config) -> None:
     except ConfigError as error:
         _log.warning("not compared with the settings of the run that is resumed: %s", error)
         return
-    texts = [f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key != "args.resume"]
+    texts = [f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key not in _WHERE_FROM]
     if texts:
         _log.warning("resumed with other settings than those of %s: %s", saved, ", ".join(texts))
 
@@ -240,14 +231,29 @@ def _announce(
     _log.info("%s", describe_schedule(schedule, peak_lr, total))
 
 
-def _run_folder(config: Config, resumed: Path | None, progress: Progress) -> Path:
-    args = config.train_args
-    folder = resumed.parent if resumed is not None else make_run_folder(args.save, args.experiment_name)
-    if resumed is not None:
-        _compare_settings(folder, config)
-    write_config(folder, config, progress.step)
-    _log.info("run folder %s", folder)
+def _run_folder(config: Config, choice: RunChoice, progress: Progress, lock: RunLock) -> Path:
+    """The folder that the run writes in, locked, with its record and configuration."""
+    args, goes_on = config.train_args, choice.folder is not None
+    folder = choice.folder if choice.folder is not None else make_run_folder(args.save, args.experiment_name)
+    lock.take(folder)
+    before = choice.folder if choice.resume is None else choice.resume.parent
+    if before is not None:
+        _compare_settings(before, config)
+    _log.info("run folder %s%s", folder, f" (branched from {choice.branched_from})" if choice.branched_from else "")
+    start = (args.experiment_name, progress.step, this_process(), choice.branched_from)
+    optional = OptionalOutput()
+    optional.write("the run's record", lambda: record_start(folder, *start))
+    settled = _with_load(config, choice.load)
+    optional.write("the configuration", lambda: write_config(folder, settled, progress.step if goes_on else 0))
     return folder
+
+
+def _with_load(config: Config, load: Path | None) -> Config:
+    """With the checkpoint that `args.load` meant, e.g. of a run folder: another one may be the newest tomorrow."""
+    if load is None:
+        return config
+    args = replace(config.train_args, load=str(load))
+    return replace(config, args=args, resolved_yaml=resolved_yaml(args, config.model, config.data, config.deepspeed))
 
 
 def tokens_per_sample(model: VideoDiffusion, data: DataConfig) -> int:

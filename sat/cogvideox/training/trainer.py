@@ -23,8 +23,12 @@ from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.next_steps import after_training, resume_command
+from cogvideox.training.optional_output import OptionalOutput
+from cogvideox.training.run_folder import RunLock
 from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import every, prepare, tokens_per_sample
+from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, finished_summary, say_finished
+from cogvideox.weights.atomic import write_text_atomically
 
 _log = get_logger(__name__)
 _MEMORY_ADVICE = (
@@ -54,12 +58,22 @@ class Trainer:
             process; the device has too little memory, on this one.
             Stopped: the run was asked to stop; on every process, after saving what was trained.
         """
-        with advise_on_memory(*_MEMORY_ADVICE):
-            return self._fit()
+        with advise_on_memory(*_MEMORY_ADVICE), RunLock() as lock:
+            choice, finished = self._groups.first_only(lambda: self._choose(lock))
+            return self._fit(choice, lock) if finished is None else finished
 
-    def _fit(self) -> dict[str, Any]:
+    def _choose(self, lock: RunLock) -> tuple[RunChoice, dict[str, Any] | None]:
+        """What the run starts from; and its summary, if there is nothing left to do."""
+        choice = choose_run(self._args, lock.take)
+        finished = finished_summary(choice, self._args.train_iters)
+        if finished is not None:
+            say_finished(choice, self._args.train_iters)
+        return choice, finished
+
+    def _fit(self, choice: RunChoice, lock: RunLock) -> dict[str, Any]:
         started = time.monotonic()
-        parts = self._parts = prepare(self._config, self._groups)
+        parts = self._parts = prepare(self._config, self._groups, choice, lock)
+        self._checkpoint = choice.resume
         first, last = parts.progress.step + 1, self._args.train_iters
         self._done = self._saved = parts.progress
         # From here on a request to stop waits for a place where the run can be left: see stopping.check.
@@ -140,7 +154,6 @@ class Trainer:
             parts.checkpoint_extra,
             save_full=self._args.save_full,
             keep_last=self._args.keep_last,
-            overwrite=self._args.resume is not None,
         )
 
     def _seed_dropout(self, step: int) -> None:
@@ -216,7 +229,8 @@ class Trainer:
         }
         if self._groups.is_first:
             text = json.dumps(summary, indent=2)
-            (parts.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            place = parts.folder / SUMMARY_FILE
+            OptionalOutput().write("the summary", lambda: write_text_atomically(place, text + "\n"))
             _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
             caption = parts.train_data.samples[0].caption
             _log.info("%s", after_training(self._config, parts.folder, self._groups.world_size, caption))

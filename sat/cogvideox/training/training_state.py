@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
-from cogvideox.training.run_folder import STATE_FOLDER
 from cogvideox.weights.integrity import earlier_iteration
+from cogvideox.weights.runs import STATE_FOLDER
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.torch_file import load_file
 from cogvideox.weights.torch_save import save_hashed

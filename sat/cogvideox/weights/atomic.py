@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.file_lock import FileLock, lock_file
 
 SPACE_MARGIN = 64 * 2**20  # bytes left free beside what we write: indexes, logs and rounding to blocks
-_LOCKS: dict[Path, int] = {}  # descriptors of the lock files of the folders that this process is writing
+_LOCKS: dict[Path, FileLock] = {}  # of the temporary folders that this process is writing
 
 
 def check_writable(folder: Path, needed_bytes: int) -> None:
@@ -20,9 +21,7 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
 
     Raises: CheckpointError that says how much is needed, how much is free, and where.
     """
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = _existing(folder)
     if not existing.is_dir():
         raise CheckpointError(f"cannot write to {folder}: {existing} is a file, a folder is needed")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -30,20 +29,63 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed_bytes + SPACE_MARGIN:
         raise CheckpointError(
-            f"not enough space for {folder}: {needed_bytes / 2**30:.2f} GiB needed, "
-            f"{free / 2**30:.2f} GiB free on its disk"
+            f"not enough space for {folder}: {readable_size(needed_bytes + SPACE_MARGIN)} needed, "
+            f"{readable_size(free)} free on its disk"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing
+
+
+def readable_size(num_bytes: float) -> str:
+    """E.g. `412 KiB` or `1.3 GiB`: three digits, in the unit that suits them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
+def failed_write(
+    path: Path, error: OSError | RuntimeError, partial: Path, needed_bytes: int | None = None
+) -> CheckpointError:
+    """The error for a file that could not be written, in the terms of who has to make room.
+
+    partial: the temporary folder in which all of the result lies; needed_bytes: what it was to hold. torch's zip writer
+    says where in its source it failed but not why, so the disk is asked.
+    """
+    written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    free = shutil.disk_usage(_existing(partial)).free + written
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+    elif needed_bytes is not None and free < needed_bytes + SPACE_MARGIN:
+        reason = os.strerror(errno.ENOSPC)
+    else:
+        reason = "the disk took no more (a quota, a limit on file sizes, or a fault)"
+    needed = "" if needed_bytes is None else f"{readable_size(needed_bytes)} needed, "
+    place = partial.parent
+    return CheckpointError(
+        f"writing {path} failed: {reason}; {needed}{readable_size(free)} free on the disk of {place}; nothing was kept"
+    )
 
 
 @contextmanager
 def new_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block succeeds, and is removed when it doesn't.
 
-    Raises: CheckpointError as `begin_folder` and `commit_folder`.
+    Raises: CheckpointError as `begin_folder` and `commit_folder`, and for what the block can't read or write.
     """
     partial = begin_folder(final, needed_bytes, overwrite=overwrite)
     try:
-        yield partial
+        try:
+            yield partial
+        except OSError as error:
+            raise _failed_block(error, partial, needed_bytes) from error
         commit_folder(partial, final)
     except BaseException:
         abandon_folder(partial)
@@ -67,13 +109,13 @@ def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> 
         what = "the folder that this runs in" if final == Path.cwd() else "a mount point"
         raise CheckpointError(f"{final} is {what}, which can't be replaced as a whole: name a new folder in it")
     check_writable(final.parent, needed_bytes)
-    partial = final.parent / f".{final.name}.partial"
+    partial = _partial(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _lock(partial, final)
         try:
+            settle_interrupted(final)
             _check_free(final, overwrite)  # another one may have finished since
-            _remove(partial)  # left by a run that was killed
             partial.mkdir()
         except BaseException:
             _unlock(partial)
@@ -86,11 +128,12 @@ def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> 
 def commit_folder(partial: Path, final: Path) -> None:
     """Bring every file of `partial` to the disk, then rename it; what had the final name is removed last.
 
-    Replacing takes two renames: a crash between them leaves the old folder complete as `.<name>.replaced`.
+    Replacing takes two renames: a kill between them leaves the old folder complete as `.<name>.replaced`, from where
+    `settle_interrupted` takes it back.
     Raises: CheckpointError when the disk fails; what had the final name is there then, under it.
     """
     final = final.resolve()
-    replaced = final.parent / f".{final.name}.replaced"
+    replaced = _replaced(final)
     try:
         for folder, _, names in os.walk(partial):
             for name in names:
@@ -115,9 +158,52 @@ def abandon_folder(partial: Path) -> None:
         _unlock(partial)
 
 
+def _failed_block(error: OSError, partial: Path, needed_bytes: int) -> CheckpointError:
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else partial
+    if partial == place or partial in place.parents:
+        return failed_write(place, error, partial, needed_bytes)
+    return CheckpointError(f"{place}: {error.strerror or error}")
+
+
+def settle_interrupted(final: Path) -> None:
+    """After a kill: what a replacement had put aside gets its name back, and half a folder goes.
+
+    Only for the one who may write `final`. Raises: OSError when the disk fails.
+    """
+    replaced = _replaced(final)
+    if replaced.exists() and not _is_taken(final):
+        if final.is_dir():
+            final.rmdir()
+        replaced.rename(final)
+    _remove(replaced)
+    _remove(_partial(final))
+
+
+def remove_folder(final: Path) -> None:
+    """Remove a folder, as far as it goes. It loses its name first: a kill leaves none that has only a part of its files
+    (`settle_interrupted` finds the rest). Only for the one who may write `final`.
+    """
+    _remove(_partial(final))
+    with suppress(OSError):
+        final.rename(_partial(final))
+    _remove(_partial(final))
+
+
+def _partial(final: Path) -> Path:
+    return final.parent / f".{final.name}.partial"
+
+
+def _replaced(final: Path) -> Path:
+    return final.parent / f".{final.name}.replaced"
+
+
+def _is_taken(final: Path) -> bool:
+    """An empty folder counts as absent."""
+    return any(final.iterdir()) if final.is_dir() else final.exists()
+
+
 def _check_free(final: Path, overwrite: bool) -> None:
-    is_taken = any(final.iterdir()) if final.is_dir() else final.exists()
-    if is_taken and not overwrite:
+    if _is_taken(final) and not overwrite:
         raise CheckpointError(f"{final} exists and is not empty: choose another place, or remove it first")
 
 
@@ -142,39 +228,14 @@ def _remove(path: Path) -> None:
 
 def _lock(partial: Path, final: Path) -> None:
     """Hold a lock file beside `partial` until `_unlock`, or the end of this process."""
-    file = _lock_file(partial)
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise CheckpointError(f"another process is writing {final}: wait for it, or name another place") from error
-        except OSError:
-            pass  # a disk without locks, as some network disks are
-        if _is_still(file, descriptor):
-            _LOCKS[partial] = descriptor
-            return
-        os.close(descriptor)  # its owner finished, and removed it, in between
-
-
-def _is_still(file: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(file.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    refusal = f"another process is writing {final} ({{owner}}): wait for it, or name another place"
+    _LOCKS[partial] = lock_file(partial.with_suffix(".lock"), refusal)
 
 
 def _unlock(partial: Path) -> None:
-    descriptor = _LOCKS.pop(partial, None)
-    if descriptor is not None:
-        with suppress(OSError):
-            _lock_file(partial).unlink()
-        os.close(descriptor)
-
-
-def _lock_file(partial: Path) -> Path:
-    return partial.with_suffix(".lock")
+    lock = _LOCKS.pop(partial, None)
+    if lock is not None:
+        lock.release()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

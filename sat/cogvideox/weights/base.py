@@ -6,8 +6,9 @@ Names here are relative (without `model.diffusion_model.`); "plain" means withou
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,41 +76,76 @@ def lora_facts(checkpoint: SatCheckpoint) -> LoraFacts | None:
     return LoraFacts(rank, check_alpha(stated.get("alpha", SAT_ALPHA), str(checkpoint.path)))
 
 
-def find_base(checkpoint: SatCheckpoint) -> Path:
+def find_base(checkpoint: SatCheckpoint, places: Sequence[str | Path] = ()) -> Path:
     """The weight file that a checkpoint was trained on, compared with the hash it recorded.
 
-    Raises: CheckpointError when it names none, or the file is gone or has changed.
+    Arguments and errors as `recorded_base`; CheckpointError also when it names none.
     """
     base: Mapping[str, Any] = checkpoint.extra.get("base") or {}
     if not base.get("path"):
         raise CheckpointError(
             f"{checkpoint.path} holds only a part of a transformer and names no base: give the base model"
         )
-    return recorded_base(base, checkpoint.path)
+    return recorded_base(base, checkpoint.path, places)
 
 
-def recorded_base(base: Mapping[str, Any], source: Path) -> Path:
-    """The weight file that a checkpoint's entry "base" means, which has a path. source: the checkpoint's file.
+def recorded_base(base: Mapping[str, Any], source: Path, places: Sequence[str | Path] = ()) -> Path:
+    """The weight file that a checkpoint's entry "base" means, which has a path.
+
+    Args:
+        source: the checkpoint's file.
+        places: where else to look, when the base was moved; what is there counts when its hash is the recorded one.
 
     Raises: CheckpointError when the file is gone or has another hash.
     """
-    recorded = Path(os.path.expanduser(str(base["path"])))
+    recorded, wanted = Path(os.path.expanduser(str(base["path"]))), base.get("sha256")
     # A run folder that was moved as a whole still finds a base that is stored relative to it.
-    places = [recorded] if recorded.is_absolute() else [recorded, source.parent / recorded]
-    found = next((place for place in places if os.path.exists(place)), None)
-    if found is None:
-        raise CheckpointError(
-            f"{source} holds only what was trained, and its base {shown_path(recorded)} is not there: "
-            "put the base back, or save with args.save_full=true"
-        )
-    file = find_states_file(found)
-    actual = fingerprint(file)
-    if base.get("sha256") not in (None, actual):
-        raise CheckpointError(
-            f"{source} was trained on {recorded}, but that file has changed since "
-            f"(sha256 {actual[:12]} instead of {str(base['sha256'])[:12]}): put the original back"
-        )
-    return file
+    own = [recorded] if recorded.is_absolute() else [recorded, source.parent / recorded]
+    others = []
+    for place in (*own, *(Path(os.path.expanduser(each)) for each in places)):
+        file = _weight_file(place)
+        if file is None or (file == source and place not in own):
+            continue
+        if wanted in (None, actual := _hash(file)):
+            return file
+        what = "that file has changed since" if place in own else f"{place} is another file"
+        others.append(f"{what} (SHA-256 {actual[:12]}...)")
+    meant = "" if wanted is None else f" (SHA-256 {str(wanted)[:12]}...)"
+    found = ", ".join(others) or "it is not there"
+    raise CheckpointError(
+        f"{source} holds only what was trained, and needs its base {shown_path(recorded)}{meant}: {found}. Put it "
+        "back, or say where it is now: args.base_model=PATH in training and sampling, --base PATH in the tools for LoRA"
+    )
+
+
+def _weight_file(place: Path) -> Path | None:
+    try:
+        return find_states_file(place)
+    except CheckpointError:  # nothing there, or nothing of the kind
+        return None
+
+
+def _hash(file: Path) -> str:
+    """SHA-256 of a file, read once: a large one takes some seconds, and a run asks several times."""
+    status = file.stat()
+    return _hash_of_version(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_of_version(file: Path, size: int, modified: int) -> str:
+    return fingerprint(file)
+
+
+def open_base(
+    checkpoint: SatCheckpoint, seen: tuple[Path, ...] = (), places: Sequence[str | Path] = ()
+) -> SatCheckpoint:
+    """The checkpoint that this one was trained on. seen: the files that led here. Errors as `find_base`, and
+    CheckpointError when the bases lead in a circle.
+    """
+    file = find_base(checkpoint, places)
+    if file in (*seen, checkpoint.path):
+        raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
+    return read_checkpoint(file)
 
 
 def missing_names(names: Collection[str], num_layers: int | None = None) -> list[str]:
@@ -148,12 +184,15 @@ def is_complete(names: Collection[str], num_layers: int | None = None) -> bool:
     return not missing_names(names, num_layers)
 
 
-def read_transformer(checkpoint: SatCheckpoint, num_layers: int | None = None) -> TransformerWeights:
+def read_transformer(
+    checkpoint: SatCheckpoint, num_layers: int | None = None, bases: Sequence[str | Path] = ()
+) -> TransformerWeights:
     """The whole transformer of a checkpoint, completed from its base where it holds only what was trained.
 
+    bases: where to look for a base that was moved.
     Raises: CheckpointError when it has no transformer or only a part of one, or its base is missing or has changed.
     """
-    weights = _read(checkpoint, num_layers, ())
+    weights = _read(checkpoint, num_layers, (), bases)
     source = " on ".join(map(str, weights.files))
     read_facts(weights.plain_shapes, source)  # says more of what is no transformer at all
     absent = missing_names(weights.plain)
@@ -170,17 +209,17 @@ def read_transformer(checkpoint: SatCheckpoint, num_layers: int | None = None) -
     return weights
 
 
-def _read(checkpoint: SatCheckpoint, num_layers: int | None, seen: tuple[Path, ...]) -> TransformerWeights:
+def _read(
+    checkpoint: SatCheckpoint, num_layers: int | None, seen: tuple[Path, ...], bases: Sequence[str | Path]
+) -> TransformerWeights:
     relative = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
     plain = {plain_name(name): value for name, value in relative.items() if not is_adapter(name)}
     adapters = {name: value for name, value in relative.items() if is_adapter(name)}
     lora = lora_facts(checkpoint)
     files: tuple[Path, ...] = (checkpoint.path,)
     if not is_complete(plain, num_layers) and (adapters or checkpoint.extra.get("base")):
-        file = find_base(checkpoint)
-        if file in seen:
-            raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
-        base = _read(read_checkpoint(file), num_layers, (*seen, checkpoint.path))
+        below = open_base(checkpoint, seen, bases)
+        base = _read(below, num_layers, (*seen, checkpoint.path), bases)
         plain, adapters = {**base.plain, **plain}, {**base.adapters, **adapters}
         lora, files = lora or base.lora, (*files, *base.files)
     return TransformerWeights(plain, adapters, lora, files)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import failed_write
 from cogvideox.weights.hashes import HashedFile
 
 MAX_SHARD_BYTES = 10 * 10**9  # what diffusers' own save_pretrained uses
@@ -119,7 +120,7 @@ def write_file(
                 file.write(_raw_bytes(cast_to(name, value, entry.dtype)))
             return WrittenFile(path.name, file.num_bytes, file.xxh3_128)
     except OSError as error:
-        raise CheckpointError(f"writing {path} failed: {error.strerror}") from error
+        raise failed_write(path, error, path.parent, sum(entry.num_bytes for entry in entries)) from error
 
 
 def _split_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
