@@ -61,7 +61,7 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     jobs = _plan(config, groups)
     groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
-    model = groups.attempt(lambda: _load_checked(config, groups))
+    model = groups.attempt(lambda: _load_checked(config.model, args, groups))
     done: list[SampleJob] = []
 
     def sample() -> list[Path]:
@@ -86,15 +86,14 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     return written
 
 
-def _load_checked(config: Config, groups: ProcessGroups) -> VideoDiffusion:
+def _load_checked(config: ModelConfig, args: SampleArgs, groups: ProcessGroups) -> VideoDiffusion:
     """The model, and the files that it was loaded from compared with their manifests: once on each machine.
 
     Raises: UserError.
     """
-    args = config.sample_args
-    files = model_files(config.model, args.load) if groups.local_rank == 0 else []
+    files = model_files(config, args.load) if groups.local_rank == 0 else []
     with advise_on_memory(*_MEMORY_ADVICE), FileChecks(files, verify=args.verify_weights) as checks:
-        model = load_for_sampling(config.model, args, groups.device)
+        model = load_for_sampling(config, args, groups.device)
         checks.wait()
     return model
 
