@@ -120,7 +120,13 @@ def load_config(
             _logger.warning("%s", text)
         for text in report.notices:
             _logger.info("%s", text)
-    return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
+    return dataclasses.replace(
+        config,
+        warnings=tuple(report.warnings),
+        notices=tuple(report.notices),
+        files=tuple(base),
+        overrides=tuple(overrides),
+    )
 
 
 def read_trained_model(file: Path) -> ModelConfig:

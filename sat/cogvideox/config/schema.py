@@ -249,7 +249,8 @@ class Config:
     """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
 
     `resolved_yaml` is the text for the run folder: every key with the value in force, in our names. It
-    can be loaded again. `warnings` and `notices` are what `load_config` has logged.
+    can be loaded again. `warnings` and `notices` are what `load_config` has logged; `files` and `overrides` what it was
+    given.
     """
 
     kind: Kind
@@ -260,6 +261,8 @@ class Config:
     resolved_yaml: str
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
     def train_args(self) -> TrainArgs:

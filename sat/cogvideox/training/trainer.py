@@ -21,6 +21,7 @@ from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
+from cogvideox.training.next_steps import after_training
 from cogvideox.training.run_log import RunLog
 from cogvideox.training.setup import every, prepare, tokens_per_sample
 
@@ -183,4 +184,6 @@ class Trainer:
             text = json.dumps(summary, indent=2)
             (parts.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
             _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
+            caption = parts.train_data.samples[0].caption
+            _log.info("%s", after_training(self._config, parts.folder, self._groups.world_size, caption))
         return summary
