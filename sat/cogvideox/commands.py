@@ -83,5 +83,5 @@ def _in_own_environment() -> bool:
 
 
 def _python() -> str:
-    """The interpreter that runs now: the packages are in its environment, which the user's shell may not have active."""
+    """The interpreter that runs now: it has the packages, and the user's shell may have another one active."""
     return shown(Path(sys.executable)) if _in_own_environment() else sys.executable
