@@ -30,8 +30,13 @@ def field_names(section: type) -> list[str]:
 
 def section_of(key: str, kind: Kind | None) -> str:
     """The section of a run of this kind that has this key; "" for none. None: of either kind."""
-    args = {"train": [TrainArgs], "sample": [SampleArgs], None: [TrainArgs, SampleArgs]}[kind]
-    sections = [*(("args", each) for each in args), ("data", DataConfig), ("model", ModelConfig)]
+    by_kind: dict[Kind | None, list[type]] = {"train": [TrainArgs], "sample": [SampleArgs]}
+    args = by_kind.get(kind, [TrainArgs, SampleArgs])
+    sections: list[tuple[str, type]] = [
+        *(("args", each) for each in args),
+        ("data", DataConfig),
+        ("model", ModelConfig),
+    ]
     return next((name for name, section in sections if key in field_names(section)), "")
 
 

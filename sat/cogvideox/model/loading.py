@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cogvideox.errors import CheckpointError
-from cogvideox.log import get_logger
+from cogvideox.log import amount, get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.transformer.lora import LoraLinear
 from cogvideox.weights.base import LoraFacts, find_base, lora_facts
@@ -23,7 +23,10 @@ def load_transformer(model: VideoDiffusion, load_path: str | Path, iteration: in
     load_path: a folder with `latest`, an iteration folder, or a file. Raises: CheckpointError when something
     is missing, belongs to another model, or the base is not the one that the checkpoint was trained on.
     """
-    return _load(model, read_checkpoint(load_path, iteration), seen=())
+    report = _load(model, read_checkpoint(load_path, iteration), seen=())
+    if report.new_adapter:  # the last file had none, and no other was to bring some
+        logger.info("%d new LoRA matrices, which change nothing until they are trained", len(report.new_adapter))
+    return report
 
 
 def read_lora(load_path: str | Path, iteration: int | str | None = None) -> LoraFacts | None:
@@ -53,11 +56,13 @@ def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ..
         file = find_base(checkpoint)
         if file in seen:
             raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
-        logger.info("%s was trained on %s: loading that first", checkpoint.path, file)
+        logger.info("%s was trained on %s, which comes first", checkpoint.path, file)
         try:
             _load(model, read_checkpoint(file), (*seen, checkpoint.path))
         except CheckpointError as error:
             raise CheckpointError(f"the base of {checkpoint.path} can't be loaded: {error}") from error
+    what = "adapters" if all(map(is_adapter, select_prefix(checkpoint.module, TRANSFORMER_PREFIX))) else "transformer"
+    logger.info("loading the %s from %s (%s)", what, checkpoint.path, amount(checkpoint.path.stat().st_size))
     return load_module(
         model.transformer, checkpoint.module, TRANSFORMER_PREFIX, source=str(checkpoint.path), partial=partial
     )

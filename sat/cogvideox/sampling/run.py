@@ -113,6 +113,12 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
     if lora is not None and not has_lora(config):
         _log.info("%s holds LoRA adapters: rank %d, alpha %g", args.load, lora.rank, lora.alpha)
         config = with_lora(config, lora.rank, lora.alpha)
+    if lora is None and has_lora(config):
+        _log.warning(
+            "%s holds no LoRA: these videos are the base model's, although the configuration has lora_config; "
+            "to sample a LoRA give its run folder, args.load=ckpts/my_run",
+            args.load,
+        )
     if args.lora_strength != 1.0 and lora is None:
         raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32

@@ -7,6 +7,7 @@ Train/valid_loss. Only the first process writes.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ class RunLog:
         self._write(reading.step, figures)
         text = f"loss {reading.loss:.4f}, lr {lr:.3g}, grad norm {reading.grad_norm:.3g}, {reading.seconds:.3g} s/step"
         self._bar.set_postfix_str(text)
-        if not self._has_bar:
-            left = (self._last_step - reading.step) * reading.seconds
-            _log.info("step %d/%d: %s, %s left", reading.step, self._last_step, text, tqdm.format_interval(left))
+        left = tqdm.format_interval((self._last_step - reading.step) * reading.seconds)
+        level = logging.DEBUG if self._has_bar else logging.INFO  # beside a bar, for the log file only
+        _log.log(level, "step %d/%d: %s, %s left", reading.step, self._last_step, text, left)
 
     def validation(self, step: int, loss: float) -> None:
         """The held-out loss."""

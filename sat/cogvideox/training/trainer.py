@@ -13,7 +13,7 @@ import torch
 from cogvideox.config.schema import Config
 from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
-from cogvideox.log import get_logger
+from cogvideox.log import get_logger, log_file
 from cogvideox.model.memory import advise_on_memory
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
@@ -58,6 +58,12 @@ class Trainer:
     def _fit(self) -> dict[str, Any]:
         started = time.monotonic()
         parts = self._parts = prepare(self._config, self._groups)
+        with log_file(parts.folder, self._groups.rank):
+            self._train()
+            return self._summarise(time.monotonic() - started)
+
+    def _train(self) -> None:
+        parts = self._parts
         first, last = parts.progress.step + 1, self._args.train_iters
         evaluation_due = every(self._args.eval_interval, last)
         save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
@@ -72,7 +78,6 @@ class Trainer:
                     self._evaluate(step)
                 if save_due(step):
                     self._save(step, loader.position)
-        return self._summarise(time.monotonic() - started)
 
     def _open_loader(self) -> VideoLoader:
         parts = self._parts
@@ -147,6 +152,7 @@ class Trainer:
                 self._evaluations.append((step, loss))
                 self._log.validation(step, loss)
             if parts.previews:
+                _log.info("step %d: sampling %d previews", step, len(parts.previews))
                 folder = parts.folder / "samples" / str(step)
                 sampler = build_sampler(self._config.model.sampler_config, self._args.sample_steps)
                 sample_prompts(parts.model, sampler, parts.previews, self._video_format(), folder, self._groups)
