@@ -1,7 +1,7 @@
 """Where a run's figures go: progress bar or log lines, TensorBoard, metrics.jsonl, Weights & Biases.
 
 TensorBoard tags are those that SAT writes: Train/train_loss, Train/lr, Train/elapsed_time (milliseconds a step),
-Train/valid_loss. Only the first process writes.
+Train/valid_loss; what else is written has its unit in its name. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from cogvideox.log import get_logger
 from cogvideox.training.metrics import Reading
+from cogvideox.training.run_media import board_configuration, board_previews, start_wandb, wandb_previews
 
 _log = get_logger(__name__)
 
@@ -24,7 +24,7 @@ class RunLog:
     """Open for the length of a run, as a context manager.
 
     folder: the run folder. first_step, last_step: of this call, for the bar and the time left. quiet: write nothing
-    (all processes but the first).
+    (all processes but the first). configuration: the YAML in force, as text.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class RunLog:
         *,
         quiet: bool = False,
         wandb_project: str | None = None,
+        configuration: str = "",
     ) -> None:
         self._quiet, self._last_step = quiet, last_step
         self._step_seconds: float | None = None
@@ -44,7 +45,8 @@ class RunLog:
 
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._wandb = _start_wandb(wandb_project, folder) if wandb_project else None
+        self._wandb = start_wandb(wandb_project, folder, configuration) if wandb_project else None
+        board_configuration(self._board, configuration)
         # A bar is for people: in a file it would be thousands of lines. There, one log line per reading takes
         # its place.
         self._has_bar = sys.stderr.isatty()
@@ -76,6 +78,7 @@ class RunLog:
             "Train/train_loss": reading.loss,
             "Train/lr": lr,
             "Train/elapsed_time": reading.seconds * 1e3,
+            "Train/step_seconds": reading.seconds,
             "Train/grad_norm": reading.grad_norm,
             "Train/tokens_per_second": reading.tokens,
             "Train/peak_memory_gib": reading.peak_gib,
@@ -93,6 +96,13 @@ class RunLog:
             self._write(step, {"Train/valid_loss": loss})
             _log.info("step %d: held-out loss %.5f", step, loss)
 
+    def previews(self, step: int, folder: Path) -> None:
+        """The videos that were sampled into this folder."""
+        if not self._quiet:
+            board_previews(self._board, step, folder)
+            if self._wandb is not None:
+                wandb_previews(self._wandb, step, folder)
+
     def _write(self, step: int, figures: dict[str, float]) -> None:
         for tag, value in figures.items():
             self._board.add_scalar(tag, value, step)
@@ -102,9 +112,3 @@ class RunLog:
         self._lines.flush()
         if self._wandb is not None:
             self._wandb.log(figures, step=step)
-
-
-def _start_wandb(project: str, folder: Path) -> Any:
-    import wandb
-
-    return wandb.init(project=project, name=folder.name, dir=str(folder))

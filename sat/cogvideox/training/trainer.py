@@ -94,7 +94,14 @@ class Trainer:
 
     def _open_log(self, first: int, last: int) -> RunLog:
         project = self._args.wandb_project if self._args.wandb else None
-        return RunLog(self._parts.folder, first, last, quiet=not self._groups.is_first, wandb_project=project)
+        return RunLog(
+            self._parts.folder,
+            first,
+            last,
+            quiet=not self._groups.is_first,
+            wandb_project=project,
+            configuration=self._config.resolved_yaml,
+        )
 
     def _make_meter(self) -> StepMeter:
         assert self._config.data is not None
@@ -157,6 +164,7 @@ class Trainer:
                 sampler = build_sampler(self._config.model.sampler_config, self._args.sample_steps)
                 sample_prompts(parts.model, sampler, parts.previews, self._video_format(), folder, self._groups)
                 self._samples[str(step)] = str(folder)
+                self._log.previews(step, folder)
 
     def _video_format(self) -> VideoFormat:
         data = self._config.data
