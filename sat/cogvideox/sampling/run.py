@@ -31,6 +31,7 @@ from cogvideox.model.memory import advise_on_memory
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
+from cogvideox.sampling.next_steps import after_sampling
 from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
 from cogvideox.weights.integrity import FileChecks
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cogvideox.parallel.groups import ProcessGroups
 
 _log = get_logger(__name__)
+_SHOWN_FILES = 8
 _MEMORY_ADVICE = (
     "configs/low_memory.yaml as a last file",
     "args.batch_size=1",
@@ -67,7 +69,9 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
         error = caught
     groups.agree(error)
     seconds = time.monotonic() - started
-    _log.info("%d videos below %s in %.0f s", len(jobs), args.output_dir, seconds)
+    count = f"{len(jobs)} video{'s' if len(jobs) != 1 else ''}"
+    _log.info("%s in %.0f s below %s\n%s", count, seconds, _folder_of(jobs), _listed(jobs, args))
+    _log.info("%s", after_sampling(config, jobs, groups.world_size))
     return written
 
 
@@ -82,6 +86,16 @@ def _load_checked(config: Config, groups: ProcessGroups) -> VideoDiffusion:
         model = load_for_sampling(config.model, args, groups.device)
         checks.wait()
     return model
+
+
+def _folder_of(jobs: Sequence[SampleJob]) -> Path:
+    return jobs[0].folder.parent.parent
+
+
+def _listed(jobs: Sequence[SampleJob], args: SampleArgs) -> str:
+    """The first files that were written, one a line."""
+    lines = [f"  {main_output(job, args)}" for job in jobs[:_SHOWN_FILES]]
+    return "\n".join(lines + (["  ..."] if len(jobs) > _SHOWN_FILES else []))
 
 
 def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
