@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,10 @@ def _main(final: Path, *, kill: bool) -> int:
 
 if __name__ == "__main__":
     sys.exit(_main(Path(sys.argv[1]), kill=sys.argv[2:] == ["kill"]))
+
+
+def test_a_place_of_the_system_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc and the like say that they have no bytes at all."""
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(0, 0, 0))
+    with pytest.raises(CheckpointError, match=rf"cannot write to {tmp_path}/out: {tmp_path} belongs to the system"):
+        atomic.check_writable(tmp_path / "out", 0)
