@@ -72,7 +72,7 @@ def next_steps(steps: Sequence[tuple[str, str]]) -> str:
 
 
 def _indented(command: str) -> str:
-    return "\n".join(f"    {line}" for line in command.splitlines())
+    return "\n".join(f"    {line}" for line in command.split("\n"))
 
 
 def _entry(script: str, program: str, words: Sequence[str]) -> str:

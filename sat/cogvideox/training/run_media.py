@@ -45,7 +45,7 @@ def wandb_previews(run: Any, step: int, folder: Path) -> None:
 
 def board_configuration(board: Any, text: str) -> None:
     """YAML as TensorBoard's text, which is Markdown: four blanks make a line of code."""
-    board.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()))
+    board.add_text("configuration", "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n")))
 
 
 def start_wandb(project: str, folder: Path, configuration: str) -> Any:
