@@ -18,7 +18,7 @@ if [ $# -eq 0 ]; then
     load=demo/transformer
     say "no demo checkpoint below runs/demo yet (bash finetune_single_gpu.sh makes one): sampling with the base model $load"
   fi
-  set -- configs/demo_lora.yaml configs/demo_inference.yaml "args.load=$load" "args.output_dir=runs/demo_samples/$(date +%m-%d-%H-%M-%S)"
+  set -- configs/demo_lora.yaml configs/demo_inference.yaml "args.load=$load"
 fi
 if [ "${NPROC:-1}" -gt 1 ]; then
   exec python "$root/tools/launch.py" "$NPROC" "$root/sat/sample_video.py" --base "$@"

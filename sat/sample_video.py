@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
-from cogvideox.log import setup_logging
+from cogvideox.log import get_logger, setup_logging
 from cogvideox.parallel.launch import adopt_launch
 from cogvideox.parallel.parent import end_with_launcher
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
         print("the configuration is valid")
         return
     setup_logging("DEBUG" if command.debug else config.sample_args.log_level)
+    get_logger(__name__).info("starting: PyTorch and SwissArmyTransformer take some seconds to load")
 
     # Imported only now: torch and SAT cost seconds, which a check does not need.
     from cogvideox.parallel.groups import start_process_groups

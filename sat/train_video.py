@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
-from cogvideox.log import setup_logging
+from cogvideox.log import get_logger, setup_logging
 from cogvideox.parallel.launch import adopt_launch
 from cogvideox.parallel.parent import end_with_launcher
 
@@ -21,14 +21,15 @@ def main(argv: Sequence[str]) -> None:
     adopt_launch(os.environ)
     end_with_launcher(os.environ)
     command = parse_cli(argv, "train")
-    setup_logging("DEBUG" if command.debug else "INFO")
+    setup_logging("DEBUG" if command.debug else "INFO", keep=True)
     config = command.load()
     if command.check:
         from cogvideox.training.preflight import check_run
 
         print(*check_run(config), "the configuration is valid", sep="\n")
         return
-    setup_logging("DEBUG" if command.debug else config.train_args.log_level)
+    setup_logging("DEBUG" if command.debug else config.train_args.log_level, keep=True)
+    get_logger(__name__).info("starting: PyTorch, SwissArmyTransformer and DeepSpeed take some seconds to load")
 
     # Imported now: a check should not wait for torch, and DeepSpeed chooses its device when it is imported.
     from cogvideox.parallel.groups import start_process_groups

@@ -30,6 +30,7 @@ from cogvideox.weights.sat_stream import write_sat_folder  # noqa: E402
 from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402
 from conversion.command_line import Parser, add_output, possible_path  # noqa: E402
 from conversion.manifest import write_manifest  # noqa: E402
+from conversion.next_steps import after_sat, show  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"ZeRO stage {shards.stage}, {shards.num_ranks} ranks, {len(shards)} tensors, from {shards.folder}")
     consolidate(shards, options.output_path, options.dtype)
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
+    show(after_sat(options.output_path, None))
 
 
 def consolidate(shards: ZeroCheckpoint, output: Path, dtype: torch.dtype | None) -> None:

@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
+from conversion.next_steps import after_comfyui, after_diffusers, after_sat, show  # noqa: E402
 from lora_tools.base_model import open_base  # noqa: E402
 from lora_tools.convert import LAYOUT_CHOICES, convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
@@ -51,6 +52,10 @@ def main(argv: Sequence[str]) -> None:
     for note in convert(adapter, options.to, options.output_path, base, options.dtype):
         print(f"note: {note}")
     print(f"wrote {options.output_path}")
+    if options.to == "sat" and base is not None:
+        show(after_sat(options.output_path, base.facts, base.path, lora=True))
+    elif options.to != "sat":
+        show((after_diffusers if options.to == "diffusers" else after_comfyui)(options.output_path))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
+from conversion.next_steps import after_diffusers, show  # noqa: E402
 from conversion.verification import naming_result  # noqa: E402
 from diffusers_export.convert import convert, push_to_hub  # noqa: E402
 from diffusers_export.options import parse_options  # noqa: E402
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
         from diffusers_export.verify import verify  # diffusers and the model cost seconds to import
 
         naming_result(plan.options.output, lambda: verify(plan))
+    show(after_diffusers(plan.options.output))
     if plan.options.push_to_hub:
         print(f"uploaded to {push_to_hub(plan.options.output)}")
 

@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.command_line import Parser, positive, possible_path  # noqa: E402
+from conversion.next_steps import after_diffusers, show  # noqa: E402
 from lora_tools.convert import convert  # noqa: E402
 from lora_tools.source import open_adapter  # noqa: E402
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     for note in convert(adapter, "diffusers", options.lora_save_directory, None):
         print(f"note: {note}")
     print(f"wrote {options.lora_save_directory}")
+    show(after_diffusers(options.lora_save_directory))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.command_line import Parser, possible_path  # noqa: E402
+from conversion.next_steps import after_sat, show  # noqa: E402
 from lora_tools.extract import extract, open_pair  # noqa: E402
 
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     for line in report.lines():
         print(line)
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
+    show(after_sat(options.output_path, base.facts, base.path, lora=True))
 
 
 if __name__ == "__main__":

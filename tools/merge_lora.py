@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 from cogvideox.errors import run_cli  # noqa: E402
 from cogvideox.log import setup_logging  # noqa: E402
 from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
+from conversion.next_steps import after_sat, show  # noqa: E402
 from lora_tools.base_model import note_other_file  # noqa: E402
 from lora_tools.merge import find_base, merge, read_weighted  # noqa: E402
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if not merge(base, adapters, options.output_path, options.dtype):
         print("nothing says how this model is configured: exporting it needs --base with its YAML")
     print(f"wrote {options.output_path} in {time.perf_counter() - begin:.1f} s")
+    show(after_sat(options.output_path, base.facts, base.path))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "sat"))
+sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
+from cogvideox import commands  # noqa: E402
 from cogvideox.parallel.launcher import run_processes  # noqa: E402
 
 CONFIGS = ["configs/demo_lora.yaml", "configs/demo_sft.yaml"]
@@ -63,7 +64,7 @@ def run_demo(processes: int, output: str, overrides: Sequence[str]) -> None:
     exported = run / "diffusers"
     convert = ["tools/convert_weight_sat2hf.py", "--checkpoint", str(run)]
     step("export to diffusers and verify", *convert, "--output_path", str(exported), "--verify")
-    sheet = write_before_after(run)
+    sheet = before_after(run)
     print(summary_text(run, exported, sheet, seconds))
 
 
@@ -71,21 +72,14 @@ def _finished_runs(output: str) -> list[Path]:
     return [summary.parent for summary in Path(output).glob("*/summary.json")]
 
 
-def write_before_after(run: Path) -> Path:
-    """A PNG with two rows per prompt, before above after; the sample videos are named alike in both folders."""
-    import av
-    import torch
-    from cogvideox.sampling.write_video import contact_sheet, write_png
-
-    def read(path: Path) -> torch.Tensor:
-        with av.open(str(path)) as container:
-            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-        return torch.stack(frames).permute(0, 3, 1, 2)
+def before_after(run: Path) -> Path:
+    """A picture of the previews at both ends of the run."""
+    import yaml
+    from demo_recipe.before_after import write_before_after
 
     samples = json.loads((run / "summary.json").read_text())["samples"]
-    first, last = (Path(samples[key]) for key in (min(samples, key=int), max(samples, key=int)))
-    videos = [read(folder / path.name) for path in sorted(first.glob("*.mp4")) for folder in (first, last)]
-    return write_png(run / "before_after.png", contact_sheet(videos))
+    config = yaml.safe_load((run / "training_config.yaml").read_text(encoding="utf-8"))
+    return write_before_after(run, samples, config["args"]["eval_prompts"])
 
 
 def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, float]) -> str:
@@ -93,6 +87,10 @@ def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, floa
     summary = json.loads((run / "summary.json").read_text())
     (first, loss_before), (last, loss_after) = summary["valid_loss"][0], summary["valid_loss"][-1]
     change = f"{loss_after / loss_before - 1:+.0%}"
+    load = commands.override("args.load", run)
+    sample = commands.sample(["configs/demo_lora.yaml", "configs/demo_inference.yaml", load])
+    board = shlex.join([commands.shown(Path(sys.executable).with_name("tensorboard")), "--logdir", commands.shown(run)])
+    steps = commands.next_steps([("sample with this checkpoint", sample), ("see the curves and previews", board)])
     times = ", ".join(f"{name.split(',')[0]} {value:.0f} s" for name, value in seconds.items())
     return f"""
 ==> summary
@@ -105,9 +103,9 @@ def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, floa
     before, after   {sheet}
     diffusers       {exported}
 
-    next:  bash inference.sh                         sample with this checkpoint
-           tensorboard --logdir {run}
-           README.md, "Real weights"                 the same on CogVideoX-2B
+{steps}
+
+The same on CogVideoX-2B, with your own clips: README.md, "Real weights".
 """
 
 

@@ -32,13 +32,16 @@ def train(words: Sequence[str], processes: int = 1) -> str:
         return "HOSTFILE=hosts " + shlex.join(["bash", shown(ROOT / "finetune_multi_gpus.sh"), *words])
     if _in_own_environment():
         return f"NPROC={processes} " + shlex.join(["bash", shown(ROOT / "finetune_multi_gpus.sh"), *words])
-    launcher = [shown(ROOT / "tools/launch.py"), str(processes)]
-    return shlex.join([_python(), *launcher, shown(ROOT / "sat/train_video.py"), "--base", *words])
+    return _launched("sat/train_video.py", words, processes)
 
 
-def sample(words: Sequence[str]) -> str:
-    """The command that samples with these files and overrides."""
-    return _entry("inference.sh", "sat/sample_video.py", words)
+def sample(words: Sequence[str], processes: int = 1) -> str:
+    """The command that samples with these files and overrides on this machine."""
+    if processes == 1:
+        return _entry("inference.sh", "sat/sample_video.py", words)
+    if _in_own_environment():
+        return f"NPROC={processes} " + _entry("inference.sh", "", words)
+    return _launched("sat/sample_video.py", words, processes)
 
 
 def tool(name: str, *words: str | Path) -> str:
@@ -76,6 +79,11 @@ def _entry(script: str, program: str, words: Sequence[str]) -> str:
     if _in_own_environment():
         return shlex.join(["bash", shown(ROOT / script), *words])
     return shlex.join([_python(), shown(ROOT / program), "--base", *words])
+
+
+def _launched(program: str, words: Sequence[str], processes: int) -> str:
+    launcher = [shown(ROOT / "tools/launch.py"), str(processes)]
+    return shlex.join([_python(), *launcher, shown(ROOT / program), "--base", *words])
 
 
 def _in_own_environment() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from cogvideox.config.load import load_config
 from cogvideox.errors import ConfigError
@@ -205,3 +207,10 @@ def test_words_for_nothing(train: Load, word: str) -> None:
 @pytest.mark.parametrize(("word", "value"), [("True", True), ("yes", True), ("on", True), ("False", False)])
 def test_words_for_true_and_false(train: Load, word: str, value: bool) -> None:
     assert train(f"args.wandb={word}").train_args.wandb is value
+
+
+def test_weights_and_biases_must_be_installed(train: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"args\.wandb: the package wandb is not installed: pip install wandb"):
+        train("args.wandb=true")
+    assert train("args.wandb=false").train_args.wandb is False

@@ -131,6 +131,31 @@ def test_adapters_of_another_family_are_refused(
         load_transformer(build(family, LORA, family=used_with), folder)
 
 
+def test_a_lora_of_another_size_is_named_before_its_alpha(family: tiny.TinyFamily, tmp_path: Path) -> None:
+    """All that a file without a base tells is how many layers of which width it adapts: here those of 5B."""
+    lora = {
+        f"{TRANSFORMER_PREFIX}transformer.layers.{layer}.attention.dense.matrix_{kind}.0": torch.zeros(shape)
+        for layer in range(42)
+        for kind, shape in (("A", (4, 3072)), ("B", (3072, 4)))
+    }
+    folder = tmp_path / "other"
+    write_checkpoint(folder, 1, lora, {"lora": {"r": 4, "alpha": 1.0}})
+    expected = (
+        r"holds a LoRA for 42 layers of width 3072, but the configuration describes 2 of width 64; it is for "
+        r"CogVideoX-5B or .*: use configs/cogvideox_5b_lora\.yaml or .*1\.5_5b_i2v_lora\.yaml"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load_transformer(build(family, LORA), folder)
+
+
+def test_a_lora_of_another_family_says_so_although_alpha_differs(tmp_path: Path, family: tiny.TinyFamily) -> None:
+    other = tiny.write_family(tmp_path / "5b", num_clips=0, family="5b")
+    folder = save_adapters(build(other, LORA, family="5b"), tmp_path / "lora", base_reference(other.transformer))
+    expected = "can't be loaded: .* holds CogVideoX-5B layout .* but the configuration describes CogVideoX-2B"
+    with pytest.raises(CheckpointError, match=expected):
+        load_transformer(build(family, {"r": 4, "lora_alpha": 1.0}), folder)
+
+
 @pytest.mark.parametrize(("name", "left_out"), [("5b_i2v", POSITION_TABLE), ("1.5_i2v", "ofs_embed.")])
 def test_what_only_the_model_knows_of_comes_from_the_base(
     family: tiny.TinyFamily, tmp_path: Path, name: str, left_out: str

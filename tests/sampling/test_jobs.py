@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,32 @@ def test_folder_names_are_cut_at_120_characters_and_at_what_a_file_system_holds(
     chinese = folder_name("船" * 200)
     assert len(chinese.encode()) <= 240 and set(chinese) == {"船"}
     plan_jobs(prompts("船" * 200), 1, 0, tmp_path)[0].folder.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a girl, smiling.  A red-haired one", "a_girl,_smiling._A_red-haired_one"),
+        ("""a "red" ship's bow: up?""", "a_red_ships_bow_up"),
+        ("$(rm -rf ~) `x` <b> | c & d; !e * [f] {g} # %TEMP% \\\\h ^i =j", "rm_-rf_x_b_c_d_e_f_g_TEMP_h_i_j"),
+        ("tab\there\0 and\nthere...", "tab_here_and_there"),
+        ("Ein schönes Schiff", "Ein_schönes_Schiff"),
+        ("scho\u0308n, 船が進む、नमस्ते", "schön,_船が進むनमस्ते"),
+        ("😀 / ?", ""),
+    ],
+)
+def test_folder_names_need_no_quotes_and_are_names_everywhere(prompt: str, name: str) -> None:
+    assert folder_name(prompt) == name
+    assert shlex.quote(f"0_{name}".encode("ascii", "ignore").decode()) == f"0_{name}".encode("ascii", "ignore").decode()
+    assert not set(name) & set('<>:"/\\\\|?*') and not name.endswith((".", " "))
+
+
+def test_each_run_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    before = datetime.now().replace(microsecond=0)
+    jobs = plan_jobs(prompts("a", "b"), 1, 0, f"{tmp_path}/of {{time}}")
+    (root,) = {job.folder.parent.parent for job in jobs}
+    when = datetime.strptime(f"{before.year} {root.name}", "%Y of %m-%d-%H-%M-%S")
+    assert before <= when <= datetime.now() and root.parent == tmp_path
 
 
 def test_existing_outputs_are_listed(tmp_path: Path) -> None:

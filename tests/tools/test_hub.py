@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cogvideox.errors import CheckpointError
 from conversion.hub import download, upload
+from diffusers_import.options import parse_options
+from diffusers_import.source import find_source
 
 
 @pytest.fixture
@@ -50,6 +52,14 @@ def test_download(tmp_path: Path, asks_before: bool) -> None:
     before = (lambda files: None) if asks_before else None
     with pytest.raises(CheckpointError, match=r"^no model a/b \(.+\): give another$"):
         download("a/b", "no model a/b", advice=": give another", before=before, cache_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_no_network_is_no_unknown_model(tmp_path: Path) -> None:
+    options = parse_options(["a/b", "--output_path", str(tmp_path / "out"), "--cache_dir", str(tmp_path)])
+    expected = r"^no folder a/b here, and Hugging Face can't be reached \(.+\)\. .*`hf download a/b --local-dir b`"
+    with pytest.raises(CheckpointError, match=expected):
+        find_source(options)
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +260,13 @@ def _main(final: Path, *, kill: bool, renames: int) -> int:
     Path.rename = rename  # type: ignore[method-assign, assignment]
     commit_folder(partial, final)
     return 0
+
+
+def test_a_place_of_the_system_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc and the like say that they have no bytes at all."""
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(0, 0, 0))
+    with pytest.raises(CheckpointError, match=rf"cannot write to {tmp_path}/out: {tmp_path} belongs to the system"):
+        atomic.check_writable(tmp_path / "out", 0)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,19 @@ from cogvideox.errors import CheckpointError
 
 
 def download(
-    name: str, failure: str, *, advice: str = "", before: Callable[[Sequence[Any]], None] | None = None, **settings: Any
+    name: str,
+    failure: str,
+    *,
+    advice: str = "",
+    unreachable: tuple[str, str] | None = None,
+    before: Callable[[Sequence[Any]], None] | None = None,
+    **settings: Any,
 ) -> Path:
     """The local snapshot of a model; what an interrupted download has got is kept and completed.
 
     Args:
         failure, advice: what the error says before and after the reason.
+        unreachable: the same two where the hub gave no answer at all; None says the same.
         before: gets what will be looked at (huggingface_hub's DryRunFileInfo); left out when the hub can't be asked.
         settings: further arguments of huggingface_hub.snapshot_download.
 
@@ -25,7 +32,7 @@ def download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
 
-    with _failing_as(failure, advice):
+    with _failing_as(failure, advice, unreachable):
         if before is not None:
             with suppress(DryRunError):  # what has been downloaded before will do
                 before(snapshot_download(name, **settings, dry_run=True))
@@ -50,7 +57,7 @@ def upload(folder: Path, replaced: Mapping[str, bytes]) -> str:
 
 
 @contextmanager
-def _failing_as(failure: str, advice: str) -> Iterator[None]:
+def _failing_as(failure: str, advice: str, unreachable: tuple[str, str] | None = None) -> Iterator[None]:
     from huggingface_hub import errors
 
     # Its HTTP library has been requests, httpx and httpx2; the base of its own HTTP error is that library's error.
@@ -61,4 +68,6 @@ def _failing_as(failure: str, advice: str) -> Iterator[None]:
         raise
     except kinds as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if unreachable is not None and getattr(error, "response", None) is None:
+            failure, advice = unreachable
         raise CheckpointError(f"{failure} ({reason}){advice}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cogvideox import commands
 from cogvideox.config.check import check_alone
 from cogvideox.config.load import load_config
 from cogvideox.errors import CheckpointError, ConfigError
@@ -202,8 +203,8 @@ def _commands(plan: Plan, family: Family) -> list[str]:
     prompt = "a ship at sea@@ship.png" if family.image_input else "a ship at sea"
     absent = [name for name in (VAE, TEXT_ENCODER) if not (plan.options.output / name).exists()]
     notes = [f"note: {MODEL_YAML} expects {name}, which isn't there yet" for name in absent]
-    return [
-        *notes,
-        f"train:  bash finetune_single_gpu.sh {lora} configs/sft{newer}.yaml 'args.train_data=[my_clips]'",
-        f"sample: bash inference.sh {model} configs/inference{newer}{image}.yaml 'args.prompts=[\"{prompt}\"]'",
-    ]
+    sft, inference = (ROOT / "configs" / name for name in (f"sft{newer}.yaml", f"inference{newer}{image}.yaml"))
+    train = [commands.shown(lora), commands.shown(sft), commands.override("args.train_data", ["my_clips"])]
+    sample = [commands.shown(model), commands.shown(inference), commands.override("args.prompts", [prompt])]
+    steps = [("train a LoRA on your clips", commands.train(train)), ("sample videos", commands.sample(sample))]
+    return [*notes, commands.next_steps(steps)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,16 @@ def _download(options: Options) -> Path:
     def check_space(files: Sequence[Any]) -> None:
         check_writable(cache, sum(file.file_size or 0 for file in files if file.will_download))
 
-    failure = f"no folder {name}, and Hugging Face does not give a model of that name"
-    allowed = [*patterns, "scheduler/*"]
+    fetch = shlex.join(["hf", "download", name, "--local-dir", name.rpartition("/")[2]])
     return download(
-        name, failure, before=check_space, revision=options.revision, cache_dir=cache, allow_patterns=allowed
+        name,
+        f"no folder {name}, and Hugging Face does not give a model of that name",
+        unreachable=(
+            f"no folder {name} here, and Hugging Face can't be reached",
+            f". Without network here: run `{fetch}` where there is one, copy that folder, and give it as the source",
+        ),
+        before=check_space,
+        revision=options.revision,
+        cache_dir=cache,
+        allow_patterns=[*patterns, "scheduler/*"],
     )

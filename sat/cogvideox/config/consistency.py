@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from cogvideox.config.clip_sizes import ROTARY, positions, read_sizes
@@ -53,8 +54,11 @@ def check_consistency(config: Config, findings: Findings) -> None:
         sizes.check_latent_frames("args.sampling_num_frames", args.sampling_num_frames, findings)
         channels = vae.get("z_channels", 16)
         findings.equal("args.latent_channels", args.latent_channels, "the VAE's z_channels", channels)
-    elif args.sample_num_frames is not None:
-        sizes.check_frames("args.sample_num_frames", args.sample_num_frames, findings)
+    else:
+        if args.sample_num_frames is not None:
+            sizes.check_frames("args.sample_num_frames", args.sample_num_frames, findings)
+        if args.wandb and find_spec("wandb") is None:
+            findings.error("args.wandb", "the package wandb is not installed: pip install wandb, or set it to false")
 
 
 def _positive(params: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:

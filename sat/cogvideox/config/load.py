@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 
 from cogvideox.config.consistency import check_consistency
 from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.familiar_words import meant
 from cogvideox.config.findings import Findings
 from cogvideox.config.layers import translate_layers
 from cogvideox.config.paths import check_paths
 from cogvideox.config.report import Origin, Report, suggestion
 from cogvideox.config.schema import Config, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
-from cogvideox.config.sections import field_names, read_model, read_section
+from cogvideox.config.sections import field_names, read_model, read_section, section_of
 from cogvideox.config.shared_keys import settle_shared_keys
 from cogvideox.config.tree import Node, merge, read_override, read_yaml, resolve_interpolations
 from cogvideox.errors import ConfigError
@@ -64,7 +65,7 @@ def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
     Raises:
         ConfigError: an unknown flag, or no file.
     """
-    parser = _Parser(prog="train_video.py" if kind == "train" else "sample_video.py", allow_abbrev=False)
+    parser = _Parser(kind)
     parser.add_argument("--base", nargs="*", default=[], metavar="YAML", help="files; later ones win key by key")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="win over the files")
     parser.add_argument("--seed", type=int, help="the same as args.seed=N")
@@ -106,7 +107,7 @@ def load_config(
     Raises:
         ConfigError: with every problem found.
     """
-    report = Report(allow_unknown)
+    report = Report(allow_unknown, kind)
     trees = read_layers(base, overrides, report)
     report.raise_if_any()  # nothing more can be said about half a tree
     root, published = translate_layers(trees, report)
@@ -200,18 +201,9 @@ def _set_layer(node: Node, layer: int) -> None:
 def _check_sections(root: Node, report: Report) -> None:
     for key in [key for key in root.value if key not in SECTIONS]:
         node = root.value.pop(key)
-        owners = [
-            name
-            for name, section in (
-                ("args", TrainArgs),
-                ("args", SampleArgs),
-                ("data", DataConfig),
-                ("model", ModelConfig),
-            )
-            if key in field_names(section)
-        ]
-        if owners:
-            report.error(node.origin, f"belongs to section {owners[0]}: write {owners[0]}.{key}")
+        owner = section_of(key, report.kind)
+        if owner:
+            report.error(node.origin, f"belongs to section {owner}: write {owner}.{key}")
         else:
             report.unknown(node.origin, key, SECTIONS, "section")
 
@@ -258,7 +250,18 @@ def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepsp
 class _Parser(argparse.ArgumentParser):
     """argparse that raises our error instead of leaving the process."""
 
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(prog="train_video.py" if kind == "train" else "sample_video.py", allow_abbrev=False)
+        self._kind: Kind = kind
+
     def error(self, message: str) -> NoReturn:
+        flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        known = [f"{flag}: {text}" for flag in flags if (text := self._key_of(flag.removeprefix("--")))]
+        hint = f" ({'; '.join(known)})" if known else ""
         raise ConfigError(
-            f"{message}; usage: {self.prog} --base a.yaml [b.yaml ...] [key=value ...] [--seed N] [--check]"
+            f"{message}{hint}; usage: {self.prog} --base a.yaml [b.yaml ...] [key=value ...] [--seed N] [--check]"
         )
+
+    def _key_of(self, word: str) -> str:
+        section = section_of(word, self._kind)
+        return f"write {section}.{word}=..." if section else meant(word, self._kind)

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cogvideox.config.familiar_words import meant
+from cogvideox.config.schema import Kind
 from cogvideox.errors import ConfigError
 from cogvideox.user_files import cut, shown
 
@@ -28,10 +30,13 @@ class Origin:
 
 
 class Report:
-    """Collects what is wrong (errors), what is doubtful (warnings) and what should be known (notices)."""
+    """Collects what is wrong (errors), what is doubtful (warnings) and what should be known (notices).
 
-    def __init__(self, allow_unknown: bool = False) -> None:
-        self.allow_unknown = allow_unknown
+    kind: of the run, where it is known; words from other trainers are then explained.
+    """
+
+    def __init__(self, allow_unknown: bool = False, kind: Kind | None = None) -> None:
+        self.allow_unknown, self.kind = allow_unknown, kind
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.notices: list[str] = []
@@ -53,7 +58,7 @@ class Report:
 
     def unknown(self, origin: Origin, name: str, valid: Iterable[str], what: str = "key") -> None:
         """An unknown name: an error, or a warning with `--allow-unknown`."""
-        text = f"unknown {what} {shown(name)}; {suggestion(name, valid)}"
+        text = f"unknown {what} {shown(name)}; {meant(name, self.kind) or suggestion(name, valid)}"
         if self.allow_unknown:
             self.warn(origin, f"{text}; ignored (--allow-unknown)")
         else:

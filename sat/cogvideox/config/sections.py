@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, TypeVar
 
+from cogvideox.config.familiar_words import meant
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import NO_EFFECT, DataConfig, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.schema import NO_EFFECT, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.targets import ABSENT, check_component
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
@@ -25,6 +26,18 @@ REQUIRED_COMPONENTS = tuple(
 
 def field_names(section: type) -> list[str]:
     return [field.name for field in dataclasses.fields(section)]
+
+
+def section_of(key: str, kind: Kind | None) -> str:
+    """The section of a run of this kind that has this key; "" for none. None: of either kind."""
+    by_kind: dict[Kind | None, list[type]] = {"train": [TrainArgs], "sample": [SampleArgs]}
+    args = by_kind.get(kind, [TrainArgs, SampleArgs])
+    sections: list[tuple[str, type]] = [
+        *(("args", each) for each in args),
+        ("data", DataConfig),
+        ("model", ModelConfig),
+    ]
+    return next((name for name, section in sections if key in field_names(section)), "")
 
 
 def read_section(
@@ -94,9 +107,15 @@ def _typed_values(
             except TypeMismatch as error:
                 report.error(child.origin, str(error))
         elif key not in elsewhere:
-            report.unknown(child.origin, key, [*known, *elsewhere])
+            owner = section_of(key, report.kind)
+            if owner:
+                report.error(child.origin, f"belongs to section {owner}: write {owner}.{key}")
+            else:
+                report.unknown(child.origin, key, [*known, *elsewhere])
         elif child.origin.file is None:
-            report.error(child.origin, "belongs to the other kind of run (training or sampling): no effect here")
+            hint = meant(key, report.kind)
+            text = "belongs to the other kind of run (training or sampling): no effect here"
+            report.error(child.origin, f"{text}; {hint}" if hint else text)
     return values, origins
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cogvideox.errors import CheckpointError
-from cogvideox.log import get_logger
+from cogvideox.log import amount, get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.transformer.lora import LoraLinear
 from cogvideox.weights.base import LoraFacts, find_base, lora_facts, open_base
-from cogvideox.weights.families import TRANSFORMER_PREFIX
+from cogvideox.weights.families import FAMILIES, TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import KeyReport, load_module, select_prefix
-from cogvideox.weights.lora_map import is_adapter, plain_name
+from cogvideox.weights.lora_map import is_adapter, parse_sat, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkpoint
 
 logger = get_logger(__name__)
@@ -31,7 +32,10 @@ def load_transformer(
     Raises: CheckpointError when something is missing, belongs to another model, or the base is not the one that the
     checkpoint was trained on.
     """
-    return _load(model, read_checkpoint(load_path, iteration), (), bases)
+    report = _load(model, read_checkpoint(load_path, iteration), (), bases)
+    if report.new_adapter:  # the last file had none, and no other was to bring some
+        logger.info("%d new LoRA matrices, which change nothing until they are trained", len(report.new_adapter))
+    return report
 
 
 def read_lora(load_path: str | Path, iteration: int | str | None = None) -> LoraFacts | None:
@@ -58,16 +62,20 @@ def base_reference(
 def _load(
     model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...], bases: Sequence[str | Path]
 ) -> KeyReport:
-    _check_adapters(model, checkpoint)
+    lora = _check_adapters(model, checkpoint)
     base = checkpoint.extra.get("base")
     partial = base is not None and _is_partial(model, checkpoint)
     if partial:
         below = open_base(checkpoint, seen, bases)
-        logger.info("%s was trained on %s: loading that first", checkpoint.path, below.path)
+        logger.info("%s was trained on %s, which comes first", checkpoint.path, below.path)
         try:
             _load(model, below, (*seen, checkpoint.path), bases)
         except CheckpointError as error:
             raise CheckpointError(f"the base of {checkpoint.path} can't be loaded: {error}") from error
+    if lora is not None and checkpoint.extra.get("lora"):
+        _check_alpha(model, lora, checkpoint.path)  # after the base, which tells the better story of another family
+    what = "adapters" if all(map(is_adapter, select_prefix(checkpoint.module, TRANSFORMER_PREFIX))) else "transformer"
+    logger.info("loading the %s from %s (%s)", what, checkpoint.path, amount(checkpoint.path.stat().st_size))
     return load_module(
         model.transformer, checkpoint.module, TRANSFORMER_PREFIX, source=str(checkpoint.path), partial=partial
     )
@@ -82,23 +90,43 @@ def _is_partial(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
     return not all(plain_name(name) in stored for name in needed)
 
 
-def _check_adapters(model: VideoDiffusion, checkpoint: SatCheckpoint) -> None:
-    """Raises: CheckpointError when adapters have no place, or would run at another strength than they were trained
-    with."""
+def _check_adapters(model: VideoDiffusion, checkpoint: SatCheckpoint) -> LoraFacts | None:
+    """The adapters' facts. Raises: CheckpointError when they have no place, or belong to a model of another size."""
     facts = lora_facts(checkpoint)
     if facts is None:
-        return
-    layer = next((module for module in model.modules() if isinstance(module, LoraLinear)), None)
-    if layer is None:
+        return None
+    if _adapted_layer(model) is None:
         raise CheckpointError(
             f"{checkpoint.path} holds LoRA adapters of rank {facts.rank}, but the model has none: add lora_config to "
             "the network's modules (as in configs/cogvideox_2b_lora.yaml), or merge them first"
         )
-    if not checkpoint.extra.get("lora"):
-        return
+    relative = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
+    names = [name for name in relative if is_adapter(name)]
+    width = next(relative[name].shape[1] for name in names if ".matrix_A." in name)
+    layers = 1 + max(parse_sat(name).layer for name in names)
+    network: Any = model.transformer.network
+    if width != network.hidden_size or layers > network.num_layers:
+        owners = [each for each in FAMILIES if (each.hidden_size, each.num_layers) == (width, layers)]
+        fits = f"it is for {' or '.join(each.name for each in owners)}: use " if owners else "use the YAML of its model"
+        yamls = " or ".join(each.yaml.replace(".yaml", "_lora.yaml") for each in owners)
+        raise CheckpointError(
+            f"{checkpoint.path} holds a LoRA for {layers} layers of width {width}, but the configuration describes "
+            f"{network.num_layers} of width {network.hidden_size}; {fits}{yamls}"
+        )
+    return facts
+
+
+def _adapted_layer(model: VideoDiffusion) -> LoraLinear | None:
+    return next((module for module in model.modules() if isinstance(module, LoraLinear)), None)
+
+
+def _check_alpha(model: VideoDiffusion, facts: LoraFacts, path: Path) -> None:
+    """Raises: CheckpointError when adapters would run at another strength than they were trained with."""
+    layer = _adapted_layer(model)
+    assert layer is not None, "there is a place for adapters"
     ours = layer.base_scaling * layer.matrix_A[0].shape[0]
     if abs(ours - facts.alpha) > 1e-6 * max(1.0, abs(facts.alpha)):
         raise CheckpointError(
-            f"{checkpoint.path} has lora_alpha {facts.alpha:g}, the configuration says {ours:g}: "
+            f"{path} has lora_alpha {facts.alpha:g}, the configuration says {ours:g}: "
             f"set lora_config.params.lora_alpha to {facts.alpha:g}"
         )

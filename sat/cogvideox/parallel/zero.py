@@ -6,7 +6,6 @@ saved state is plain numbers and tensors, so that it can be read back with `weig
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -28,7 +27,7 @@ _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 
 def prepare_deepspeed(device: torch.device) -> None:
-    """Make DeepSpeed use `device`, keep it from compiling anything at start, and quiet its log.
+    """Make DeepSpeed use `device`, and keep it from compiling anything at start.
 
     On CPU it would build a shared-memory collective with g++ (19 s on first use) that only its inference code calls;
     with the entry preset to "not available" it goes through the running process group.
@@ -36,7 +35,6 @@ def prepare_deepspeed(device: torch.device) -> None:
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator, set_accelerator
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() != device.type:
         if device.type == "cpu":
             from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator as Accelerator

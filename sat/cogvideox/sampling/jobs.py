@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cogvideox.config.schema import Config, SampleArgs
@@ -16,8 +18,10 @@ from cogvideox.weights.runs import find_weights
 VIDEO_NAME = "000000.mp4"
 PICTURE_NAME = "000000.png"
 LATENT_NAME = "latent.safetensors"
+TIME_MARK = "{time}"  # in args.output_dir: each run of sampling has a folder of its own
 _NAME_CHARACTERS = 120
 _NAME_BYTES = 240  # file systems allow 255 bytes per name
+_NAME_MARKS = "_-.,+@"  # beside letters and digits: harmless in shells, and to every file system
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,10 @@ def plan_jobs(
     """`num_samples` videos for each prompt, with seeds seed, seed + 1, ...
 
     Folders are `<output_dir>/<n>_<prompt>/<k>`, n the place of the prompt and k that of the sample, both from
-    0. sizes: of each prompt's videos, where the run does not have one for all.
+    0. sizes: of each prompt's videos, where the run does not have one for all. output_dir: `{time}` in it is the time
+    of this call.
     """
-    root = Path(output_dir).expanduser()
+    root = Path(str(output_dir).replace(TIME_MARK, f"{datetime.now():%m-%d-%H-%M-%S}")).expanduser()
     return [
         SampleJob(
             prompt.text,
@@ -114,10 +119,17 @@ def plan_jobs(
 
 
 def folder_name(prompt: str) -> str:
-    """The prompt with underscores for blanks, without slashes, cut at 120 characters (and at what a file name
-    can hold)."""
-    name = "_".join(prompt.split()).replace("/", "").replace("\0", "")[:_NAME_CHARACTERS]
-    return name.encode("utf-8")[:_NAME_BYTES].decode("utf-8", errors="ignore")
+    """The prompt with underscores for blanks, cut at 120 characters (and at what a file name can hold).
+
+    Only letters, digits, accents and `_-.,+@` stay, so that the name needs no quotes in a shell and is one on Windows.
+    """
+    words = ["".join(filter(_stays, word)) for word in unicodedata.normalize("NFC", prompt).split()]
+    name = "_".join(word for word in words if word)[:_NAME_CHARACTERS]
+    return name.encode("utf-8")[:_NAME_BYTES].decode("utf-8", errors="ignore").rstrip(".")
+
+
+def _stays(character: str) -> bool:
+    return character.isalnum() or character in _NAME_MARKS or unicodedata.category(character).startswith("M")
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:

@@ -33,6 +33,7 @@ from cogvideox.model.memory import advise_on_memory
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
+from cogvideox.sampling.next_steps import after_sampling
 from cogvideox.sampling.trained_settings import warn_of_changes
 from cogvideox.sampling.write_video import to_uint8, write_latent, write_png, write_video
 from cogvideox.weights.integrity import FileChecks
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from cogvideox.parallel.groups import ProcessGroups
 
 _log = get_logger(__name__)
+_SHOWN_FILES = 8
 _MEMORY_ADVICE = (
     "configs/low_memory.yaml as a last file",
     "args.batch_size=1",
@@ -82,7 +84,9 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
             raise _stopped(stop, sum(groups.gather_objects(len(done))), len(jobs), args) from None
         stopping.saved()
     seconds = time.monotonic() - started
-    _log.info("%d videos below %s in %.0f s", len(jobs), args.output_dir, seconds)
+    count = f"{len(jobs)} video{'s' if len(jobs) != 1 else ''}"
+    _log.info("%s in %.0f s below %s\n%s", count, seconds, _folder_of(jobs), _listed(jobs, args))
+    _log.info("%s", after_sampling(config, jobs, groups.world_size))
     return written
 
 
@@ -107,6 +111,16 @@ def _stopped(stop: stopping.Stopped, done: int, planned: int, args: SampleArgs) 
         "makes all of them, the same ones as far as they exist",
         saved=True,
     )
+
+
+def _folder_of(jobs: Sequence[SampleJob]) -> Path:
+    return jobs[0].folder.parent.parent
+
+
+def _listed(jobs: Sequence[SampleJob], args: SampleArgs) -> str:
+    """The first files that were written, one a line."""
+    lines = [f"  {main_output(job, args)}" for job in jobs[:_SHOWN_FILES]]
+    return "\n".join(lines + (["  ..."] if len(jobs) > _SHOWN_FILES else []))
 
 
 def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
@@ -138,6 +152,12 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
     if lora is not None and not has_lora(config):
         _log.info("%s holds LoRA adapters: rank %d, alpha %g", args.load, lora.rank, lora.alpha)
         config = with_lora(config, lora.rank, lora.alpha)
+    if lora is None and has_lora(config):
+        _log.warning(
+            "%s holds no LoRA: these videos are the base model's, although the configuration has lora_config; "
+            "to sample a LoRA give its run folder, args.load=ckpts/my_run",
+            args.load,
+        )
     if args.lora_strength != 1.0 and lora is None:
         raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32

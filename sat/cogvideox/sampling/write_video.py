@@ -6,7 +6,7 @@ Letters: t frames, c channels (3, red green blue), h w pixels; f latent frames, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,6 @@ from torch import Tensor
 from cogvideox.errors import DataError, ShapeError
 
 QUALITY = "12"  # x264's constant rate factor: no visible loss
-_GAP = 2  # pixels between the frames of a contact sheet
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -95,29 +94,6 @@ def write_latent(path: str | Path, latent: Tensor) -> Path:
     with _complete_file(path) as partial:
         save_file(content, str(partial), metadata={"axes": "frames channels height width", "scaled": "false"})
     return path
-
-
-def contact_sheet(videos: Sequence[Tensor], columns: int = 6) -> Tensor:
-    """One row per video, `columns` frames evenly spread from the first to the last: uint8 [h, w, 3].
-
-    videos: float in about [-1, 1] or uint8, each [t, 3, h, w], all of the same h and w.
-    """
-    assert videos and columns > 0, "a contact sheet needs a video and a column"
-    rows = []
-    for video in videos:
-        picks = torch.linspace(0, len(video) - 1, columns).round().long()
-        frames = to_uint8(video[picks.to(video.device)]).permute(0, 2, 3, 1).cpu()
-        rows.append(_join(list(frames), axis=1))
-    return _join(rows, axis=0)
-
-
-def _join(pictures: Sequence[Tensor], axis: int) -> Tensor:
-    """Pictures uint8 [h, w, 3] side by side along `axis`, with white gaps."""
-    shape = list(pictures[0].shape)
-    shape[axis] = _GAP
-    gap = torch.full(shape, 255, dtype=torch.uint8)
-    spaced = [piece for picture in pictures for piece in (gap, picture)][1:]
-    return torch.cat(spaced, dim=axis)
 
 
 def write_png(path: str | Path, picture: Tensor) -> Path:

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.log import amount, get_logger
 from cogvideox.user_files import shown_path
 from cogvideox.weights.text_encoder_folder import TextEncoderFiles, text_encoder_files
+
+_log = get_logger(__name__)
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SMALL_FILES = ("*.json", "spiece.model")
@@ -141,6 +144,8 @@ def _download(name: str, cache_dir: str | None) -> Path:
 def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
     from transformers import AutoTokenizer, T5Config, T5Tokenizer
 
+    _quiet_transformers()
+
     # Without one of these files nothing says which class it is; a lone spiece.model is T5's.
     named = any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
     kind: Any = AutoTokenizer if named else T5Tokenizer
@@ -164,6 +169,8 @@ def _load_transformer(files: TextEncoderFiles) -> Any:
     """Built from its sizes on no device, then given the stored tensors, which stay memory-mapped."""
     from transformers import T5Config, T5EncoderModel
 
+    _quiet_transformers()
+    _log.info("loading the text encoder from %s (%s)", files.folder, amount(files.num_bytes()))
     state = _encoder_tensors(files.read())
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**files.settings, dropout_rate=0.0))
@@ -195,6 +202,15 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torch.Siz
             raise CheckpointError(
                 f"{folder}: {name} is {value.dtype} {list(value.shape)}; its config.json says {list(expected[name])}"
             )
+
+
+def _quiet_transformers() -> None:
+    """No bars; its messages go where all messages go, instead of to stderr."""
+    from transformers.utils import logging as their_logging
+
+    their_logging.disable_progress_bar()
+    their_logging.disable_default_handler()
+    their_logging.enable_propagation()
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.log import get_logger
 
 _T = TypeVar("_T")
@@ -22,7 +22,7 @@ class OptionalOutput:
         """Run `action`; its result, or None when the disk refused. what: for the warning, e.g. `summary.json`."""
         try:
             return action()
-        except (OSError, CheckpointError) as error:
+        except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             if what not in self._warned:
                 _log.warning("%s can't be written (%s): the run goes on without it", what, reason)

@@ -14,7 +14,7 @@ from cogvideox import stopping
 from cogvideox.config.schema import Config
 from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
-from cogvideox.log import get_logger
+from cogvideox.log import get_logger, log_file
 from cogvideox.model.memory import advise_on_memory
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
@@ -77,7 +77,12 @@ class Trainer:
         first, last = parts.progress.step + 1, self._args.train_iters
         self._done = self._saved = parts.progress
         # From here on a request to stop waits for a place where the run can be left: see stopping.check.
-        with stopping.deferred(), self._open_loader() as loader, self._open_log(first, last) as self._log:
+        with (
+            stopping.deferred(),
+            log_file(parts.folder, self._groups.rank),
+            self._open_loader() as loader,
+            self._open_log(first, last) as self._log,
+        ):
             self._meter, self._checkpointer = self._make_meter(), self._make_checkpointer()
             try:
                 self._train(loader, first, last)
@@ -137,7 +142,14 @@ class Trainer:
 
     def _open_log(self, first: int, last: int) -> RunLog:
         project = self._args.wandb_project if self._args.wandb else None
-        return RunLog(self._parts.folder, first, last, quiet=not self._groups.is_first, wandb_project=project)
+        return RunLog(
+            self._parts.folder,
+            first,
+            last,
+            quiet=not self._groups.is_first,
+            wandb_project=project,
+            configuration=self._config.resolved_yaml,
+        )
 
     def _make_meter(self) -> StepMeter:
         assert self._config.data is not None
@@ -194,10 +206,12 @@ class Trainer:
                 self._evaluations.append((step, loss))
                 self._log.validation(step, loss)
             if parts.previews:
+                _log.info("step %d: sampling %d previews", step, len(parts.previews))
                 folder = parts.folder / "samples" / str(step)
                 sampler = build_sampler(self._config.model.sampler_config, self._args.sample_steps)
                 sample_prompts(parts.model, sampler, parts.previews, self._video_format(), folder, self._groups)
                 self._samples[str(step)] = str(folder)
+                self._log.previews(step, folder)
 
     def _video_format(self) -> VideoFormat:
         data = self._config.data

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
+from cogvideox.log import amount, get_logger
 from cogvideox.vae.decoder import Decoder
 from cogvideox.vae.encoder import Encoder
 from cogvideox.vae.pieces import Passage
@@ -24,6 +25,7 @@ from cogvideox.weights import vae_map
 from cogvideox.weights.key_rules import check_finite_loaded, check_types
 from cogvideox.weights.sat_folder import read_vae
 
+_log = get_logger(__name__)
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -151,8 +153,11 @@ class VideoAutoencoder(nn.Module):
 
         Raises: CheckpointError that lists missing, unexpected and misshapen tensors.
         """
-        folder_file = Path(os.path.expanduser(path)) / DIFFUSERS_FILE
-        state = read_vae(folder_file if folder_file.is_file() else path, check=False)
+        place = Path(os.path.expanduser(path))
+        file = place / DIFFUSERS_FILE if (place / DIFFUSERS_FILE).is_file() else place
+        size = f" ({amount(file.stat().st_size)})" if file.is_file() else ""
+        _log.info("loading the VAE from %s%s", file, size)
+        state = read_vae(file, check=False)
         if any(".down_blocks." in name or ".up_blocks." in name for name in state):
             levels = len(self.encoder.down)
             state = {vae_map.diffusers_to_sat(name, levels): value for name, value in state.items()}

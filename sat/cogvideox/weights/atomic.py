@@ -26,6 +26,8 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
         raise CheckpointError(f"cannot write to {folder}: {existing} is a file, a folder is needed")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise CheckpointError(f"cannot write to {folder}: no permission to write in {existing}")
+    if shutil.disk_usage(existing).total == 0:  # /proc and the like, whose free space says nothing
+        raise CheckpointError(f"cannot write to {folder}: {existing} belongs to the system and holds no files of users")
     free = shutil.disk_usage(existing).free
     if free < needed_bytes + SPACE_MARGIN:
         raise CheckpointError(

@@ -304,11 +304,9 @@ def shorten(names: Iterable[str]) -> str:
 
 
 def _log_report(report: KeyReport, what: str, source: str) -> None:
-    _log.info("%s: loaded %d tensors from %s", what, len(report.loaded), source)
+    _log.debug("%s: loaded %d tensors from %s", what, len(report.loaded), source)
     if report.belongs_elsewhere:
         heads = sorted({name.split(".")[0] for name in report.belongs_elsewhere})
         _log.info("%s: %d tensors belong elsewhere (%s)", what, len(report.belongs_elsewhere), ", ".join(heads))
-    if report.new_adapter:
-        _log.info("%s: %d new LoRA matrices keep their initial values", what, len(report.new_adapter))
     for name in report.recomputed:
         _log.info("%s: %s is stored for another clip size; the configured one is used", what, name)
