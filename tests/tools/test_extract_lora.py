@@ -142,9 +142,7 @@ def test_base_that_is_recorded_relative_to_the_run(checkpoints: Checkpoints, tmp
     out = extract(tmp_path / "run", tmp_path / "out", "--rank", 1)
     assert Path(read_checkpoint(out).extra["base"]["path"]).is_relative_to((tmp_path / "base").resolve())
     write_checkpoint(tmp_path / "gone", 1, module, {"base": {"path": "/nowhere/base"}})
-    with pytest.raises(
-        CheckpointError, match=r"records can't be used: give --base \(.* /nowhere/base: it is not"
-    ):
+    with pytest.raises(CheckpointError, match=r"records can't be used: give --base \(.* /nowhere/base: it is not"):
         extract(tmp_path / "gone", tmp_path / "out2", "--rank", 1)
 
 

@@ -275,9 +275,7 @@ def test_second_adapter_of_another_file(checkpoints: Checkpoints, tmp_path: Path
     for name, path in (("gone", "/nowhere/base"), ("pathless", "")):
         origin = {"path": path, "sha256": "0" * 64}
         write_checkpoint(tmp_path / name, 1, run.module, {"lora": run.extra["lora"], "base": origin})
-    with pytest.raises(
-        CheckpointError, match=r"which model\? .* give --base \(.*its base /nowhere/base.* it is"
-    ):
+    with pytest.raises(CheckpointError, match=r"which model\? .* give --base \(.*its base /nowhere/base.* it is"):
         merge(tmp_path / "m", "--adapter", tmp_path / "gone")
     arguments = [item for name in ("gone", "pathless") for item in ("--adapter", tmp_path / name)]
     merge(tmp_path / "m", *arguments, "--adapter", checkpoints.run)

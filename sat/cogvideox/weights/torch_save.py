@@ -9,7 +9,7 @@ from types import TracebackType
 
 import torch
 
-from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import failed_write
 from cogvideox.weights.hashes import HashedFile
 from cogvideox.weights.safetensors_stream import WrittenFile
 
@@ -56,7 +56,7 @@ class TorchSink:
             if self._error is not None:
                 raise self._error
         except OSError as error:
-            raise CheckpointError(f"writing {self._path} failed: {error.strerror}; nothing was kept") from error
+            raise failed_write(self._path, error, self._path.parent) from error
 
     def __enter__(self) -> TorchSink:
         return self
