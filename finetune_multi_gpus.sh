@@ -17,5 +17,5 @@ if [ -n "${HOSTFILE:-}" ]; then
   say "deepspeed launcher over the hosts in $HOSTFILE"
   exec deepspeed --hostfile "$HOSTFILE" "$root/sat/train_video.py" --base "$@"
 fi
-say "torchrun with $NPROC processes"
-exec torchrun --standalone --nproc_per_node "$NPROC" "$root/sat/train_video.py" --base "$@"
+say "$NPROC processes"
+exec python "$root/tools/launch.py" "$NPROC" "$root/sat/train_video.py" --base "$@"

@@ -21,7 +21,7 @@ if [ $# -eq 0 ]; then
   set -- configs/demo_lora.yaml configs/demo_inference.yaml "args.load=$load" "args.output_dir=runs/demo_samples/$(date +%m-%d-%H-%M-%S)"
 fi
 if [ "${NPROC:-1}" -gt 1 ]; then
-  exec torchrun --standalone --nproc_per_node "$NPROC" "$root/sat/sample_video.py" --base "$@"
+  exec python "$root/tools/launch.py" "$NPROC" "$root/sat/sample_video.py" --base "$@"
 fi
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 exec python "$root/sat/sample_video.py" --base "$@"

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
 from cogvideox.log import setup_logging
+from cogvideox.parallel.launch import adopt_launch
+from cogvideox.parallel.parent import end_with_launcher
 
 
 def main(argv: Sequence[str]) -> None:
     """Check, join the other processes, sample. Raises: UserError."""
+    adopt_launch(os.environ)
+    end_with_launcher(os.environ)
     command = parse_cli(argv, "sample")
     setup_logging("DEBUG" if command.debug else "INFO")
     config = command.load()
@@ -27,13 +32,11 @@ def main(argv: Sequence[str]) -> None:
     # Imported only now: torch and SAT cost seconds, which a check does not need.
     from cogvideox.parallel.groups import start_process_groups
 
-    groups = start_process_groups(config.sample_args.device, config.sample_args.rendezvous_timeout_s)
-    try:
+    args = config.sample_args
+    with start_process_groups(args.device, args.rendezvous_timeout_s, args.collective_timeout_s) as groups:
         from cogvideox.sampling.run import run_sampling
 
         run_sampling(config, groups)
-    finally:
-        groups.shut_down()
 
 
 if __name__ == "__main__":

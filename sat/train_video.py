@@ -1,20 +1,25 @@
 """Fine-tune a CogVideoX transformer: train_video.py --base configs/model.yaml configs/sft.yaml [key=value ...]
 
-One process with `python`, several with `torchrun` or `deepspeed`. `--check` checks the configuration, looks at clips
-and captions, and stops.
+One process with `python`, several with `tools/launch.py`, `torchrun`, `deepspeed`, `srun` or `mpirun`. `--check` checks
+the configuration, looks at clips and captions, and stops.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
 from cogvideox.log import setup_logging
+from cogvideox.parallel.launch import adopt_launch
+from cogvideox.parallel.parent import end_with_launcher
 
 
 def main(argv: Sequence[str]) -> None:
+    adopt_launch(os.environ)
+    end_with_launcher(os.environ)
     command = parse_cli(argv, "train")
     setup_logging("DEBUG" if command.debug else "INFO")
     config = command.load()
@@ -28,13 +33,11 @@ def main(argv: Sequence[str]) -> None:
     # Imported now: a check should not wait for torch, and DeepSpeed chooses its device when it is imported.
     from cogvideox.parallel.groups import start_process_groups
 
-    groups = start_process_groups(config.train_args.device, config.train_args.rendezvous_timeout_s)
-    try:
+    args = config.train_args
+    with start_process_groups(args.device, args.rendezvous_timeout_s, args.collective_timeout_s) as groups:
         from cogvideox.training.trainer import Trainer
 
         Trainer(config, groups).fit()
-    finally:
-        groups.shut_down()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "sat"))
 
+from cogvideox.parallel.launcher import run_processes  # noqa: E402
+
 CONFIGS = ["configs/demo_lora.yaml", "configs/demo_sft.yaml"]
 
 
@@ -43,17 +45,20 @@ def run_demo(processes: int, output: str, overrides: Sequence[str]) -> None:
     """All steps. Raises: CalledProcessError from the first one that fails."""
     seconds: dict[str, float] = {}
 
-    def step(name: str, *command: str) -> None:
-        print(f"\n==> {name}\n    {shlex.join(command)}", flush=True)
+    def step(name: str, *command: str, count: int = 1) -> None:
+        launcher = ["tools/launch.py", str(count)] if count > 1 else []
+        print(f"\n==> {name}\n    {shlex.join([*launcher, *command])}", flush=True)
         begin = time.monotonic()
-        subprocess.run([sys.executable, *command], check=True)
+        # Not subprocess.run: on Ctrl-C it would kill a training that is saving.
+        status = run_processes([sys.executable, *command], count)
+        if status:
+            raise subprocess.CalledProcessError(status, command)
         seconds[name] = time.monotonic() - begin
 
     train = ["sat/train_video.py", "--base", *CONFIGS, f"args.save={output}", *overrides]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     step("check the configuration", *train, "--check")
     before = set(_finished_runs(output))
-    step("train, evaluating and sampling before and after", *(launcher if processes > 1 else []), *train)
+    step("train, evaluating and sampling before and after", *train, count=processes)
     run = max(set(_finished_runs(output)) - before, key=lambda path: path.stat().st_mtime)
     exported = run / "diffusers"
     convert = ["tools/convert_weight_sat2hf.py", "--checkpoint", str(run)]

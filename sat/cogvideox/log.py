@@ -15,7 +15,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def setup_logging(level: str = "INFO", rank: int | None = None) -> None:
     """Send messages of this package to stderr. Ranks other than 0 show warnings and errors only, with their rank."""
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    rank = int(os.environ.get("RANK") or 0) if rank is None else rank
     logger = logging.getLogger(_ROOT)
     logger.setLevel(level if rank == 0 else max(logging.WARNING, logging.getLevelName(level)))
     logger.propagate = False

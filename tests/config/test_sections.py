@@ -28,6 +28,7 @@ NETWORK = "model.network_config.params"
         ("args.load=None", r"args\.load: missing: fine-tuning starts from a checkpoint"),
         ("args.warmup_steps=-1", r"args\.warmup_steps: must be at least 0"),
         ("args.eval_interval=0", r"args\.eval_interval: must be at least 1"),
+        ("args.collective_timeout_s=1", r"args\.collective_timeout_s: must be at least 10, not 1"),
         ("args.keep_last=0", r"args\.keep_last: must be at least 1"),
         ("args.eval_split=1.5", r"args\.eval_split: must lie between 0 and 1, not 1\.5"),
         ("args.min_lr_ratio=-1", r"args\.min_lr_ratio: must lie between 0 and 1"),

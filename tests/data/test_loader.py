@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from cogvideox import stopping
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
 from cogvideox.data.loader import Batch, build_evaluation_loader, build_loader
 from cogvideox.data.sources import Sample
 from cogvideox.data.timing import ClipSpec
-from cogvideox.errors import DataError
+from cogvideox.errors import DataError, run_cli
 from data.clip_files import read_number, render, render_pair
 from data.fake_readers import ScriptedReader
+from programs import wait_until
 
 SPEC = ClipSpec((8, 8), 8, 5)
 
@@ -254,3 +259,32 @@ def test_real_files_through_processes_equal_those_read_here(tmp_path: Path) -> N
         first, second = next(there), next(here)
         assert here.read_by == {"decord": 4, "pyav": 1}
     assert torch.equal(first.video, second.video) and first.captions == second.captions
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_batch(tmp_path: Path, num_workers: int) -> None:
+    """The only clip hangs for ten minutes."""
+    dataset = scripted(tmp_path, ["hang"])
+
+    def ask_when_it_reads() -> None:
+        wait_until((tmp_path / "hang.reads").exists, "the reader")
+        stopping.request(signal.SIGTERM, "SIGTERM")
+
+    def main(argv: object) -> None:
+        with stopping.deferred(), build_loader(dataset, 1, num_workers=num_workers) as loader:
+            threading.Thread(target=ask_when_it_reads).start()
+            next(loader)
+
+    assert run_cli(main, []) == 143
+
+
+def test_workers_leave_signals_to_the_process_that_started_them(tmp_path: Path) -> None:
+    """A terminal, Slurm and kill send them to the whole group, and the clips that are under way are still wanted."""
+    with build_loader(scripted(tmp_path, letters(4)), 1, num_workers=1) as loader:
+        next(loader)
+        (worker,) = [each for each in psutil.Process().children() if "cogvideox.data.worker" in each.cmdline()]
+        for number in stopping.SIGNALS:
+            worker.send_signal(number)
+        for _ in range(6):
+            next(loader)
+        assert worker.is_running() and loader.failures == {}

@@ -37,14 +37,15 @@ def fail(settings, tmp_path, capfd):
 
 
 def test_a_right_start_ends_with_status_0(settings, tmp_path, capfd):
-    arguments = ["--base", str(settings), f"args.save={tmp_path / 'runs'}", "args.train_iters=1", "--seed", "5"]
+    largest = str(2**63 - 1)
+    arguments = ["--base", str(settings), f"args.save={tmp_path / 'runs'}", "args.train_iters=1", "--seed", largest]
     tiny.write_clips(tmp_path / "clips", 2)
     caption = next((tmp_path / "clips").glob("*.txt"))
     caption.write_text("a red square moves left " * 5)
     clips = [f"args.{key}=[{tmp_path / 'clips'}]" for key in ("train_data", "valid_data")]
     assert run_cli(train_video.main, [*arguments, *clips]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "seed: 5" in (folder / "training_config.yaml").read_text()
+    assert f"seed: {largest}" in (folder / "training_config.yaml").read_text()
     said = capfd.readouterr().err
     assert f"{caption.with_suffix('.mp4')}: 26 tokens, the text encoder reads 12" in said
     assert "held out and trained on: 2 (kept)" in said
@@ -170,3 +171,27 @@ def test_more_processes_than_clips_is_refused(settings, family):
     groups = ProcessGroups(rank=0, world_size=9, local_rank=0, device=torch.device("cpu"))
     with pytest.raises(DataError, match="9 processes but only 8 usable clips to train on: start at most 8"):
         check_enough(train, groups)
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_are_one_run(settings, tmp_path):
+    """Nothing but Slurm's variables says that there are two of them; each for itself would make a run folder."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    job |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    command = [sys.executable, str(ROOT / "sat" / "train_video.py"), "--base", str(settings), f"args.save={tmp_path}"]
+    tasks = [
+        subprocess.Popen(
+            [*command, "args.train_iters=2"],
+            env={**environment, **job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    written = [task.communicate(timeout=240)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], written
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "effective batch 4 = 2 per process x 1 accumulated x 2 processes" in written[0]

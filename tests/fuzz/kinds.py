@@ -21,9 +21,12 @@ from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file
 from cogvideox.text.encoders import T5Encoder
+from cogvideox.training.training_state import TrainingState, read_state, state_file, write_state
+from cogvideox.weights.integrity import FileChecks
 from cogvideox.weights.lora_file import read_adapter
 from cogvideox.weights.lora_map import TARGETS
-from cogvideox.weights.sat_folder import read_checkpoint, read_vae, write_checkpoint
+from cogvideox.weights.manifest import write_checkpoint_manifest
+from cogvideox.weights.sat_folder import find_states_file, read_checkpoint, read_vae, write_checkpoint
 from diffusers_import.model_yaml import check_yamls
 from diffusers_import.options import parse_options
 from diffusers_import.plan import make_plan
@@ -106,7 +109,30 @@ def _checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> Mapping[str, torch.Tensor]:
-    return {name: value.clone() for name, value in read_checkpoint(folder).module.items()}
+    with FileChecks([find_states_file(folder)]) as checks:
+        tensors = {name: value.clone() for name, value in read_checkpoint(folder).module.items()}
+        checks.wait()
+    return tensors
+
+
+def _state(folder: Path) -> None:
+    """The state of a run with three parameters, as a save leaves it."""
+    torch.manual_seed(0)
+    moments = {n: {"step": 3.0, "exp_avg": torch.randn(40), "exp_avg_sq": torch.rand(40)} for n in range(3)}
+    base = {"param_groups": [{"params": [0, 1, 2], "lr": 1e-3}], "state": moments}
+    optimizer = {"kind": "torch", "base": base, "masters": [], "loss_scale": {}}
+    (folder / "3").mkdir()
+    written = write_state(folder / "3", 0, TrainingState(3, 12, "abc", 1, optimizer))
+    write_checkpoint_manifest(folder / "3", 3, [written])
+
+
+def _read_state(folder: Path) -> Mapping[str, torch.Tensor]:
+    with FileChecks([state_file(folder / "3", 0)]) as checks:
+        state = read_state(folder / "3", 0)
+        moments = state.optimizer["base"]["state"]
+        tensors = {f"{n} {name}": torch.as_tensor(each[name]).clone() for n, each in moments.items() for name in each}
+        checks.wait()
+    return tensors
 
 
 def _vae(folder: Path) -> None:
@@ -201,7 +227,9 @@ KINDS: Mapping[str, Kind] = {
     "saved YAML": Kind(_run_yaml, ("*.yaml",), (*_LINES, yaml_values, yaml_tricks), _read_saved_yaml),
     "overrides": Kind(_overrides, ("*.json",), (_override,), _read_overrides),
     "latest": Kind(_checkpoint, ("latest",), _LINES, _read_checkpoint),
-    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60),
+    "checkpoint": Kind(_checkpoint, ("3/*.pt",), _BINARY, _read_checkpoint, 60, is_exact=True),
+    "manifest": Kind(_checkpoint, ("3/*.json",), _JSON, _read_checkpoint, 30),
+    "training state": Kind(_state, ("3/*/*.pt",), _BINARY, _read_state, 60, is_exact=True),
     "VAE": Kind(_vae, ("*.pt",), _BINARY, lambda folder: read_vae(folder, check=False)),
     "adapter settings": Kind(_adapter, ("*.json",), _JSON, lambda folder: read_adapter(folder), 60),
     "adapter": Kind(_adapter, ("*.safetensors",), _BINARY, lambda folder: read_adapter(folder)),

@@ -25,7 +25,7 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     outcomes = []
     for _ in range(2):
         with prepared("latest", seed=5) as run:
-            outcomes.append([run(index).outcome for index in range(8)])
+            outcomes.append([run(index).outcome for index in range(24)])
     assert outcomes[0] == outcomes[1] and len(set(outcomes[0])) == 2
 
 

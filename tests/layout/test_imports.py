@@ -7,10 +7,12 @@ import re
 from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
-BASE = {"errors", "log", "text_files", "user_files", "__init__"}
+BASE = {"errors", "log", "commands", "stopping", "text_files", "user_files", "__init__"}
 ALLOWED = {
-    "errors": set(),
+    "errors": {"stopping"},
+    "stopping": set(),
     "log": set(),
+    "commands": set(),
     "text_files": set(),
     "user_files": {"errors", "text_files"},
     "__init__": set(),
@@ -33,7 +35,7 @@ ONLY_IN = {
     "peft": set(),
 }
 # Rooms whose import must stay cheap: data workers, config checks and pure maths.
-WITHOUT_TORCH = {"config", "errors", "log", "text_files", "user_files"}
+WITHOUT_TORCH = {"config", "errors", "log", "commands", "stopping", "text_files", "user_files"}
 
 MODULES = read_modules(LIBRARY)
 

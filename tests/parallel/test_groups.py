@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
 import time
 
 import pytest
 import torch
-from cogvideox.errors import ConfigError, DataError
+import torch.distributed as dist
+from cogvideox import stopping
+from cogvideox.errors import ConfigError, DataError, LostProcessError
 from cogvideox.parallel.groups import start_process_groups
 from processes import free_port, run_processes
+from programs import wait_until
 
 
 def test_alone_needs_no_port_and_reduces_to_itself(monkeypatch):
@@ -62,19 +68,60 @@ def test_a_process_that_works_longer_is_waited_for():
     assert run_processes(_one_works_longer, 2, 2.0) == [[0, 1], [0, 1]]
 
 
-def _one_ends() -> float:
-    groups = start_process_groups("cpu")
-    if groups.rank == 1:
-        return 0.0
-    begin = time.monotonic()
-    with pytest.raises(RuntimeError):
-        groups.agree(None)
-    return time.monotonic() - begin
+def _one_ends() -> str:
+    """Rank 1 closes its connections as its death would."""
+    try:
+        with start_process_groups("cpu") as groups:
+            if groups.rank == 1:
+                groups.peers._peers[0].connection.shutdown(socket.SHUT_RDWR)
+                dist.destroy_process_group()
+                return "gone"
+            groups.agree(None)
+    except LostProcessError as error:
+        return str(error)
+    return "agreed"
 
 
 def test_a_process_that_ended_is_not():
     first, _ = run_processes(_one_ends, 2)
-    assert first < 60
+    assert re.match(r"rank 1 \(process \d+ on .*\) has ended without a word", first)
+
+
+def _one_is_asked_to_stop() -> tuple[str, bool]:
+    """Rank 0 works, and hears of it; rank 1, which was asked, takes part in what is agreed."""
+    with start_process_groups("cpu") as groups:
+        if groups.rank == 1:
+            stopping.request(signal.SIGTERM, "SIGTERM")
+        with stopping.deferred():
+            try:
+                groups.attempt(lambda: wait_until(lambda: stopping.requested(), "the news") or stopping.check())
+            except stopping.Stopped as stop:
+                return str(stop), stopping.requested()
+    return "", False
+
+
+def test_a_request_to_stop_reaches_all_processes():
+    first, second = run_processes(_one_is_asked_to_stop, 2)
+    # One request, the first one's, on both.
+    assert first == second == ("interrupted (SIGTERM of rank 1); nothing was saved", True)
+
+
+def _one_fails_alone() -> str:
+    try:
+        with start_process_groups("cpu") as groups:
+            if groups.rank == 1:
+                raise DataError("this machine has no clips")
+            groups.agree(None)
+    except (LostProcessError, DataError) as error:
+        return str(error)
+    return "agreed"
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_others_with_its_text():
+    first, second = run_processes(_one_fails_alone, 2)
+    assert second == "this machine has no clips"
+    assert re.match(r"rank 1 \(process \d+ on .*\) has ended: this machine has no clips", first)
 
 
 def test_two_processes_agree():

@@ -23,6 +23,18 @@ def infer_kinds(base: Sequence[str]) -> list[Kind]:
     return ["train", "sample"]
 
 
+def model_files(files: Sequence[str]) -> list[str]:
+    """Those of the files that say something of the model, with their includes.
+
+    Raises:
+        ConfigError: a file can't be read.
+    """
+    report = Report()
+    found = [file for file in files if any(tree.child("model") is not None for tree in read_layers([file], [], report))]
+    report.raise_if_any()
+    return found
+
+
 def _kinds_of(file: str) -> list[Kind]:
     report = Report()
     trees = read_layers([file], [], report)

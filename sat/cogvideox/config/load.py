@@ -81,7 +81,7 @@ def parse_cli(argv: Sequence[str], kind: Kind) -> CommandLine:
     if parsed.seed is not None:
         overrides.append(f"args.seed={parsed.seed}")
     local_rank = parsed.local_rank
-    if local_rank is None and "LOCAL_RANK" in os.environ:
+    if local_rank is None and os.environ.get("LOCAL_RANK"):
         local_rank = int(os.environ["LOCAL_RANK"])
     return CommandLine(
         kind, tuple(base), tuple(overrides), parsed.check, parsed.allow_unknown, parsed.debug, local_rank
@@ -115,12 +115,18 @@ def load_config(
     if check_files:
         check_paths(config, root, report)
     report.raise_if_any()
-    if os.environ.get("RANK", "0") == "0":  # every process reads the same files
+    if (os.environ.get("RANK") or "0") == "0":  # every process reads the same files
         for text in report.warnings:
             _logger.warning("%s", text)
         for text in report.notices:
             _logger.info("%s", text)
-    return dataclasses.replace(config, warnings=tuple(report.warnings), notices=tuple(report.notices))
+    return dataclasses.replace(
+        config,
+        warnings=tuple(report.warnings),
+        notices=tuple(report.notices),
+        files=tuple(base),
+        overrides=tuple(overrides),
+    )
 
 
 def read_trained_model(file: Path) -> ModelConfig:

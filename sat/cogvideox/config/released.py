@@ -11,7 +11,7 @@ from typing import Any
 from cogvideox.config.clip_sizes import patch_triple
 from cogvideox.config.findings import Findings
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import Config
+from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.config.tree import Node, build, find, put
 
 _PATCH = "model.network_config.params.patch_size"
@@ -31,6 +31,19 @@ def has_deep_patches(root: Node) -> bool:
     patch = find(root, _PATCH)
     patches = patch.plain() if patch is not None else None
     return isinstance(patches, list) and patches[:1] == [2]
+
+
+def released_sampling(patch_frames: int) -> dict[str, Any]:
+    """Size, latent frames and rate that a generation samples at, told by the latent frames of its patches."""
+    if patch_frames > 1:
+        return dict(_SAMPLING_1_5)
+    standard = SampleArgs()
+    size = standard.sampling_image_size
+    return {
+        "sampling_image_size": None if size is None else list(size),
+        "sampling_num_frames": standard.sampling_num_frames,
+        "sampling_fps": standard.sampling_fps,
+    }
 
 
 def settle_sampling_defaults(root: Node, report: Report) -> None:

@@ -37,6 +37,7 @@ class TrainArgs:
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0
+    collective_timeout_s: float = 1800.0
     checkpoint_activations: bool = False
     # where weights come from and go to
     load: str | None = None
@@ -99,6 +100,7 @@ class TrainArgs:
         yield from at_least(self, 0, "warmup_steps", "num_workers")
         yield from seed_problem(self)
         yield from at_least(self, 1, "rendezvous_timeout_s")
+        yield from at_least(self, 10, "collective_timeout_s")
         yield from share(self, "min_lr_ratio", "warmup", "lr_decay_ratio", "eval_split")
         if self.load is None and self.resume is None and self.mode == "finetune":
             yield "load", "missing: fine-tuning starts from a checkpoint; args.mode=pretrain starts from random weights"
@@ -125,6 +127,7 @@ class SampleArgs:
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0
+    collective_timeout_s: float = 1800.0
     bf16: bool = False
     fp16: bool = False
     # weights
@@ -159,6 +162,7 @@ class SampleArgs:
             yield "load", "missing: give the checkpoint folder to sample with, e.g. args.load=ckpts/run/1000"
         yield from at_least(self, 1, "num_samples", "batch_size", "sampling_fps", "num_steps")
         yield from at_least(self, 1, "rendezvous_timeout_s")
+        yield from at_least(self, 10, "collective_timeout_s")
         yield from at_least(self, 0, "guidance_scale")
         yield from seed_problem(self)
         if self.bf16 and self.fp16:
@@ -254,7 +258,8 @@ class Config:
     """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
 
     `resolved_yaml` is the text for the run folder: every key with the value in force, in our names. It
-    can be loaded again. `warnings` and `notices` are what `load_config` has logged.
+    can be loaded again. `warnings` and `notices` are what `load_config` has logged; `files` and `overrides` what it was
+    given.
     """
 
     kind: Kind
@@ -265,6 +270,8 @@ class Config:
     resolved_yaml: str
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
     def train_args(self) -> TrainArgs:

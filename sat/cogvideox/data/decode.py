@@ -106,11 +106,11 @@ class PyAVReader:
         """From the header and the first frame; the file is scanned where its header doesn't say all times."""
         with open_video(path) as video:
             seconds = times_of_header(video)
-            if seconds is None:
-                seconds = FrameTimes.scan(video).seconds
+            if seconds is not None:
+                return _info(video, seconds)
+            seconds = FrameTimes.scan(video).seconds
         with open_video(path) as video:
-            height, width = Picture.of(video, next(whole_frames(video))).shown
-        return ClipInfo(width, height, seconds)
+            return _info(video, seconds)
 
     def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
         """Frames are found by their presentation times, never by counting on an assumed rate."""
@@ -120,6 +120,12 @@ class PyAVReader:
         if pixels is None:
             pixels = request.carefully(path)
         return DecodedFrames(pixels, request.choice, self.name)
+
+
+def _info(video: VideoFile, seconds: Timestamps) -> ClipInfo:
+    """Of a file just opened."""
+    height, width = Picture.of(video, next(whole_frames(video))).shown
+    return ClipInfo(width, height, seconds)
 
 
 class DecordReader:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 
+from cogvideox import stopping
 from cogvideox.data.batches import Batch, BatchPlan, BatchReader
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.order import SampleStream
@@ -53,6 +54,7 @@ class VideoLoader:
 
         Raises:
             DataError: too many files have failed to decode.
+            Stopped: the program was asked to stop.
         """
         assert not self._closed, "the loader is closed"
         batch = next(self._batches) if self._ahead is None else self._ahead.take()
@@ -112,12 +114,21 @@ class _ReadAhead:
             return
 
     def take(self) -> Batch:
-        batch = self._queue.get()
+        batch = self._wait()
         if batch is not None:
             return batch
         if self._error is not None:
             raise self._error
         raise RuntimeError("the reading thread has ended; its traceback is above")
+
+    def _wait(self) -> Batch | None:
+        """The first batch may take minutes, and a run that is asked to stop does not wait for it."""
+        while True:
+            stopping.check()
+            try:
+                return self._queue.get(timeout=0.2)
+            except queue.Empty:
+                continue
 
     def stop(self) -> None:
         self._stopped.set()

@@ -9,6 +9,7 @@ copy out into the batch, and no need for /dev/shm, which is small in containers.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cogvideox import stopping
 from cogvideox.data.clips import Clip, ClipDecoder, Job, ReadDone
 from cogvideox.data.decode import ClipInfo
 from cogvideox.data.survey import Failure
@@ -102,7 +104,10 @@ class ThreadPool:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        thread.join(self._timeout_s)
+        deadline = time.monotonic() + self._timeout_s
+        while thread.is_alive() and time.monotonic() < deadline:
+            stopping.check()
+            thread.join(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         if not results:
             if thread.is_alive():
                 return task.key, _timed_out(task.job, self._timeout_s)
@@ -132,9 +137,15 @@ class _Process:
         environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path, PYTHONSAFEPATH="1")
         command = [sys.executable, "-m", "cogvideox.data.worker"]
         command += [str(theirs.fileno()), str(self._clip_fd), str(os.getpid())]
-        self._process = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(), self._clip_fd), env=environment, stdin=subprocess.DEVNULL
-        )
+        # Signals that ask to stop reach the whole group. This process decides when its workers end: they inherit that
+        # these signals are blocked.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(), self._clip_fd), env=environment, stdin=subprocess.DEVNULL
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         theirs.close()
         self.connection.send(decoder)
         self.ready = False
@@ -199,8 +210,11 @@ class ProcessPool:
 
         Raises:
             RuntimeError: a process did not even start.
+            Stopped: the program was asked to stop.
         """
         while not self._finished:
+            if threading.current_thread() is threading.main_thread():
+                stopping.check()
             if self._closing.is_set():
                 return None
             self._hand_out()

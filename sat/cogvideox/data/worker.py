@@ -9,7 +9,6 @@ multiprocessing child: forks of a process with threads and a device are unsafe, 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -28,7 +27,6 @@ def main(connection_fd: int, clip_fd: int, parent_pid: int) -> None:
     """Answer jobs until the other side closes. Clips go into the clip file, everything else through the
     connection.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when we stop
     threading.Thread(target=_exit_with, args=(parent_pid,), daemon=True).start()
     torch.set_num_threads(1)
     connection = Connection(connection_fd)

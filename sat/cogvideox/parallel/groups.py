@@ -6,36 +6,70 @@ while doing so; DeepSpeed starts one too. Both find this one instead.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from cogvideox.errors import ConfigError, UserError
+from cogvideox import stopping
+from cogvideox.errors import EXIT_USER_ERROR, ConfigError, LostProcessError, UserError
 from cogvideox.log import get_logger
 from cogvideox.parallel.launch import Launch, read_launch
+from cogvideox.parallel.peers import Peers, connect_peers
+from cogvideox.stopping import Stopped
 
 _T = TypeVar("_T")
 _log = get_logger(__name__)
-# Whoever waits for an object may wait for another process's video, or for the first one reading a large data set. A
-# process that ends takes its connections with it, which ends the wait at once.
+# Whoever waits for an object may wait for another process's video, or for the first one reading a large data set.
+# Whether that process lives is not a matter of time: see peers.
 _OBJECTS_WAIT = timedelta(days=7)
+# How long the news of a lost process may take, once a collective has failed.
+_NEWS_S = 5.0
+# For leaving the group after an error; NCCL may wait for processes that are not coming.
+_LEAVE_S = 20.0
 
 
 @dataclass(frozen=True)
 class ProcessGroups:
     """One process among `world_size`; `device` is where its model lives; `objects` is the group that host objects
-    travel in (None: the default one)."""
+    travel in (None: the default one); `peers` knows which of the others live.
+
+    A with-statement leaves the group at its end. A collective that fails in it because another process is gone becomes
+    a LostProcessError that names the process, or Stopped where all were asked to stop.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     objects: dist.ProcessGroup | None = None
+    peers: Peers | None = None
+
+    def __enter__(self) -> ProcessGroups:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lost = None
+        if isinstance(error, RuntimeError) and self.peers is not None:
+            lost = self.peers.wait_for_loss(_NEWS_S)
+        if lost is None:
+            self.shut_down(error)
+            return
+        found = LostProcessError(lost)
+        found.is_shared = self.peers is not None and not self.peers.speaks
+        self.shut_down(found)
+        stopping.check()
+        raise found from None
 
     @property
     def is_first(self) -> bool:
@@ -76,27 +110,40 @@ class ProcessGroups:
         """This process's part of `items`; parts differ by at most one item and together hold each item once."""
         return list(items[self.rank :: self.world_size])
 
-    def agree(self, error: UserError | None) -> None:
-        """Raise on every process when any of them met an error, so that none is left waiting for the others.
+    def agree(self, error: UserError | Stopped | None) -> None:
+        """Raise on every process when any of them met an error or was asked to stop, so that none is left waiting for
+        the others. While all is well this costs one number over gloo, and no wait for the device.
 
         Raises:
-            UserError: of the same class and text as the first process's error that has one.
+            UserError, Stopped: of the same class and text as the first process's that has one, errors first.
         """
-        errors = [each for each in self.gather_objects(error) if each is not None]
-        if errors:
-            raise errors[0]
+        with stopping.deferred():
+            self._agree(error)
+
+    def _agree(self, error: UserError | Stopped | None) -> None:
+        if self.world_size > 1:
+            met = torch.tensor(int(error is not None))
+            dist.all_reduce(met, op=dist.ReduceOp.MAX, group=self.objects)
+            if not met:
+                return
+        raised = [each for each in self.gather_objects(error) if each is not None]
+        for each in sorted(raised, key=lambda each: isinstance(each, Stopped)):
+            if isinstance(each, UserError):
+                each.is_shared = True
+            raise each
 
     def attempt(self, action: Callable[[], _T]) -> _T:
         """Run something local on every process; raise on all of them what it raised on any.
 
         The action must not communicate: a process that failed early would not take part.
-        Raises: UserError, see agree.
+        Raises: UserError, Stopped, see agree.
         """
-        error: UserError | None = None
+        error: UserError | Stopped | None = None
         result: _T | None = None
         try:
+            stopping.catch_up()
             result = action()
-        except UserError as caught:
+        except (UserError, Stopped) as caught:
             error = caught
         self.agree(error)
         return result  # type: ignore[return-value]
@@ -105,12 +152,24 @@ class ProcessGroups:
         """Run something on the first process only; its result, or its error, on every process."""
         return self.broadcast_object(self.attempt(action if self.is_first else _nothing))
 
-    def shut_down(self) -> None:
-        """Leave the group. Safe to call twice.
+    def shut_down(self, error: BaseException | None = None) -> None:
+        """Leave the group; `error` is why, where it is no success. Safe to call twice.
 
         A lone CPU process keeps it: nobody waits for it, and the groups of DeepSpeed and SAT in it live on.
         """
-        if dist.is_initialized() and (self.world_size > 1 or self.device.type == "cuda"):
+        if self.peers is not None:
+            self.peers.leave("" if error is None else _first_line(error))
+        if not dist.is_initialized() or (self.world_size == 1 and self.device.type == "cpu"):
+            return
+        if error is not None:
+            status = error.status if isinstance(error, Stopped) else EXIT_USER_ERROR
+            late = threading.Timer(_LEAVE_S, os._exit, (status,))
+            late.daemon = True
+            late.start()
+            with suppress(RuntimeError):  # of a group that is broken already
+                dist.destroy_process_group()
+            late.cancel()
+        else:
             dist.destroy_process_group()
 
 
@@ -126,7 +185,7 @@ def start_process_groups(
     """Join the other processes (gloo on CPU, NCCL on CUDA), or be alone.
 
     rendezvous_seconds: how long to wait for the others to start; collective_seconds: for one collective on tensors
-    later on. Objects are waited for much longer: see _OBJECTS_WAIT.
+    later on, and for a sign of life of a process. Objects of processes that live are waited for much longer.
     Must run before SAT or DeepSpeed is imported: DeepSpeed chooses its accelerator on import.
 
     Raises:
@@ -137,33 +196,41 @@ def start_process_groups(
     if device == "cuda" and not local_devices:
         raise ConfigError("args.device: cuda, but no CUDA device is visible; use args.device=cpu or auto")
     use_cuda = device != "cpu" and local_devices > 0
-    launch = read_launch(os.environ, local_devices if use_cuda else 0)
-    if use_cuda and launch.local_rank >= local_devices:
+    launch = read_launch(os.environ)
+    local_rank = launch.local_rank
+    if local_rank is None:
+        local_rank = launch.rank % local_devices if use_cuda else 0
+    launch = dataclasses.replace(launch, local_rank=local_rank)
+    if use_cuda and local_rank >= local_devices:
         raise ConfigError(
-            f"process {launch.rank} is number {launch.local_rank} on this machine, which has {local_devices} CUDA "
+            f"process {launch.rank} is number {local_rank} on this machine, which has {local_devices} CUDA "
             "devices; start at most one process per device"
         )
     os.environ.update(launch.as_environment())
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
     os.environ.setdefault("SAT_LOGLEVEL", "ERROR")  # it warns of optional packages that nothing here uses
-    here = torch.device("cuda", launch.local_rank) if use_cuda else torch.device("cpu")
+    here = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(here)
+    objects, peers = None, None
     if not dist.is_initialized():
-        _join(launch, use_cuda, rendezvous_seconds, collective_seconds)
-    objects = dist.new_group(backend="gloo", timeout=_OBJECTS_WAIT) if launch.world_size > 1 else None
-    return ProcessGroups(launch.rank, launch.world_size, launch.local_rank, here, objects)
+        peers = _join(launch, use_cuda, rendezvous_seconds, collective_seconds)
+    if launch.world_size > 1:
+        objects = dist.new_group(backend="gloo", timeout=_OBJECTS_WAIT)
+    return ProcessGroups(launch.rank, launch.world_size, local_rank, here, objects, peers)
 
 
-def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_seconds: float) -> None:
+def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_seconds: float) -> Peers | None:
     # Host objects (paths, errors) travel over gloo, device tensors over NCCL.
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     timeout = timedelta(seconds=collective_seconds)
     if launch.world_size == 1:  # no port, so runs side by side on one machine can't collide
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
+        return None
     store = _meet(launch, rendezvous_seconds)
+    peers = connect_peers(launch, store, rendezvous_seconds, collective_seconds)
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    return peers
 
 
 def _meet(launch: Launch, seconds: float) -> dist.Store:

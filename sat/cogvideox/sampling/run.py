@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cogvideox import stopping
 from cogvideox.config.schema import ComponentNode, Config, ModelConfig, SampleArgs
 from cogvideox.config.targets import instantiate
 from cogvideox.data.images import read_image
@@ -51,7 +52,8 @@ _MEMORY_ADVICE = (
 def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     """A whole run of sample_video.py on one of the processes. Returns the folders of this process's videos.
 
-    Raises: UserError of the same text on every process.
+    Raises: UserError of the same text on every process; Stopped, on every process, when it was asked to stop: the
+        videos that are under way are dropped.
     """
     args = config.sample_args
     load = groups.first_only(lambda: find_weights(args.load or "", args.save))
@@ -59,33 +61,52 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     jobs = _plan(config, groups)
     groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
-    model = groups.attempt(lambda: _load_checked(config, groups))
-    error: UserError | None = None
-    written: list[Path] = []
-    try:
+    model = groups.attempt(lambda: _load_checked(config.model, args, groups))
+    done: list[SampleJob] = []
+
+    def sample() -> list[Path]:
         with advise_on_memory(*_MEMORY_ADVICE):
-            sampler = build_sampler(config.model.sampler_config)
-            batches = make_batches(groups.share(jobs), args, model.patch_frames)
-            written = sample_batches(model, sampler, batches, show_progress=groups.is_first, keep_text_encoder=False)
-    except UserError as caught:
-        error = caught
-    groups.agree(error)
+            return sample_batches(
+                model,
+                build_sampler(config.model.sampler_config),
+                make_batches(groups.share(jobs), args, model.patch_frames),
+                show_progress=groups.is_first,
+                keep_text_encoder=False,
+                on_done=done.append,
+            )
+
+    with stopping.deferred():
+        try:
+            written = groups.attempt(sample)
+        except stopping.Stopped as stop:
+            raise _stopped(stop, sum(groups.gather_objects(len(done))), len(jobs), args) from None
+        stopping.saved()
     seconds = time.monotonic() - started
     _log.info("%d videos below %s in %.0f s", len(jobs), args.output_dir, seconds)
     return written
 
 
-def _load_checked(config: Config, groups: ProcessGroups) -> VideoDiffusion:
+def _load_checked(config: ModelConfig, args: SampleArgs, groups: ProcessGroups) -> VideoDiffusion:
     """The model, and the files that it was loaded from compared with their manifests: once on each machine.
 
     Raises: UserError.
     """
-    args = config.sample_args
-    files = model_files(config.model, args.load) if groups.local_rank == 0 else []
+    files = model_files(config, args.load) if groups.local_rank == 0 else []
     with advise_on_memory(*_MEMORY_ADVICE), FileChecks(files, verify=args.verify_weights) as checks:
-        model = load_for_sampling(config.model, args, groups.device)
+        model = load_for_sampling(config, args, groups.device)
         checks.wait()
     return model
+
+
+def _stopped(stop: stopping.Stopped, done: int, planned: int, args: SampleArgs) -> stopping.Stopped:
+    if not done:
+        return stop.after(f"none of {planned} videos was finished, nothing was saved", saved=False)
+    stopping.saved()
+    return stop.after(
+        f"{done} of {planned} videos are finished, below {args.output_dir}; the same command with args.overwrite=true "
+        "makes all of them, the same ones as far as they exist",
+        saved=True,
+    )
 
 
 def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
@@ -141,13 +162,15 @@ def sample_batches(
     *,
     show_progress: bool = False,
     keep_text_encoder: bool = True,
+    on_done: Callable[[SampleJob], object] = lambda job: None,
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
     All prompts are encoded first, and the text encoder is left on the CPU until the next call, or given up if there is
-    none: as T5-XXL it would take 9 GB of the device from the transformer and the VAE.
+    none: as T5-XXL it would take 9 GB of the device from the transformer and the VAE. on_done: called with each job
+    whose files are written.
     Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
-    be read or written.
+    be read or written; Stopped.
     """
     for form, _ in batches:
         check_format(model, form)
@@ -158,6 +181,7 @@ def sample_batches(
             latents = sample_latents(model, sampler, jobs, form, lambda _: bar.update(), context)
             for job, latent in zip(jobs, latents, strict=True):
                 _write(model, job, latent, form)
+                on_done(job)
     return [job.folder for _, jobs in batches for job in jobs]
 
 
@@ -167,7 +191,10 @@ def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch], *, keep_enco
     prompts = dict.fromkeys(job.prompt for _, jobs in batches for job in jobs)
     dtype = next(model.transformer.parameters()).dtype
     model.conditioner.move(model.device, dtype)
-    contexts = {prompt: model.encode_text([prompt])[0].cpu() for prompt in prompts}
+    contexts = {}
+    for prompt in prompts:
+        stopping.check()
+        contexts[prompt] = model.encode_text([prompt])[0].cpu()
     if keep_encoder:
         model.conditioner.move("cpu", dtype)
     else:
@@ -188,8 +215,15 @@ def sample_latents(
 
     context: [b, l, e] of the prompts; None has them encoded here.
     Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions; NotFiniteError
-        instead of latents that would be decoded to black.
+        instead of latents that would be decoded to black; Stopped, between two steps.
     """
+
+    def stepped(step: int) -> None:
+        stopping.check()
+        if on_step is not None:
+            on_step(step)
+
+    stopping.check()
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
     if context is None:
         context = model.encode_text([job.prompt for job in jobs]).to(model.device)
@@ -200,7 +234,7 @@ def sample_latents(
         context,
         model.conditioner.null_context(len(jobs), context),
         step_noise=lambda step: _noise(jobs, shape, step).to(model.device),
-        on_step=on_step,
+        on_step=stepped,
     )
     _check_finite(latents, jobs, context.dtype)
     return latents
@@ -261,5 +295,8 @@ def write_frames(model: VideoDiffusion, latent: Tensor, form: VideoFormat, video
 
 
 def decoded_frames(model: VideoDiffusion, latent: Tensor) -> Iterator[Tensor]:
-    """Padded latent [f, c, y, x] to pieces [t, 3, h, w], decoded as they are asked for."""
-    return (chunk[0] for chunk in model.decode_chunks(latent[None]))
+    """Padded latent [f, c, y, x] to pieces [t, 3, h, w], decoded as they are asked for. Raises: Stopped, between two
+    pieces."""
+    for chunk in model.decode_chunks(latent[None]):
+        stopping.check()
+        yield chunk[0]

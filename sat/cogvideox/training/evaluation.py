@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideox import stopping
 from cogvideox.data.loader import Batch
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.errors import DataError, NotFiniteError
@@ -41,13 +42,19 @@ def held_out_loss(
 
     losses_of: the engine in evaluation mode: (batch, randomness) -> fp32 [b]. batches: this process's share; rows
     that only fill it up are not counted.
+    Raises: DataError, Stopped, on every process.
     """
-    total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
-    for batch in batches:
-        losses = losses_of(batch.to(groups.device), model.draw_fixed(batch, EVALUATION_SEED))
-        counted = batch.counted.to(losses)
-        total += torch.stack([(losses * counted).sum(), counted.sum()])
-    loss, count = groups.sum(total).tolist()
+
+    def sum_mine() -> Tensor:
+        total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
+        for batch in batches:
+            stopping.check()
+            losses = losses_of(batch.to(groups.device), model.draw_fixed(batch, EVALUATION_SEED))
+            counted = batch.counted.to(losses)
+            total += torch.stack([(losses * counted).sum(), counted.sum()])
+        return total
+
+    loss, count = groups.sum(groups.attempt(sum_mine)).tolist()
     return loss / count
 
 
@@ -76,7 +83,7 @@ def sample_prompts(
     """Write `<folder>/<n>_<prompt>.mp4` for each prompt, each on one of the processes; .png for a single frame.
 
     Raises:
-        UserError: on every process, when a video can't be made on any.
+        UserError, Stopped: on every process, when a video can't be made on any, or any was asked to stop.
     """
     jobs = [SampleJob(each.text, n, 0, EVALUATION_SEED, folder, each.image) for n, each in enumerate(prompts)]
 

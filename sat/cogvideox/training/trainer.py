@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from cogvideox import stopping
 from cogvideox.config.schema import Config
-from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_loader
+from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger
 from cogvideox.model.memory import advise_on_memory
@@ -21,6 +22,7 @@ from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
+from cogvideox.training.next_steps import after_training, resume_command
 from cogvideox.training.optional_output import OptionalOutput
 from cogvideox.training.run_folder import RunLock
 from cogvideox.training.run_log import RunLog
@@ -54,6 +56,7 @@ class Trainer:
         Raises:
             UserError: configuration, data, weights or place to save don't fit, or the run diverged; on every
             process; the device has too little memory, on this one.
+            Stopped: the run was asked to stop; on every process, after saving what was trained.
         """
         with advise_on_memory(*_MEMORY_ADVICE), RunLock() as lock:
             choice, finished = self._groups.first_only(lambda: self._choose(lock))
@@ -72,20 +75,52 @@ class Trainer:
         parts = self._parts = prepare(self._config, self._groups, choice, lock)
         self._checkpoint = choice.resume
         first, last = parts.progress.step + 1, self._args.train_iters
+        self._done = self._saved = parts.progress
+        # From here on a request to stop waits for a place where the run can be left: see stopping.check.
+        with stopping.deferred(), self._open_loader() as loader, self._open_log(first, last) as self._log:
+            self._meter, self._checkpointer = self._make_meter(), self._make_checkpointer()
+            try:
+                self._train(loader, first, last)
+            except stopping.Stopped as stop:
+                raise self._stopped(stop) from None
+            stopping.saved()
+            return self._summarise(time.monotonic() - started)
+
+    def _train(self, loader: VideoLoader, first: int, last: int) -> None:
         evaluation_due = every(self._args.eval_interval, last)
         save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
-        with self._open_loader() as loader, self._open_log(first, last) as self._log:
-            self._meter, self._checkpointer = self._make_meter(), self._make_checkpointer()
-            self._evaluate(first - 1)
-            for step in range(first, last + 1):
-                self._seed_dropout(step)
-                self._meter.add(parts.engine.step(step, list(islice(loader, parts.engine.sizes.accumulation))))
-                self._report(step, log_due(step))
-                if save_due(step):  # first: whatever happens while evaluating, this interval is safe
-                    self._save(step, loader.position)
-                if evaluation_due(step):
-                    self._evaluate(step)
-        return self._summarise(time.monotonic() - started)
+        engine, fingerprint = self._parts.engine, self._parts.train_data.fingerprint()
+        self._evaluate(first - 1)
+        for step in range(first, last + 1):
+            self._seed_dropout(step)
+            # Here the processes agree to stop, or on an error of one of them, before any of them waits in a step.
+            batches = self._groups.attempt(lambda: self._next_batches(loader))
+            self._meter.add(engine.step(step, batches))
+            self._done = Progress(step, loader.position, fingerprint)
+            self._report(step, log_due(step))
+            if save_due(step):  # first: whatever happens while evaluating, this interval is safe
+                self._save()
+            if evaluation_due(step):
+                self._evaluate(step)
+
+    def _next_batches(self, loader: VideoLoader) -> list[Batch]:
+        """The micro batches of one step. Raises: Stopped, DataError."""
+        stopping.check()
+        return list(islice(loader, self._parts.engine.sizes.accumulation))
+
+    def _stopped(self, stop: stopping.Stopped) -> stopping.Stopped:
+        """Save what was trained since the last checkpoint; the request, with what was saved and how to go on."""
+        parts, step = self._parts, self._done.step
+        if step > self._saved.step:
+            self._save()
+        if step == 0:
+            return stop.after("no step was finished, nothing was saved", saved=False)
+        stopping.saved()
+        place = self._checkpoint or parts.folder / str(step)
+        source = parts.folder if place.parent == parts.folder else place  # a run that branched off, and made no step
+        command = resume_command(self._config, source, self._groups.world_size)
+        done = f"step {step} of {self._args.train_iters} is finished and saved in {place}"
+        return stop.after(f"{done}; go on with:\n    {command}", saved=True)
 
     def _open_loader(self) -> VideoLoader:
         parts = self._parts
@@ -136,10 +171,10 @@ class Trainer:
             self._readings.append(reading)
             self._log.training(reading, self._parts.engine.lr(step))
 
-    def _save(self, step: int, position: int) -> None:
-        progress = Progress(step, position, self._parts.train_data.fingerprint())
+    def _save(self) -> None:
         with self._meter.pause():
-            self._checkpoint = self._checkpointer.save(progress)
+            self._checkpoint = self._checkpointer.save(self._done)
+        self._saved = self._done
 
     def _evaluate(self, step: int) -> None:
         """Held-out loss and preview videos, as far as they are configured: at the start, at eval_interval, at
@@ -197,4 +232,6 @@ class Trainer:
             place = parts.folder / SUMMARY_FILE
             OptionalOutput().write("the summary", lambda: write_text_atomically(place, text + "\n"))
             _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
+            caption = parts.train_data.samples[0].caption
+            _log.info("%s", after_training(self._config, parts.folder, self._groups.world_size, caption))
         return summary

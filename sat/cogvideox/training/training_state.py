@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.weights.atomic import failed_write
 from cogvideox.weights.integrity import earlier_iteration
 from cogvideox.weights.runs import STATE_FOLDER
 from cogvideox.weights.safetensors_stream import WrittenFile
@@ -45,7 +46,7 @@ def write_state(folder: Path, rank: int, state: TrainingState) -> WrittenFile:
     try:
         file.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"writing {file.parent} failed: {error.strerror}; nothing was kept") from error
+        raise failed_write(file.parent, error, folder) from error
     written = save_hashed(file, {"format": _FORMAT, **vars(state)})
     return WrittenFile(f"{STATE_FOLDER}/{written.name}", written.num_bytes, written.xxh3_128)
 

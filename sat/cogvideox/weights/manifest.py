@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -62,7 +63,7 @@ def find_record(file: Path) -> Recorded | None:
 
     Raises: CheckpointError for a manifest that is damaged.
     """
-    for path in dict.fromkeys((file.absolute(), file.resolve())):
+    for path in dict.fromkeys((file.absolute(), Path(os.path.realpath(file)))):
         for name, levels in _LEVELS.items():
             for folder in path.parents[:levels]:
                 manifest = folder / name

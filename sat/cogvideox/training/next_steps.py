@@ -1,0 +1,95 @@
+"""What to do with a run that has ended: the commands, with this run's files and places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cogvideox import commands
+from cogvideox.config.check import model_files
+from cogvideox.config.clip_sizes import patch_triple, read_sizes
+from cogvideox.config.released import released_sampling
+from cogvideox.config.schema import Config, SampleArgs, TrainArgs
+from cogvideox.config.sections import field_names
+
+_CAPTION_CHARACTERS = 200
+# Of both kinds of run, but the sampling command has its own.
+_NOT_TAKEN_OVER = ("load", "mode", "seed")
+
+
+def after_training(config: Config, folder: Path, processes: int, caption: str) -> str:
+    """How to sample, export and continue, as lines to paste.
+
+    folder: the run's. processes: of the run. caption: of a clip, to sample with where `args.eval_prompts` has none.
+    """
+    exported = folder / "diffusers"
+    export = commands.tool("convert_weight_sat2hf", "--checkpoint", folder, "--output_path", exported, "--verify")
+    iterations = 2 * config.train_args.train_iters
+    return commands.next_steps(
+        [
+            ("sample videos with this checkpoint" + _image_hint(config), sample_command(config, folder, caption)),
+            ("export it for diffusers", export),
+            ("train longer", resume_command(config, folder, processes, iterations)),
+        ]
+    )
+
+
+def resume_command(config: Config, folder: Path, processes: int, iterations: int | None = None) -> str:
+    """The command that goes on with a run, as it was started. iterations: the new last one."""
+    words = [commands.override("args.resume", folder)]
+    if iterations is not None:
+        words.append(commands.override("args.train_iters", iterations))
+    kept = _without(config.overrides, {word.partition("=")[0] for word in words})
+    return commands.train([*config.files, *kept, *words], processes)
+
+
+def sample_command(config: Config, load: Path, caption: str) -> str:
+    """The command that samples as the run was trained: its model files and overrides of the model, the settings of the
+    model's generation, and the trained size where it is another."""
+    files = [*model_files(config.files), commands.shown(commands.ROOT / "configs" / inference_yaml(config))]
+    both = {f"args.{key}" for key in field_names(TrainArgs) if key in field_names(SampleArgs)}
+    both -= {f"args.{key}" for key in _NOT_TAKEN_OVER}
+    kept = [word for word in config.overrides if word.startswith("model.") or word.partition("=")[0] in both]
+    given = [commands.override("args.load", load), *(commands.override(*each) for each in _video(config))]
+    return commands.sample([*files, *kept, *given, commands.override("args.prompts", [_prompt(config, caption)])])
+
+
+def inference_yaml(config: Config) -> str:
+    """The file in configs/ that samples a model of this generation and input."""
+    newer = "_1.5" if patch_triple(config.model.network_config["params"])[0] > 1 else ""
+    return f"inference{newer}{'_i2v' if config.model.noised_image_input else ''}.yaml"
+
+
+def _video(config: Config) -> Iterable[tuple[str, Any]]:
+    """The keys of sampling that differ from the generation's when the videos are to be as the clips of training."""
+    data = config.data
+    assert data is not None, "a training configuration was checked"
+    sizes = read_sizes(config.model.network_config["params"], config.model.first_stage_config["params"])
+    patch_frames = sizes.patch[0]
+    latent_frames = (data.max_num_frames - 1) // sizes.temporal_compression + 1
+    trained = {
+        "sampling_image_size": list(data.video_size),
+        "sampling_num_frames": -(-latent_frames // patch_frames) * patch_frames,  # 1.5: with the copy that is added
+        "sampling_fps": round(data.fps),
+    }
+    standard = released_sampling(patch_frames)
+    return [(f"args.{key}", value) for key, value in trained.items() if value != standard[key]]
+
+
+def _prompt(config: Config, caption: str) -> str:
+    if config.train_args.eval_prompts:
+        return config.train_args.eval_prompts[0]
+    text = " ".join(caption.split())
+    if len(text) > _CAPTION_CHARACTERS:
+        text = text[:_CAPTION_CHARACTERS].rsplit(" ", 1)[0]
+    return f"{text}@@image.png" if config.model.noised_image_input else text
+
+
+def _image_hint(config: Config) -> str:
+    asks = config.model.noised_image_input and not config.train_args.eval_prompts
+    return " (write the name of your image behind @@)" if asks else ""
+
+
+def _without(overrides: Iterable[str], keys: set[str]) -> list[str]:
+    return [word for word in overrides if word.partition("=")[0] not in keys]
