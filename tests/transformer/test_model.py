@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -44,20 +45,24 @@ def test_build_leaves_random_generators_alone() -> None:
     assert torch.equal(again.state_dict()[name], second.state_dict()[name])
 
 
-def _groups_around_a_build() -> list[tuple[bool, bool]]:
-    """Whether (a process group, SAT's groups) run after a build without one, and after a build under one."""
+def _groups_around_a_build() -> list[tuple[bool, bool, int]]:
+    """Whether (a process group, SAT's groups) run after a build without one, and after a build under one; and how many
+    threads more there are than before."""
     found = []
     for runs_already in (False, True):
         if runs_already:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         build_tiny()(*inputs())
-        found.append((dist.is_initialized(), mpu.model_parallel_is_initialized()))
+        threads = len(os.listdir("/proc/self/task"))
+        build_tiny()(*inputs())
+        more = len(os.listdir("/proc/self/task")) - threads
+        found.append((dist.is_initialized(), mpu.model_parallel_is_initialized(), more))
     return found
 
 
 def test_a_build_leaves_process_groups_as_they_were() -> None:
     """In a process of its own: in this one the group of an earlier test may live on, as it does in a run."""
-    assert run_processes(_groups_around_a_build, 1) == [[(False, False), (True, False)]]
+    assert run_processes(_groups_around_a_build, 1) == [[(False, False, 0), (True, False, 0)]]
 
 
 def test_forward_needs_no_process_group_and_keeps_its_inputs() -> None:

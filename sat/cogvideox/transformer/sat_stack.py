@@ -80,8 +80,12 @@ def groups_of_one() -> Iterator[None]:
         yield
     finally:
         sat_logger.setLevel(level)
-        if prepared:
+        if prepared and mpu.model_parallel_is_initialized():
+            # SAT only forgets them, and each keeps three threads for as long as the process lives.
+            groups = mpu.get_model_parallel_group(), mpu.get_data_parallel_group(), mpu.initialize.get_node_group()
             mpu.destroy_model_parallel()
+            for group in groups:
+                dist.destroy_process_group(group)
         if started:
             dist.destroy_process_group()
 
