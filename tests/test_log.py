@@ -54,6 +54,7 @@ def test_the_terminal_has_our_news_and_the_file_has_all(tmp_path: Path, capfd: p
     setup_logging("INFO", keep=True)  # a script calls it again when it has read the configuration
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        logging.captureWarnings(False)  # an earlier test may have switched it on, in another place than pytest's
         logging.captureWarnings(True)
         say_everything()
         with log_file(tmp_path, 0):

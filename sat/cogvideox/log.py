@@ -43,12 +43,9 @@ def setup_logging(level: str = "INFO", rank: int | None = None, *, keep: bool = 
         root.addHandler(_Memory())
     elif not root.handlers:  # without one, Python prints the warnings of libraries that have no handler of their own
         root.addHandler(logging.NullHandler())
-    if level == "DEBUG":
-        return
-    logging.captureWarnings(True)
+    logging.captureWarnings(level != "DEBUG")
     for name in _TALKATIVE:
-        library = logging.getLogger(name)
-        library.filters[:] = [_to_file]
+        logging.getLogger(name).filters[:] = [] if level == "DEBUG" else [_to_file]
 
 
 @contextmanager

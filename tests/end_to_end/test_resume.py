@@ -92,6 +92,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(train, caplog, monkeypatch):
     run = Path(train("args.train_iters=2")["run_folder"])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
+    caplog.clear()
     with caplog.at_level("INFO", logger="cogvideox"):
         summary = train("args.train_iters=2", "args.resume=latest")
     (line,) = caplog.messages

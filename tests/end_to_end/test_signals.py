@@ -101,7 +101,7 @@ def test_a_signal_while_loading_ends_at_once(interrupt, tmp_path, monkeypatch):
 
     loading = threading.Event()
 
-    def hang(*_: object) -> None:
+    def hang(*_: object, bases: object) -> None:
         loading.set()
         threading.Event().wait(200)
 

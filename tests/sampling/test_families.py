@@ -188,9 +188,9 @@ def test_sizes_from_images_and_batches_of_equal_sizes(family: Family) -> None:
     }
 
 
-def test_a_size_beyond_the_positions_names_the_line_before_anything_is_loaded(family: Family) -> None:
+def test_a_size_beyond_the_positions_names_the_line_before_anything_is_loaded(family: Family, tmp_path: Path) -> None:
     prompts = ["a square@@wide.png", "a square@@tall.png"]
-    config = configure(family("5b_i2v"), prompts, sampling_image_size=None, load="none")
+    config = configure(family("5b_i2v"), prompts, sampling_image_size=None, load=str(tmp_path))
     message = (
         r"args.prompts, line 2: an image of 150 x 100 .* video of 48 x 32, .*\.sampling_image_size=\[32,32\] crops"
     )

@@ -88,6 +88,7 @@ def test_check_accepts_the_commands_of_a_real_folder(tmp_path: Path, capsys: pyt
     config = load_config(["configs/demo_lora.yaml", "configs/demo_sft.yaml"], [f"args.save={tmp_path}"], "train")
     run = tmp_path / "it's 2025"
     run.mkdir()
+    (run / "training_config.yaml").write_text(config.resolved_yaml)
     sample, _, longer = commands_of(after_training(config, run, 1, "a ship"))
     sample_video.main(["--base", *sample[2:], "--check"])
     train_video.main(["--base", *longer[2:], "--check"])

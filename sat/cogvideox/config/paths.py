@@ -108,13 +108,9 @@ def _diffusers_source(place: Path) -> Path | None:
 def _named_paths(config: Config) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = []
     load = config.args.load
-    # A name without a slash may be an experiment's, or `latest`: weights.runs finds what it means. A run that goes on
-    # has weights of its own.
-    if (
-        load
-        and any(each in load for each in "/{")
-        and (isinstance(config.args, SampleArgs) or config.args.resume is None)
-    ):
+    is_needed = isinstance(config.args, SampleArgs) or config.args.resume is None  # a run that goes on has its own
+    # A name that is not here and has no slash may be an experiment's, or `latest`: weights.runs finds what it means.
+    if load and is_needed and (any(each in load for each in "/{") or os.path.exists(load)):
         found.append(("args.load", load))
     if isinstance(config.args, SampleArgs):
         if config.args.input_type == "txt" and not config.args.prompts:

@@ -60,6 +60,7 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     args = config.sample_args
     load = groups.first_only(lambda: find_weights(args.load or "", args.save))
     args = replace(args, load=str(load))
+    config = replace(config, args=args)
     jobs = _plan(config, groups)
     groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
