@@ -60,6 +60,7 @@ def test_a_failing_step_stops_the_job(in_repository: None, tmp_path: Path, capfd
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_clips_are_learned_by_heart(in_repository: None, tmp_path: Path) -> None:
     """Full fine-tuning on two clips, evaluated on the same two at fixed noise and timesteps."""
     clips = tmp_path / "clips"

@@ -72,6 +72,7 @@ def train_all(settings: dict[str, Path], save: Path, micro: int) -> dict[str, li
     }
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_give_the_same_losses(settings_of: dict[str, Path], tmp_path: Path) -> None:
     one = train_all(settings_of, tmp_path / "one", 2)
     two, other = run_processes(train_all, 2, settings_of, tmp_path / "two", 1)
