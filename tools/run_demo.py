@@ -105,7 +105,7 @@ def summary_text(run: Path, exported: Path, sheet: Path, seconds: dict[str, floa
 
 {steps}
 
-The same on CogVideoX-2B, with your own clips: README.md, "Real weights".
+The same on CogVideoX-2B, with your own clips: README.md, "Your own clips".
 """
 
 
