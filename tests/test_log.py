@@ -93,6 +93,13 @@ def test_what_ends_a_run_is_in_the_file_with_its_traceback(tmp_path: Path) -> No
     assert "ended by ZeroDivisionError: division by zero" in kept and "Traceback" in kept
 
 
+def test_a_request_to_stop_is_no_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), log_file(tmp_path, 0):
+        raise KeyboardInterrupt("asked")
+    kept = (tmp_path / "run.log").read_text()
+    assert "ended by KeyboardInterrupt: asked" in kept and "Traceback" not in kept
+
+
 def test_a_resumed_run_goes_on_with_its_file(tmp_path: Path) -> None:
     for text in ("first", "second"):
         with log_file(tmp_path, 0):

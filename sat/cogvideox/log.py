@@ -66,7 +66,9 @@ def log_file(folder: Path, rank: int) -> Iterator[None]:
         yield
     except BaseException as error:
         said = f"ended by {type(error).__name__}: {error}"
-        handler.handle(logging.LogRecord(_ROOT, logging.ERROR, __file__, 0, said, None, sys.exc_info()))
+        is_error = isinstance(error, Exception)  # a request to stop is none
+        level, trace = (logging.ERROR, sys.exc_info()) if is_error else (logging.INFO, None)
+        handler.handle(logging.LogRecord(_ROOT, level, __file__, 0, said, None, trace))
         raise
     finally:
         root.removeHandler(handler)
