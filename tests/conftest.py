@@ -28,7 +28,8 @@ def family_of(tmp_path_factory: pytest.TempPathFactory) -> tiny.FamilyOf:
 
     def get(name: str) -> tiny.TinyFamily:
         if name not in made:
-            made[name] = tiny.write_family(tmp_path_factory.mktemp(name), num_clips=0, family=name)
+            with tiny.quiet():
+                made[name] = tiny.write_family(tmp_path_factory.mktemp(name), num_clips=0, family=name)
         return made[name]
 
     return get

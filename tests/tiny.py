@@ -12,9 +12,11 @@ initialisation.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,14 @@ def network_node(lora: dict[str, Any] | None = None, family: str = "2b") -> dict
 def lora_node(r: int = 4, lora_alpha: float = 4.0) -> dict[str, Any]:
     """The node of LoRA adapters."""
     return {"target": "cogvideox.transformer.lora.LoraMixin", "params": {"r": r, "lora_alpha": lora_alpha}}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing printed: what is made within a test, for it and others, stays out of the output that it looks at."""
+    nothing = io.StringIO()  # never closed: log handlers that are made within keep it
+    with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
 
 
 def randomise(module: nn.Module, seed: int) -> None:

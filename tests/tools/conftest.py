@@ -29,7 +29,8 @@ def exported(family_of: tiny.FamilyOf, tmp_path_factory: pytest.TempPathFactory)
         if name not in made:
             family, folder = family_of(name), tmp_path_factory.mktemp(f"{name}-hf") / "pipeline"
             inputs = ["--checkpoint", str(family.transformer), "--base", str(family.model_yaml)]
-            main([*inputs, "--output_path", str(folder), "--max_shard_size", "300KB"])
+            with tiny.quiet():
+                main([*inputs, "--output_path", str(folder), "--max_shard_size", "300KB"])
             made[name] = folder
         return made[name]
 
