@@ -17,7 +17,9 @@ import psutil
 import pytest
 import tiny
 import train_video
+from cogvideox import stopping
 from cogvideox.errors import run_cli
+from cogvideox.training import checkpoint
 from programs import SAMPLE, TRAIN, started, wait_until
 
 LONG = ("args.train_iters=100000", "args.num_workers=0")
@@ -94,6 +96,29 @@ def test_a_signal_in_a_preview_after_some_steps(interrupt, tmp_path):
     status, written = interrupt(signal.SIGINT, lambda: steps_of(tmp_path / "runs") >= 2, *overrides)
     assert status == 75 and "step 2 of 100000 is finished and saved" in written
     assert not (newest_run(tmp_path / "runs") / "samples" / "2").exists()
+
+
+@pytest.mark.parametrize("part", ["write_states", "write_state", "write_checkpoint_manifest", "commit_iteration"])
+def test_a_signal_in_the_middle_of_a_save(interrupt, settings, tmp_path, monkeypatch, part):
+    """The save is finished as if nothing had come, and not begun again: one whole checkpoint, which goes on."""
+    saving, calls = threading.Event(), []
+    real = getattr(checkpoint, part)
+
+    def slow(*arguments: Any) -> Any:
+        calls.append(part)
+        saving.set()
+        wait_until(stopping.requested, "the signal")
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, part, slow)
+    status, written = interrupt(signal.SIGTERM, saving.is_set, "args.save_interval=2")
+    run = newest_run(tmp_path / "runs")
+    assert status == 75 and "step 2 of 100000 is finished and saved" in written
+    assert calls == [part] and (run / "latest").read_text() == "2"
+    assert sorted(each.name for each in run.iterdir() if each.is_dir()) == ["2", "tensorboard"]
+    monkeypatch.undo()
+    resumed = ["--base", str(settings), f"args.save={tmp_path / 'runs'}", f"args.resume={run}", "args.train_iters=3"]
+    assert run_cli(train_video.main, resumed) == 0 and (run / "latest").read_text() == "3"
 
 
 def test_a_signal_while_loading_ends_at_once(interrupt, tmp_path, monkeypatch):
