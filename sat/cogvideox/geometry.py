@@ -21,7 +21,7 @@ class Geometry:
     width). Sizes are (height, width) everywhere.
 
     With patches of p > 1 latent frames (CogVideoX1.5: 2), p - 1 copies of the first latent frame stand in front of a
-    clip as padding, so that patches of 2 take odd numbers of latent frames, at least 3. The defaults are CogVideoX 1.0's.
+    clip as padding, so that patches of 2 take odd numbers of latent frames, at least 3. The defaults are those of 1.0.
     """
 
     temporal_compression: int = 4
