@@ -28,6 +28,12 @@ class Geometry:
     spatial_compression: int = 8
     patch_size: tuple[int, int, int] = (1, 2, 2)
 
+    @property
+    def least_latent_frames(self) -> int:
+        """The shortest clip: one latent frame; where patches hold two, three, since 1.5 was not trained on images."""
+        deep = self.patch_size[0]
+        return 1 if deep == 1 else deep + 1
+
     # -- frames ----------------------------------------------------------------------------------------------------
 
     def latent_frames(self, frames: int) -> int:
@@ -50,8 +56,7 @@ class Geometry:
     def frames_problem(self, frames: int) -> str:
         """What is wrong with a number of pixel frames, as the end of a sentence; empty when nothing is."""
         deep = self.patch_size[0]
-        step = self.temporal_compression * deep
-        smallest = 1 if deep == 1 else step + 1
+        step, smallest = self.temporal_compression * deep, self.pixel_frames(self.least_latent_frames)
         if frames >= smallest and (frames - 1) % step == 0:
             return ""
         nearest = _either(_around(frames, step, smallest, offset=1))
@@ -62,8 +67,7 @@ class Geometry:
 
     def latent_frames_problem(self, latent_frames: int) -> str:
         """The same of a number of real latent frames."""
-        deep = self.patch_size[0]
-        smallest = 1 if deep == 1 else deep + 1
+        deep, smallest = self.patch_size[0], self.least_latent_frames
         if latent_frames >= smallest and (latent_frames - 1) % deep == 0:
             return ""
         nearest = _either(_around(latent_frames, deep, smallest, offset=1))

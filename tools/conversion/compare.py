@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from cogvideox.errors import CheckpointError
+from cogvideox.geometry import Geometry
 from cogvideox.transformer.model import DiffusionTransformer
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.weights.base import LoraFacts
@@ -79,8 +80,8 @@ def compare_fixed_table(stored: Tensor | None, theirs: Any) -> None:
 
 def their_rotations(pipeline: Any, settings: PipelineSettings, facts: TransformerFacts) -> tuple[Tensor, Tensor]:
     """(cos, sin) [f*y*x, head_dim] of diffusers' pipeline at the configured size."""
-    frames = (settings.num_frames - 1) // settings.temporal_compression + 1
-    frames += -frames % facts.patch_size[0]
+    geometry = Geometry(settings.temporal_compression, patch_size=facts.patch_size)
+    frames = geometry.token_grid(geometry.latent_frames(settings.num_frames), 0, 0)[0] * facts.patch_size[0]
     height, width = 8 * settings.latent_height, 8 * settings.latent_width
     return pipeline._prepare_rotary_positional_embeddings(height, width, frames, torch.device("cpu"))
 
@@ -145,7 +146,7 @@ def _crop_table(patch_embed: Any, grid: tuple[int, ...], latent: Tensor, setting
     corner = video[:, : grid[0], : grid[1], : grid[2]].flatten(1, 3)
     patch_embed.pos_embedding = torch.cat([text, corner], dim=1)
     patch_embed.sample_height, patch_embed.sample_width = height, width
-    patch_embed.sample_frames = (frames - 1) * settings.temporal_compression + 1
+    patch_embed.sample_frames = Geometry(settings.temporal_compression).pixel_frames(frames)
 
 
 def our_transformer(

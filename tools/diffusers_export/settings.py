@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.geometry import Geometry
 from cogvideox.weights.diffusers_folder import PipelineSettings, inverts_scale, published_settings
 from cogvideox.weights.families import FAMILIES, Family, TransformerFacts
 from conversion.yaml_facts import THETA, YamlFacts
@@ -102,9 +104,9 @@ def _has_published_table(facts: TransformerFacts) -> bool:
     """Whether a published model's position table, if any, is for its published clip size."""
     family = facts.family
     assert family is not None, "not a published model"
-    _, height, width = facts.patch_size
-    frames = (family.num_frames - 1) // 4 + 1
-    grid = frames * (family.latent_height // height) * (family.latent_width // width)
+    geometry = Geometry(patch_size=facts.patch_size)
+    frames = geometry.latent_frames(family.num_frames)
+    grid = math.prod(geometry.token_grid(frames, family.latent_height, family.latent_width))
     return facts.table_length in (None, family.text_length + grid)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from cogvideox.geometry import Geometry
 from cogvideox.transformer.position_tables import rotary_3d, sincos_3d
 from cogvideox.weights.diffusers_folder import PipelineSettings
 from cogvideox.weights.families import POSITION_TABLE
@@ -24,15 +26,15 @@ def computed_tables(
 ) -> Computed:
     """The tables of a family, fp32: 2B's sin/cos table, or the rotations of 1.0 and the unused positions of all rotary
     models, which are zeros."""
-    frames, height, width = patch_size
-    latent_frames = (settings.num_frames - 1) // settings.temporal_compression + 1
-    grid = (latent_frames // frames, settings.latent_height // height, settings.latent_width // width)
-    num_tokens = grid[0] * grid[1] * grid[2]
+    geometry = Geometry(settings.temporal_compression, patch_size=patch_size)
+    latent_frames = geometry.latent_frames(settings.num_frames)
+    grid = geometry.token_grid(latent_frames, settings.latent_height, settings.latent_width)
+    num_tokens = math.prod(grid)
     if not rotary:
         shape = (1, settings.text_length + num_tokens, hidden_size)
         return {POSITION_TABLE: (shape, lambda: _sincos_table(hidden_size, grid, settings))}
     found: Computed = {UNUSED_POSITIONS: ((_NUM_UNUSED, hidden_size), lambda: torch.zeros(_NUM_UNUSED, hidden_size))}
-    if frames == 1:
+    if patch_size[0] == 1:
         for part, name in enumerate(_FREQS):
             found[name] = ((num_tokens, head_dim), partial(_rotary_table, head_dim, grid, part))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from cogvideox.errors import CheckpointError
+from cogvideox.geometry import Geometry
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_map import adapted_name
@@ -111,7 +112,7 @@ def _sampling(source: Source, load: Path) -> dict[str, Any]:
     frames = sampling.sampling_num_frames
     if data is not None:
         size, fps = data.video_size, int(data.fps)
-        frames = (data.max_num_frames - 1) // 4 + 1
+        frames = Geometry().latent_frames(data.max_num_frames)
     deep = source.facts.patch_size[0]
     precision = {name: True for name in ("bf16", "fp16") if getattr(sampling, name)}
     return {

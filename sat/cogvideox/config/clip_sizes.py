@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cogvideox.config.findings import Findings
-from cogvideox.config.limits import frame_count_problem, size_problem
+from cogvideox.geometry import Geometry
 
 ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
 SINCOS = "cogvideox.transformer.positions.SinCosPositionMixin"
@@ -15,45 +15,41 @@ SINCOS = "cogvideox.transformer.positions.SinCosPositionMixin"
 
 @dataclass(frozen=True)
 class ClipSizes:
-    """Pixels per latent, latents per patch, and the largest clip that has positions.
+    """How pixels become tokens, and the largest clip that has positions.
 
     largest: (height, width) in pixels, longest: pixel frames; None where there is no limit or no network.
     """
 
-    spatial_compression: int
-    temporal_compression: int
-    patch: tuple[int, int, int]
+    geometry: Geometry
     largest: tuple[int, int] | None
     longest: int | None
 
     def check_size(self, path: str, size: tuple[int, int], findings: Findings) -> None:
         """`size` is (height, width) in pixels."""
-        step = self.spatial_compression
-        problem = size_problem(size, (step * self.patch[1], step * self.patch[2]))
+        problem = self.geometry.size_problem(size)
         if problem:
-            findings.error(path, problem)
+            findings.error(path, f"[height, width] {problem}")
         elif self.largest and any(side > most for side, most in zip(size, self.largest, strict=True)):
             text = f"{list(size)} is larger than the network's positions, which end at {list(self.largest)}"
             findings.error(path, text)
 
     def check_frames(self, path: str, frames: int, findings: Findings) -> None:
         """`frames` are pixel frames."""
-        problem = frame_count_problem(frames, self.temporal_compression, self.patch[0])
+        problem = self.geometry.frames_problem(frames)
         if problem:
             findings.error(path, problem)
         elif self.longest is not None and frames > self.longest:
             findings.error(path, f"{frames} pixel frames are more than the network's positions cover: {self.longest}")
 
     def check_latent_frames(self, path: str, frames: int, findings: Findings) -> None:
-        """`frames` are latent frames; with patches of 2 an even number counts the one that is added."""
-        padded = self.patch[0] == 2
-        smallest = 3 if padded else 1
-        if frames < smallest:
-            why = ": patches hold 2 latent frames (3 or 4 give 9 pixel frames)" if padded else ""
-            findings.error(path, f"must be at least {smallest}, not {frames}{why}")
+        """`frames` are latent frames; with patches of 2 an even number counts the padding."""
+        real = self.geometry.real_frames(frames)
+        least = self.geometry.least_latent_frames
+        if real < least:
+            why = f": patches hold 2 latent frames (3 or 4 give {self.geometry.pixel_frames(3)} pixel frames)"
+            findings.error(path, f"must be at least {least}, not {frames}{why if least > 1 else ''}")
             return
-        real = frames - 1 if padded and frames % 2 == 0 else frames
-        pixels = (real - 1) * self.temporal_compression + 1
+        pixels = self.geometry.pixel_frames(real)
         if self.longest is not None and pixels > self.longest:
             text = f"{frames} latent frames are {pixels} pixel frames, more than the network's positions cover"
             findings.error(path, f"{text}: {self.longest}")
@@ -62,15 +58,13 @@ class ClipSizes:
 def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
     """From the parameters of both nodes; {} stands for a component that is not given."""
     spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
-    temporal = vae.get("temporal_compression", 4)
+    geometry = Geometry(vae.get("temporal_compression", 4), spatial, patch_triple(network))
     grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
     any_size = (positions(network).get("params") or {}).get("resize") == "interpolate"
     return ClipSizes(
-        spatial_compression=spatial,
-        temporal_compression=temporal,
-        patch=patch_triple(network),
+        geometry=geometry,
         largest=grid if network and not any_size else None,
-        longest=_longest(network, temporal) if network else None,
+        longest=_longest(network, geometry) if network else None,
     )
 
 
@@ -87,14 +81,12 @@ def patch_triple(network: dict[str, Any]) -> tuple[int, int, int]:
     return (1, patch, patch)
 
 
-def _longest(network: dict[str, Any], temporal: int) -> int:
+def _longest(network: dict[str, Any], geometry: Geometry) -> int:
     """Pixel frames of the longest clip. Rotary tables hold a row for each latent frame, so that patches of 2
     reach twice as far: 81 frames are 21 rows, which 161 frames (42 padded latents) fill.
     """
-    latents = (network.get("num_frames", 49) - 1) // temporal + 1
-    step = patch_triple(network)[0]
+    latents = geometry.latent_frames(network.get("num_frames", 49))
     node = positions(network)
     rotary_only = node.get("target") == ROTARY and not (node.get("params") or {}).get("learnable_pos_embed")
-    rows = latents if rotary_only else -(-latents // step)
-    real = rows * step - (step - 1)
-    return (real - 1) * temporal + 1
+    rows = latents if rotary_only else geometry.token_grid(latents, 0, 0)[0]
+    return geometry.pixel_frames(geometry.real_frames(rows * geometry.patch_size[0]))

@@ -9,11 +9,11 @@ from typing import Any
 from cogvideox.config.clip_sizes import ROTARY, positions, read_sizes
 from cogvideox.config.findings import Findings
 from cogvideox.config.image_input import check_image_input
-from cogvideox.config.limits import frame_count_problem
 from cogvideox.config.released import check_frame_rate
 from cogvideox.config.report import suggestion
 from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.config.signatures import read_signature
+from cogvideox.geometry import Geometry
 
 _NETWORK = "model.network_config.params"
 _VAE = "model.first_stage_config.params"
@@ -90,7 +90,8 @@ def _check_network(network: dict[str, Any], findings: Findings) -> None:
         findings.error(f"{_NETWORK}.patch_size", f"must be one number or [frames, height, width], not {list(patch)}")
     elif isinstance(patch, Sequence) and patch[0] > 2:
         findings.error(f"{_NETWORK}.patch_size", f"patches hold 1 or 2 latent frames, not {patch[0]}")
-    problem = frame_count_problem(network.get("num_frames", 49), network.get("temporal_compression", 4))
+    # The table's frames, which patches of 2 needn't divide: 81 frames are 21 rows.
+    problem = Geometry(network.get("temporal_compression", 4)).frames_problem(network.get("num_frames", 49))
     if problem:
         findings.error(f"{_NETWORK}.num_frames", problem)
     modules = network.get("modules") or {}

@@ -44,30 +44,3 @@ def name_problem(name: str) -> str | None:
     if len(name.encode()) > _NAME_BYTES:
         return f"{name[:20]!r}... is too long for the name of a folder: at most {_NAME_BYTES} bytes"
     return None
-
-
-def size_problem(size: tuple[int, int], multiple: tuple[int, int]) -> str:
-    """What is wrong with a (height, width) in pixels that VAE and patches can't divide; empty when nothing is."""
-    if all(side >= step and side % step == 0 for side, step in zip(size, multiple, strict=True)):
-        return ""
-    nearest = [max(step, round(side / step) * step) for side, step in zip(size, multiple, strict=True)]
-    steps = f"{multiple[0]}" if multiple[0] == multiple[1] else f"{multiple[0]} and {multiple[1]}"
-    return f"[height, width] must be multiples of {steps}, not {list(size)}; nearest: {nearest}"
-
-
-def frame_count_problem(frames: int, temporal_compression: int, patch_frames: int = 1) -> str:
-    """What is wrong with a number of pixel frames; empty when nothing is.
-
-    Legal are k * temporal_compression + 1. Patches of 2 latent frames need an odd number of latent frames, at least 3,
-    to which one copy is added: with a compression of 4 these are 9, 17, 25, ... pixel frames.
-    """
-    step = temporal_compression * patch_frames
-    smallest = 1 if patch_frames == 1 else step + 1
-    if frames >= smallest and (frames - 1) % step == 0:
-        return ""
-    below = max(smallest, (frames - 1) // step * step + 1)
-    legal = f"{below}" if frames < smallest else f"{below} or {below + step}"
-    if patch_frames > 1 and frames == 1:
-        return f"one frame does not fill a patch of {patch_frames} latent frames; nearest: {legal}"
-    why = f" because patches hold {patch_frames} latent frames" if patch_frames > 1 else ""
-    return f"must be {step}k + 1 frames{why}, not {frames}; nearest: {legal}"

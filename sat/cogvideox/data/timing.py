@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.errors import DataError, ShapeError
+from cogvideox.geometry import Geometry
 
 SHORT_CLIPS = ("error", "skip", "pad")
 # Timestamps come rounded (milliseconds in Matroska). A target halfway between two frames takes the earlier one
@@ -53,12 +54,9 @@ class ClipSpec:
     def __post_init__(self) -> None:
         if len(self.video_size) != 2 or min(self.video_size) < 1:
             raise ShapeError(f"video_size is {list(self.video_size)}; it has to be [height, width], both at least 1")
-        if self.max_num_frames < 1 or self.max_num_frames % 4 != 1:
-            below = max(1, (self.max_num_frames - 1) // 4 * 4 + 1)
-            raise ShapeError(
-                f"max_num_frames is {self.max_num_frames}; it has to be 4 k + 1, "
-                f"the nearest are {below} and {below + 4}"
-            )
+        problem = Geometry().frames_problem(self.max_num_frames)
+        if problem:
+            raise ShapeError(f"max_num_frames {problem}")
         if not self.fps > 0:
             raise DataError(f"fps is {self.fps}; it has to be above 0")
         if self.skip_frms_num < 0 or self.skip_frms_num != int(self.skip_frms_num):

@@ -15,35 +15,16 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import ShapeError
-
-
-def check_latent_frames(frames: int, patch_frames: int) -> None:
-    """Raises: ShapeError for a number of real latents that one more doesn't turn into whole patches; names the
-    nearest that it does."""
-    if patch_frames == 1 and frames >= 1:
-        return
-    if patch_frames > 1 and frames > 1 and (frames + 1) % patch_frames == 0:
-        return
-    legal = nearest_latent_frames(frames, patch_frames)
-    what = "a single latent (an image)" if frames == 1 else f"a clip of {frames} latents"
-    raise ShapeError(
-        f"{what} doesn't fit patches of {patch_frames} latents with one in front as padding; "
-        f"nearest: {' or '.join(map(str, legal))}"
-    )
-
-
-def nearest_latent_frames(frames: int, patch_frames: int) -> list[int]:
-    """The legal counts of real latents just below and just above an illegal one."""
-    if patch_frames == 1:
-        return [1]
-    below = (frames + 1) // patch_frames * patch_frames - 1
-    return [count for count in (below, below + patch_frames) if count > 1] or [2 * patch_frames - 1]
+from cogvideox.geometry import Geometry
 
 
 def num_padded(frames: int, patch_frames: int) -> int:
-    """Latents that the network sees of `frames` real ones. Raises: ShapeError."""
-    check_latent_frames(frames, patch_frames)
-    return frames if patch_frames == 1 else frames + 1
+    """Latents that the network sees of `frames` real ones. Raises: ShapeError names the nearest that it can see."""
+    geometry = Geometry(patch_size=(patch_frames, 2, 2))
+    problem = geometry.latent_frames_problem(frames)
+    if problem:
+        raise ShapeError(f"a clip of {frames} latent frames doesn't fit the network: their number {problem}")
+    return geometry.padded_frames(frames)
 
 
 def pad_frames(latent: Tensor, patch_frames: int) -> Tensor:

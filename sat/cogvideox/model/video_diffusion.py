@@ -19,6 +19,7 @@ from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
 from cogvideox.diffusion.timesteps import ImageRandomness, StepRandomness
+from cogvideox.geometry import Geometry
 from cogvideox.model.frame_padding import num_padded, pad_frames, unpad_frames
 from cogvideox.model.image_condition import ImageCondition, add_pixel_noise, place_first
 from cogvideox.text.conditioner import Conditioner
@@ -73,6 +74,12 @@ class VideoDiffusion(nn.Module):
         self.seed = seed
         self.samples_at_a_time = samples_at_a_time
         self.image = image
+
+    @property
+    def geometry(self) -> Geometry:
+        """How clips become tokens."""
+        vae, network = self.vae, self.transformer.network
+        return Geometry(vae.temporal_compression, vae.spatial_compression, network.patch_size)
 
     @property
     def patch_frames(self) -> int:
@@ -247,10 +254,9 @@ class VideoDiffusion(nn.Module):
 
     def num_latent_frames(self, num_frames: int) -> int:
         """Real latents of 4k + 1 pixel frames: the first frame alone, then 4 at a time."""
-        return (num_frames - 1) // self.vae.temporal_compression + 1
+        return self.geometry.latent_frames(num_frames)
 
     def latent_shape(self, num_latent_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(f, c, y, x), padded, of a video of height x width pixels and so many real latents. Raises: ShapeError."""
-        step = self.vae.spatial_compression
         frames = num_padded(num_latent_frames, self.patch_frames)
-        return frames, self.vae.z_channels, height // step, width // step
+        return frames, self.vae.z_channels, *self.geometry.latent_size(height, width)

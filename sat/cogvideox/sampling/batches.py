@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cogvideox.config.schema import SampleArgs
 from cogvideox.errors import ShapeError
-from cogvideox.model.frame_padding import check_latent_frames
+from cogvideox.geometry import Geometry
+from cogvideox.model.frame_padding import num_padded
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.jobs import SampleJob
 
@@ -47,7 +48,7 @@ def video_format(args: SampleArgs, size: tuple[int, int], patch_frames: int) -> 
     padding: the published 22 are 21 latents, that is 81 frames."""
     frames = args.sampling_num_frames
     return VideoFormat(
-        num_latent_frames=frames - 1 if patch_frames > 1 and frames % patch_frames == 0 else frames,
+        num_latent_frames=Geometry(patch_size=(patch_frames, 2, 2)).real_frames(frames),
         height=size[0],
         width=size[1],
         fps=args.sampling_fps,
@@ -59,12 +60,7 @@ def video_format(args: SampleArgs, size: tuple[int, int], patch_frames: int) -> 
 def check_format(model: VideoDiffusion, form: VideoFormat) -> None:
     """Raises: ShapeError for a size or a frame count that does not divide into latents and patches, naming the
     nearest ones that do."""
-    check_latent_frames(form.num_latent_frames, model.patch_frames)
-    _, patch_height, patch_width = model.transformer.network.patch_size
-    sides = (("height", form.height, patch_height), ("width", form.width, patch_width))
-    for name, pixels, patch in sides:
-        step = model.vae.spatial_compression * patch
-        if pixels < step or pixels % step:
-            lower = pixels // step * step
-            nearest = " or ".join(str(value) for value in (lower, lower + step) if value)
-            raise ShapeError(f"{name} of {pixels} pixels: must be a multiple of {step}; nearest: {nearest}")
+    num_padded(form.num_latent_frames, model.patch_frames)
+    problem = model.geometry.size_problem((form.height, form.width))
+    if problem:
+        raise ShapeError(f"the size of the video, [height, width], {problem}")

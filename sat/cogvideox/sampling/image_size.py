@@ -10,6 +10,7 @@ from cogvideox.config.clip_sizes import read_sizes
 from cogvideox.config.schema import ModelConfig
 from cogvideox.data.images import read_image
 from cogvideox.errors import DataError
+from cogvideox.geometry import Geometry
 from cogvideox.sampling.prompts import Prompt
 
 # CogVideoX1.5's table of positions reaches 2400 pixels, but its clips had a short side of 768.
@@ -20,12 +21,12 @@ _TRAINED_SHORT_SIDE = 768
 class SizeRule:
     """The short side is the family's, the long side follows the image's proportions.
 
-    short_side: pixels. multiple: what (height, width) must be multiples of. largest: where the positions end (height,
+    short_side: pixels. geometry: says which sizes are legal. largest: where the positions end (height,
     width), None when they don't.
     """
 
     short_side: int
-    multiple: tuple[int, int]
+    geometry: Geometry
     largest: tuple[int, int] | None
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
@@ -34,10 +35,7 @@ class SizeRule:
         Raises: DataError when the positions end before that.
         """
         scale = self.short_side / min(height, width)
-        wanted = tuple(
-            max(step, round(side * scale / step) * step)
-            for side, step in zip((height, width), self.multiple, strict=True)
-        )
+        wanted = self.geometry.nearest_size((height * scale, width * scale))
         if self.largest is not None and any(side > most for side, most in zip(wanted, self.largest, strict=True)):
             cropped = [min(side, most) for side, most in zip(wanted, self.largest, strict=True)]
             raise DataError(
@@ -45,7 +43,7 @@ class SizeRule:
                 f"network's positions end at {self.largest[0]} x {self.largest[1]}: "
                 f"args.sampling_image_size=[{cropped[0]},{cropped[1]}] crops it"
             )
-        return wanted  # type: ignore[return-value]
+        return wanted
 
 
 def size_rule(model: ModelConfig) -> SizeRule:
@@ -53,10 +51,9 @@ def size_rule(model: ModelConfig) -> SizeRule:
     far beyond its training sizes): 480 for 1.0 and 768 for 1.5."""
     network = model.network_config["params"]
     sizes = read_sizes(network, model.first_stage_config["params"])
-    step = sizes.spatial_compression
-    configured = min(network.get("latent_height", 60), network.get("latent_width", 90)) * step
-    multiple = (step * sizes.patch[1], step * sizes.patch[2])
-    return SizeRule(min(configured, _TRAINED_SHORT_SIDE), multiple, sizes.largest)
+    configured = min(network.get("latent_height", 60), network.get("latent_width", 90))
+    short_side = min(configured * sizes.geometry.spatial_compression, _TRAINED_SHORT_SIDE)
+    return SizeRule(short_side, sizes.geometry, sizes.largest)
 
 
 def check_images(prompts: Sequence[Prompt], rule: SizeRule | None = None) -> list[tuple[int, int]] | None:

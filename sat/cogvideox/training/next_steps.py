@@ -65,15 +65,13 @@ def _video(config: Config) -> Iterable[tuple[str, Any]]:
     """The keys of sampling that differ from the generation's when the videos are to be as the clips of training."""
     data = config.data
     assert data is not None, "a training configuration was checked"
-    sizes = read_sizes(config.model.network_config["params"], config.model.first_stage_config["params"])
-    patch_frames = sizes.patch[0]
-    latent_frames = (data.max_num_frames - 1) // sizes.temporal_compression + 1
+    geometry = read_sizes(config.model.network_config["params"], config.model.first_stage_config["params"]).geometry
     trained = {
         "sampling_image_size": list(data.video_size),
-        "sampling_num_frames": -(-latent_frames // patch_frames) * patch_frames,  # 1.5: with the copy that is added
+        "sampling_num_frames": geometry.padded_frames(geometry.latent_frames(data.max_num_frames)),
         "sampling_fps": round(data.fps),
     }
-    standard = released_sampling(patch_frames)
+    standard = released_sampling(geometry.patch_size[0])
     return [(f"args.{key}", value) for key, value in trained.items() if value != standard[key]]
 
 

@@ -259,9 +259,7 @@ def _with_load(config: Config, load: Path | None) -> Config:
 def tokens_per_sample(model: VideoDiffusion, data: DataConfig) -> int:
     """Text and video tokens that one clip puts through the transformer."""
     network = model.transformer.network  # type: ignore[union-attr]
-    f, _, y, x = model.latent_shape(model.num_latent_frames(data.max_num_frames), *data.video_size)
-    pf, py, px = network.patch_size
-    return network.text_length + (f // pf) * (y // py) * (x // px)
+    return network.text_length + model.geometry.num_video_tokens(data.max_num_frames, *data.video_size)
 
 
 def every(interval: int | None, last: int) -> Callable[[int], bool]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from cogvideox.errors import ConfigError
+from cogvideox.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class NetworkShape:
 
         Latent frames that patches don't divide count as padded: 21 make 11 tokens of 2 frames.
         """
-        frames, height, width = self.patch_size
-        return -(-self.latent_frames // frames), self.latent_height // height, self.latent_width // width
+        geometry = Geometry(patch_size=self.patch_size)
+        return geometry.token_grid(self.latent_frames, self.latent_height, self.latent_width)
 
     @property
     def num_video_tokens(self) -> int:
@@ -86,11 +87,8 @@ def latent_frame_count(num_frames: int, temporal_compression: int) -> int:
     Raises:
         ConfigError: not a multiple of temporal_compression plus one; names the nearest legal counts.
     """
-    groups, rest = divmod(num_frames - 1, temporal_compression)
-    if num_frames < 1 or rest:
-        lower = max(groups, 0) * temporal_compression + 1
-        raise ConfigError(
-            f"network_config.num_frames is {num_frames}; it must be {temporal_compression}k + 1, "
-            f"e.g. {lower} or {lower + temporal_compression}"
-        )
-    return groups + 1
+    geometry = Geometry(temporal_compression)
+    problem = geometry.frames_problem(num_frames)
+    if problem:
+        raise ConfigError(f"network_config.num_frames {problem}")
+    return geometry.latent_frames(num_frames)

@@ -18,6 +18,7 @@ import torch
 from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
+from cogvideox.geometry import Geometry
 from cogvideox.weights import transformer_map, vae_map
 from cogvideox.weights.families import Family, TransformerFacts
 from cogvideox.weights.model_folder import WEIGHTS_STEM
@@ -130,9 +131,9 @@ def transformer_config(facts: TransformerFacts, settings: PipelineSettings) -> d
 
 def _check_learned_table(facts: TransformerFacts, settings: PipelineSettings) -> None:
     """diffusers' table has exactly the tokens of sample_frames, sample_height and sample_width."""
-    frames, height, width = facts.patch_size
-    latent_frames = (settings.num_frames - 1) // settings.temporal_compression + 1
-    grid = (latent_frames // frames) * (settings.latent_height // height) * (settings.latent_width // width)
+    geometry = Geometry(settings.temporal_compression, patch_size=facts.patch_size)
+    frames = geometry.latent_frames(settings.num_frames)
+    grid = math.prod(geometry.token_grid(frames, settings.latent_height, settings.latent_width))
     if facts.learned_table and facts.table_length != settings.text_length + grid:
         raise CheckpointError(
             f"the learned position table has {facts.table_length} tokens; {settings.num_frames} frames of latents "
