@@ -169,10 +169,10 @@ TRAIN_MISTAKES = [
     (
         NEWER,
         "data.max_num_frames=80",
-        r"8k \+ 1 frames because patches hold 2 .*, not 80; nearest: 73 or 81",
+        r"8k \+ 1 because patches hold 2 .*, not 80; nearest: 73 or 81",
     ),
-    (NEWER, "data.max_num_frames=85", r"8k \+ 1 frames .*, not 85; nearest: 81 or 89"),
-    (NEWER, "data.max_num_frames=5", r"must be 8k \+ 1 frames .*, not 5; nearest: 9$"),
+    (NEWER, "data.max_num_frames=85", r"8k \+ 1 .*, not 85; nearest: 81 or 89"),
+    (NEWER, "data.max_num_frames=5", r"must be 8k \+ 1 .*, not 5; nearest: 9$"),
     (NEWER, "data.max_num_frames=1", r"one frame does not fill a patch of 2 latent frames; nearest: 9"),
     (NEWER, "data.max_num_frames=169", r"169 pixel frames are more than the network's positions cover: 161"),
     (NEWER, "args.sample_num_frames=77", r"args\.sample_num_frames: must be 8k \+ 1 .* nearest: 73 or 81"),

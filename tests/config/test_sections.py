@@ -43,7 +43,7 @@ NETWORK = "model.network_config.params"
         (f"args.experiment_name={'x' * 201}", r"args\.experiment_name: 'xxx.* is too long .*: at most 200 bytes"),
         ("args.model_parallel_size=2", r"args\.model_parallel_size: only 1 is supported"),
         ("args.mode=inference", r"args\.mode: 'inference' is for sample_video\.py"),
-        ("args.sample_num_frames=16", r"args\.sample_num_frames: must be 4k \+ 1 frames, not 16; nearest: 13 or 17"),
+        ("args.sample_num_frames=16", r"args\.sample_num_frames: must be 4k \+ 1, not 16; nearest: 13 or 17"),
         ("data.video_size=[480,725]", r"multiples of 16, not \[480, 725\]; nearest: \[480, 720\]"),
         ("data.video_size=[480]", r"data\.video_size: must be a list of 2 int, not \[480\]"),
         ("data.video_size=480", r"data\.video_size: must be a list of 2 int, not 480"),
@@ -52,8 +52,8 @@ NETWORK = "model.network_config.params"
             "data.video_size=[720,480]",
             r"\[720, 480\] is larger than the network's positions, which end at \[480, 720\]",
         ),
-        ("data.max_num_frames=48", r"data\.max_num_frames: must be 4k \+ 1 frames, not 48; nearest: 45 or 49"),
-        ("data.max_num_frames=0", r"data\.max_num_frames: must be 4k \+ 1 frames, not 0; nearest: 1$"),
+        ("data.max_num_frames=48", r"data\.max_num_frames: must be 4k \+ 1, not 48; nearest: 45 or 49"),
+        ("data.max_num_frames=0", r"data\.max_num_frames: must be 4k \+ 1, not 0; nearest: 1$"),
         (
             "data.max_num_frames=53",
             r"max_num_frames: 53 pixel frames are more than the network's positions cover: 49",
@@ -74,7 +74,7 @@ NETWORK = "model.network_config.params"
         ("model.sampler_config=3", r"model\.sampler_config: must be a component: target \(a class\) and params"),
         (f"{NETWORK}.hidden_size=1900", r"hidden_size: 1900 is not divisible by 30 attention heads"),
         (f"{NETWORK}.num_layers=0", r"num_layers: must be at least 1, not 0"),
-        (f"{NETWORK}.num_frames=50", r"num_frames: must be 4k \+ 1 frames, not 50"),
+        (f"{NETWORK}.num_frames=50", r"num_frames: must be 4k \+ 1, not 50"),
         (f"{NETWORK}.patch_size=[2,2]", r"patch_size: must be one number or \[frames, height, width\]"),
         (
             f"{NETWORK}.in_channels=32",

@@ -164,8 +164,8 @@ def test_each_frame_is_the_nearest_and_inside(intervals: list[float], fps: float
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"max_num_frames": 48}, ShapeError, "max_num_frames is 48; it has to be 4 k [+] 1, the nearest are 45 and 49"),
-        ({"max_num_frames": 0}, ShapeError, "the nearest are 1 and 5"),
+        ({"max_num_frames": 48}, ShapeError, "max_num_frames must be 4k [+] 1, not 48; nearest: 45 or 49"),
+        ({"max_num_frames": 0}, ShapeError, "not 0; nearest: 1$"),
         ({"video_size": (0, 8)}, ShapeError, r"video_size is \[0, 8\]"),
         ({"fps": 0.0}, DataError, "fps is 0.0; it has to be above 0"),
         ({"skip_frms_num": 1.5}, DataError, "skip_frms_num is 1.5; it has to be a whole number"),

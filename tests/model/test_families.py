@@ -106,7 +106,7 @@ def test_evaluation_draws_the_same_each_time_and_drops_nothing(model: VideoDiffu
 @pytest.mark.parametrize("name", ["1.5", "1.5_i2v"])
 def test_clips_that_do_not_fill_patches_are_refused(models: dict[str, VideoDiffusion], name: str) -> None:
     rows = batch()
-    with pytest.raises(ShapeError, match=r"a clip of 2 latents doesn't fit patches of 2 .*; nearest: 3"):
+    with pytest.raises(ShapeError, match=r"a clip of 2 latent frames .* patches hold 2 .*; nearest: 3"):
         models[name](replace(rows, video=rows.video[:, :5]))
     with pytest.raises(ShapeError, match=r"a single latent \(an image\) doesn't fit patches of 2"):
         models[name](replace(rows, video=rows.video[:, :1]))

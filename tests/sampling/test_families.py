@@ -214,7 +214,7 @@ def test_one_frame_is_refused_where_patches_hold_two(family: Family) -> None:
         configure(family("1.5"), ["a square"], sampling_num_frames=1)
     config = configure(family("1.5"), ["a square"])
     model = load_for_sampling(config.model, config.sample_args, ALONE.device)
-    for frames, message in ((1, "a single latent .* nearest: 3"), (4, "4 latents .* nearest: 3 or 5")):
+    for frames, message in ((1, "1 latent frames .* nearest: 3"), (4, "4 latent frames .* nearest: 3 or 5")):
         with pytest.raises(ShapeError, match=message):
             check_format(model, VideoFormat(frames, 32, 48, 8))
 

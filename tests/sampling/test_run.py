@@ -232,8 +232,8 @@ def test_bf16_runs(family: tiny.TinyFamily, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((40, 48), "height of 40 pixels: must be a multiple of 16; nearest: 32 or 48"),
-        ((32, 8), "width of 8 pixels: must be a multiple of 16; nearest: 16"),
+        ((40, 48), "multiples of 16, not \\[40, 48\\]; nearest: \\[32, 48\\]"),
+        ((32, 8), "multiples of 16, not \\[32, 8\\]; nearest: \\[32, 16\\]"),
     ],
 )
 def test_illegal_sizes_name_the_nearest_legal_ones(

@@ -245,7 +245,7 @@ def test_inputs_that_do_not_fit(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"num_frames": 10}, r"num_frames is 10; it must be 4k \+ 1, e.g. 9 or 13"),
+        ({"num_frames": 10}, r"num_frames must be 4k \+ 1, not 10; nearest: 9 or 13"),
         ({"patch_size": [2, 2]}, "patch_size"),
         ({"patch_size": 0}, "patch_size"),
         ({"num_attention_heads": 3}, "not a multiple of num_attention_heads"),

@@ -1,6 +1,4 @@
-"""What a check of the configuration allows is what the built parts take: the rules are written twice, because a
-check imports neither torch nor SAT.
-"""
+"""The largest clip that a check of the configuration allows is the largest that the built network has positions for."""
 
 from __future__ import annotations
 
@@ -10,24 +8,11 @@ import pytest
 import tiny
 import torch
 from cogvideox.config.clip_sizes import read_sizes
-from cogvideox.config.limits import frame_count_problem
 from cogvideox.config.targets import instantiate
-from cogvideox.errors import ConfigError, ShapeError
-from cogvideox.model.frame_padding import check_latent_frames
+from cogvideox.errors import ConfigError
 
 LEARNED = {"params": {"learnable_pos_embed": True}}
 STRETCHED = {"params": {"resize": "interpolate"}}
-
-
-@pytest.mark.parametrize("patch_frames", [1, 2])
-def test_frame_counts(patch_frames: int) -> None:
-    for latents in range(1, 60):
-        try:
-            check_latent_frames(latents, patch_frames)
-            legal = True
-        except ShapeError:
-            legal = False
-        assert (frame_count_problem(4 * (latents - 1) + 1, 4, patch_frames) == "") == legal, latents
 
 
 @pytest.mark.parametrize("family", tiny.SIZES)
@@ -50,7 +35,7 @@ def test_largest_clip(family: str, positions: dict[str, Any], num_frames: int) -
     sizes = read_sizes(params, {})
     rows, height, width = network.mixins["pos_embed"].largest_grid
     patch = network.network.patch_size
-    assert sizes.patch == patch
+    assert sizes.geometry.patch_size == patch
     real = rows * patch[0] - (patch[0] - 1)
     assert sizes.longest == 4 * (real - 1) + 1
     if sizes.largest is None:
