@@ -14,7 +14,7 @@ from cogvideox.training.run_log import RunLog
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
     value = torch.tensor(loss)
-    return StepResult(value, norm, ~torch.isfinite(value))
+    return StepResult(value, torch.tensor(norm), ~torch.isfinite(value))
 
 
 def meter() -> StepMeter:

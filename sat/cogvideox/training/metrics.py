@@ -60,10 +60,7 @@ class StepMeter:
 
     def add(self, result: StepResult) -> None:
         """Take one step's result; scalars stay on the device."""
-        norm = torch.as_tensor(result.grad_norm, dtype=torch.float32)
-        if norm.device != self._sums.device:
-            norm = norm.to(self._sums.device, non_blocking=True)
-        self._sums += torch.stack([result.loss.float(), norm])
+        self._sums += torch.stack([result.loss.float(), result.grad_norm.float()])
         self._bad_in_a_row = torch.where(result.is_bad, self._bad_in_a_row + 1, 0.0)
         self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
         self._steps += 1

@@ -28,7 +28,8 @@ from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.jobs import read_previews
 from cogvideox.sampling.prompts import Prompt
 from cogvideox.training.checkpoint import Progress, load_progress
-from cogvideox.training.engine import TrainEngine, read_dtype
+from cogvideox.training.deepspeed_config import read_dtype
+from cogvideox.training.engine import TrainEngine
 from cogvideox.training.lr_schedules import (
     Schedule,
     build_sat_schedule,
