@@ -29,7 +29,7 @@ from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
 from cogvideox.model.files import model_files
 from cogvideox.model.loading import load_transformer, read_lora
-from cogvideox.model.memory import advise_on_memory
+from cogvideox.model.memory import advise_on_memory, sampling_advice
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 _SHOWN_FILES = 8
-_MEMORY_ADVICE = (
-    "configs/low_memory.yaml as a last file",
-    "args.batch_size=1",
-    "a smaller args.sampling_image_size or args.sampling_num_frames",
-)
 
 
 def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
@@ -68,7 +63,7 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     done: list[SampleJob] = []
 
     def sample() -> list[Path]:
-        with advise_on_memory(*_MEMORY_ADVICE):
+        with advise_on_memory(*sampling_advice(config.model, args)):
             return sample_batches(
                 model,
                 build_sampler(config.model.sampler_config),
@@ -97,7 +92,8 @@ def _load_checked(config: ModelConfig, args: SampleArgs, groups: ProcessGroups) 
     Raises: UserError.
     """
     files = model_files(config, args.load) if groups.local_rank == 0 else []
-    with advise_on_memory(*_MEMORY_ADVICE), FileChecks(files, verify=args.verify_weights) as checks:
+    advice = sampling_advice(config, args)
+    with advise_on_memory(*advice), FileChecks(files, verify=args.verify_weights) as checks:
         model = load_for_sampling(config, args, groups.device)
         checks.wait()
     return model

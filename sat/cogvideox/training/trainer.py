@@ -15,7 +15,7 @@ from cogvideox.config.schema import Config
 from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger, log_file
-from cogvideox.model.memory import advise_on_memory
+from cogvideox.model.memory import advise_on_memory, training_advice
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.run import build_sampler
@@ -31,13 +31,6 @@ from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, fi
 from cogvideox.weights.atomic import write_text_atomically
 
 _log = get_logger(__name__)
-_MEMORY_ADVICE = (
-    "configs/low_memory.yaml as a last file",
-    "args.checkpoint_activations=true",
-    "deepspeed.train_micro_batch_size_per_gpu=1 with more gradient_accumulation_steps",
-    "LoRA instead of all weights, or ZeRO 2 over several GPUs",
-    "a smaller data.video_size or data.max_num_frames",
-)
 
 
 class Trainer:
@@ -58,7 +51,8 @@ class Trainer:
             process; the device has too little memory, on this one.
             Stopped: the run was asked to stop; on every process, after saving what was trained.
         """
-        with advise_on_memory(*_MEMORY_ADVICE), RunLock() as lock:
+        advice = training_advice(self._config, self._groups.world_size)
+        with advise_on_memory(*advice), RunLock() as lock:
             choice, finished = self._groups.first_only(lambda: self._choose(lock))
             return self._fit(choice, lock) if finished is None else finished
 
@@ -223,6 +217,7 @@ class Trainer:
     def _summarise(self, seconds: float) -> dict[str, Any]:
         parts, readings = self._parts, self._readings
         steady = readings[1:] or readings  # the first reading includes warming up
+        reserved = [each.reserved_gib for each in readings if each.reserved_gib is not None]
         summary = {
             "run_folder": str(parts.folder),
             "checkpoint": None if self._checkpoint is None else str(self._checkpoint),
@@ -234,6 +229,7 @@ class Trainer:
             "seconds_per_step": sum(each.seconds for each in steady) / len(steady) if steady else None,
             "tokens_per_second": sum(each.tokens for each in steady) / len(steady) if steady else None,
             "peak_memory_bytes": int(max((each.peak_gib for each in readings), default=0.0) * 2**30),
+            "peak_reserved_bytes": int(max(reserved) * 2**30) if reserved else None,  # on the CPU
             "trainable_parameters": parts.trainable.trainable,
             "lora_scale": parts.trainable.lora_scale,
             "lora_update": adapter_update(parts.model),
