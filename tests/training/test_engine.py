@@ -91,10 +91,11 @@ def fp16_on_cpu(monkeypatch):
     monkeypatch.setattr(toy, "read_dtype", lambda *_: torch.float16)
 
 
+@pytest.mark.parametrize("sums", ["fp16", "fp32"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage):
+def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage, sums):
     scale = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 1000, "hysteresis": 1}
-    engine = build(section(stage, fp16=scale))
+    engine = build(section(stage, fp16=scale, data_types={"grad_accum_dtype": sums}))
     start = weights(engine)
     first = engine.step(1, [inputs(1)])
     assert not bool(first.is_bad) and all(torch.equal(start[name], each) for name, each in weights(engine).items())

@@ -142,8 +142,9 @@ class TrainEngine:
     def _read_norm(self) -> Tensor:
         """What DeepSpeed measured in the last step, as a scalar on the device."""
         norm = self._engine.get_global_grad_norm()
-        norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
-        return norm.to(self._groups.device, non_blocking=True)
+        if isinstance(norm, Tensor):
+            return norm.float().to(self._groups.device, non_blocking=True)
+        return torch.full((), 0.0 if norm is None else norm, device=self._groups.device)
 
     def _was_refused(self) -> bool:
         """Whether DeepSpeed skipped the step for a reason other than fp16's search for a loss scale."""
