@@ -86,7 +86,7 @@ def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int,
 
     Args:
         trainable: elements of all weights that train.
-        by_deepspeed: the optimizer is DeepSpeed's own, which does its own clipping.
+        by_deepspeed: the optimizer is DeepSpeed's own, which nobody can tell to skip a step.
 
     Raises:
         ConfigError: a ZeRO stage other than 0, 1, 2; a `scheduler` section.
@@ -117,11 +117,12 @@ def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int,
     sums = (config.get("data_types") or {}).get("grad_accum_dtype") or ("bf16" if bf16 else "fp16" if fp16 else "fp32")
     if zero.get("stage", 0) < 2:  # one communication per step, of what was summed
         config["communication_data_type"] = config.get("communication_data_type") or sums
-    if by_deepspeed or fp16:  # fp16's loss scale is found on the host, from the norm
+    is_plain = stage == 0 and not (bf16 or fp16)  # DeepSpeed steps the optimizer and no more
+    if fp16 or (by_deepspeed and not is_plain):  # fp16's loss scale is found on the host, from the norm
         return EngineConfig(config, is_guarded=False)
     clip = float(config.get("gradient_clipping", 0.0))
     config["gradient_clipping"] = 0.0
-    if stage > 0 or not bf16:
+    if stage > 0 or is_plain:
         if bf16:
             config["bf16"] = {**config["bf16"], "check_grad_overflow": False}  # the guard does
         return EngineConfig(config, is_guarded=True, clip=clip)
