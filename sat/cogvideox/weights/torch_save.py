@@ -106,10 +106,17 @@ def save_hashed(path: Path, content: object, whole: Whole | None = None) -> Writ
     return _stream(path, skeleton, [entry for entry, _ in tensors], (value for _, value in tensors), whole)
 
 
+class _AnyEntry(Entry):
+    """Of whatever type torch has a name for in its files."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 def _with_entries(content: object, found: list[tuple[Entry, Tensor]]) -> object:
     """The same with an entry in place of each tensor; `found` gets both."""
     if isinstance(content, Tensor):
-        found.append((Entry(f"tensor {len(found)}", tuple(content.shape), content.dtype), content.detach()))
+        found.append((_AnyEntry(f"tensor {len(found)}", tuple(content.shape), content.dtype), content.detach()))
         return found[-1][0]
     if isinstance(content, Mapping):
         return {key: _with_entries(value, found) for key, value in content.items()}
