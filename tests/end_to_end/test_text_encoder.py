@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any
 
 import pytest
 import tiny
+from cogvideox import stopping
 from cogvideox.config.load import load_config
 from cogvideox.errors import CheckpointError, ConfigError, DataError
+from cogvideox.model import encode_captions
 from cogvideox.parallel.groups import start_process_groups
+from cogvideox.text.conditioner import Conditioner
 from cogvideox.text.encoders import T5Encoder
 from cogvideox.training import captions, evaluation
 from cogvideox.training.trainer import Trainer
@@ -140,6 +145,14 @@ def test_two_processes(settings: Path, train: Train, tmp_path: Path) -> None:
     assert not (tmp_path / "nan").exists() and not (tmp_path / "no place").exists()
 
 
+def test_encoding_can_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conditioner, "encode_once", lambda *_: pytest.fail("encoded although asked to stop"))
+    with stopping.listen(), stopping.deferred():
+        stopping.request(signal.SIGTERM, "a test")
+        with pytest.raises(stopping.Stopped, match="a test"):
+            encode_captions.encode_each(Conditioner(None), ["a"])
+
+
 def test_an_unknown_place_is_refused_with_those_that_there_are(train: Train) -> None:
     with pytest.raises(ConfigError, match=r"text_encoder_device: must be one of auto, device, cpu, not 'gpu'"):
         train("args.text_encoder_device=gpu")
@@ -154,10 +167,6 @@ def test_a_checkpoint_that_does_not_fit_is_found_before_anything_is_encoded(
 
 
 def test_what_is_said(train: Train, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    import logging
-
-    from cogvideox.model import encode_captions
-
     monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
     monkeypatch.setattr(encode_captions, "_SAY_EVERY_S", 0.0)
     with caplog.at_level("INFO", logger="cogvideox"):

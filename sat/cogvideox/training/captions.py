@@ -21,6 +21,7 @@ from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.text.contexts import ContextFile, no_temporary_file
 
 _log = get_logger(__name__)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # hosts made from one image may have one name
 
 
 def settle_text_encoder(
@@ -77,13 +78,15 @@ def _share(
     return contexts, captions[together.index(groups.rank) :: len(together)]
 
 
-def _temporary_folder() -> tuple[str, int, int]:
-    """The same for two processes that see the same temporary folder of the same machine."""
+def _temporary_folder() -> tuple[str, str, int, int]:
+    """The same for two processes that find the same temporary folder of the same machine under one name."""
+    boot = _BOOT_ID.read_text() if _BOOT_ID.exists() else socket.gethostname()
     try:
-        status = os.stat(tempfile.gettempdir())
+        folder = tempfile.gettempdir()  # OSError where none can be written
+        status = os.stat(folder)
     except OSError as error:
         raise DataError(no_temporary_file(error)) from error
-    return socket.gethostname(), status.st_dev, status.st_ino
+    return boot, folder, status.st_dev, status.st_ino
 
 
 def _make_file(named: ExitStack) -> str:
