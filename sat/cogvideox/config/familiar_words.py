@@ -91,6 +91,12 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
         "NPROC=4 bash finetune_multi_gpus.sh",
         "NPROC=4 bash inference.sh",
     ),
+    (
+        "t5_cpu text_encoder_cpu offload_text_encoder text_encoder_offload unload_text_encoder "
+        "cache_text_encoder_outputs cache_text_embeddings precompute_text_embeddings",
+        "args.text_encoder_device=auto (captions are encoded first, then the text encoder is gone; or cpu, device)",
+        "args.text_encoder_device=auto (prompts are encoded first, then the text encoder is gone; or cpu, device)",
+    ),
     # saving, evaluation, logging
     (
         "checkpointing_steps save_steps save_every save_every_n_steps save_freq checkpoint_interval",

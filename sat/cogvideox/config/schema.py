@@ -34,6 +34,7 @@ class TrainArgs:
     mode: Literal["finetune", "pretrain", "inference"] = "finetune"
     seed: int = 1234
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    text_encoder_device: Literal["auto", "device", "cpu"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0
@@ -124,6 +125,7 @@ class SampleArgs:
     mode: Literal["inference", "finetune", "pretrain"] = "inference"
     seed: int = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    text_encoder_device: Literal["auto", "device", "cpu"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0

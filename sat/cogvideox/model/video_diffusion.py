@@ -43,8 +43,8 @@ class VideoDiffusion(nn.Module):
     """A transformer with everything that turns clips into its inputs and its outputs into clips.
 
     Only the transformer is a registered submodule: engines partition, cast, broadcast and save nothing else,
-    and state-dict names are the stored ones (`model.diffusion_model.*`). The frozen parts are moved with
-    `move_frozen`.
+    and state-dict names are the stored ones (`model.diffusion_model.*`). The frozen parts are placed by
+    `model.build`.
 
     scale_factor: latents that the network sees are scale_factor times the VAE's (2B: 1.15258426).
     seed: of the training randomness (see diffusion.timesteps).
@@ -94,12 +94,6 @@ class VideoDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.transformer.parameters()).device
-
-    def move_frozen(self, device: torch.device | str, dtype: torch.dtype) -> VideoDiffusion:
-        """Move and cast the VAE and the text encoder."""
-        self.vae.to(device=device, dtype=dtype)
-        self.conditioner.move(device, dtype)
-        return self
 
     def forward(self, batch: Batch, randomness: StepRandomness | None = None) -> Tensor:
         """Loss per sample, fp32 [b].
@@ -203,8 +197,9 @@ class VideoDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str], keep: Tensor | None = None) -> Tensor:
-        """captions (b of them), keep bool [b] -> context [b, l, e]; zeros where keep is False."""
-        return self.conditioner.encode(captions, keep)
+        """captions (b of them), keep bool [b] -> context [b, l, e] on the model's device; zeros where keep is
+        False."""
+        return self.conditioner.encode(captions, keep, self.device)
 
     def denoise(
         self,
