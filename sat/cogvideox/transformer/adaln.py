@@ -60,7 +60,7 @@ class AdaLNMixin(BaseMixin):
     ) -> tuple[Tensor, Tensor]:
         """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e].
 
-        rotation: of queries and keys [l + v, 1, h/2, 2], None for none.
+        rotation: of queries and keys [2, l + v, 1, h/2, 2], None for none.
         """
         if layer_id == 0 and self._block is not transformer_block:
             # The embeddings are views, what later layers get is not: compiled code would be made for both.
