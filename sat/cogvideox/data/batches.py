@@ -89,8 +89,8 @@ class Drawing:
         return DrawnBatch(**values, drawn=self._thread.submit(self._draw, batch))
 
     def close(self) -> None:
-        """End the thread; what it has not begun is not drawn."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the thread once it has drawn for all batches that it was given. Waits for nothing."""
+        self._thread.shutdown(wait=False)
 
 
 def drawn(batch: Batch, draw: Callable[[Batch], Drawn]) -> Drawn:

@@ -74,7 +74,8 @@ class CompiledBlock:
         with_gradients = torch.is_grad_enabled()
         again = with_gradients in self._modes
         self._modes.add(with_gradients)
-        place = f"batch {video.shape[0]}, {video.shape[1]} video tokens, {'with' if with_gradients else 'without'} gradients"
+        gradients = "with gradients" if with_gradients else "without gradients"
+        place = f"batch {video.shape[0]}, {video.shape[1]} video tokens, {gradients}"
         if again:
             _log.warning(
                 "torch.compile made new code for another size (%s): %d graphs of the block by now, at most %d; each "
