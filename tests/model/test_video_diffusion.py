@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from cogvideox.data.batches import Drawing
 from cogvideox.diffusion import denoiser
 from cogvideox.errors import ShapeError
 from cogvideox.model.video_diffusion import VideoDiffusion
@@ -88,6 +89,30 @@ def test_captions_are_dropped_in_training_only(family: tiny.TinyFamily) -> None:
     model.conditioner.caption_dropout = 1.0
     assert not model.train().draw(batch()).keep_caption.any()
     assert model.eval().draw(batch()).keep_caption.all()
+
+
+def test_draws_in_a_thread_state_the_mode(family: tiny.TinyFamily) -> None:
+    """Training's draws go on while the model is in evaluation mode."""
+    model = build(family)
+    model.conditioner.caption_dropout = 1.0
+    assert not model.eval().draw(batch(), training=True).keep_caption.any()
+    assert model.train().draw(batch(), training=False).keep_caption.all()
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_noise_that_was_drawn_beside_gives_the_same_losses(family: tiny.TinyFamily, stratified: bool) -> None:
+    """To the bit, in either mode of the model at the time of the draw."""
+    model = build(family).train()
+    model.loss.stratified_timesteps = stratified
+    with torch.no_grad():
+        expected = model(batch(epoch=2))
+        model.eval()
+        drawing = Drawing(lambda rows: model.draw(rows, training=True))
+        ahead = drawing.begin(batch(epoch=2))
+        ahead.drawn.result()
+        drawing.close()
+        assert torch.equal(model.train()(ahead), expected)
+        assert torch.equal(model(ahead, model.draw(batch())), model(batch())), "what is given comes first"
 
 
 def test_frozen_parts_stay_in_evaluation_mode(model: VideoDiffusion) -> None:

@@ -85,6 +85,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     # precision and memory
     ("dtype mixed_precision precision torch_dtype weight_dtype bf16 fp16", _DTYPE, "args.bf16=true args.fp16=false"),
     ("gradient_checkpointing activation_checkpointing grad_checkpointing", "args.checkpoint_activations=true", ""),
+    ("activation_offloading activation_offload cpu_offload_checkpointing", "args.offload_activations=true", ""),
     ("zero_stage zero", "deepspeed.zero_optimization.stage=2", ""),
     (
         "gpus num_gpus n_gpus num_processes nproc_per_node",

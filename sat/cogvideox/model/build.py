@@ -101,6 +101,7 @@ def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device
         _make_empty(model, device)
     else:
         model.transformer.to(device)
+    model.schedule.move(device)
     model.vae.to(device=device, dtype=dtype)
     _check_frozen(model.vae, config.first_stage_config)
 

@@ -23,7 +23,7 @@ from cogvideox.config.targets import instantiate
 from cogvideox.data.images import read_image
 from cogvideox.data.transforms import fit_to_bucket
 from cogvideox.diffusion.samplers import Denoise, Sampler
-from cogvideox.diffusion.timesteps import gaussian
+from cogvideox.diffusion.timesteps import gaussian, to_device
 from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import check_precision, draft_model, has_lora, place_model, place_text_encoder, with_lora
@@ -238,11 +238,11 @@ def sample_latents(
     context = model.encode_text([job.prompt for job in jobs])
     latents = sampler.sample(
         _denoiser(model, jobs, form),
-        _noise(jobs, shape, "start").to(model.device),
+        to_device(_noise(jobs, shape, "start"), model.device),
         model.schedule,
         context,
         model.conditioner.null_context(len(jobs), context),
-        step_noise=lambda step: _noise(jobs, shape, step).to(model.device),
+        step_noise=lambda step: to_device(_noise(jobs, shape, step), model.device),
         on_step=stepped,
     )
     _check_finite(latents, jobs, context.dtype)

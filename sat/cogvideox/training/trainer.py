@@ -20,7 +20,7 @@ from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
-from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
+from cogvideox.training.evaluation import EVALUATION_SEED, adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.next_steps import after_training, resume_command
 from cogvideox.training.optional_output import OptionalOutput
@@ -132,6 +132,7 @@ class Trainer:
             start_position=parts.progress.position,
             num_workers=self._args.num_workers,
             pin_memory=self._groups.device.type == "cuda",
+            draw=lambda batch: parts.model.draw(batch, training=True),
         )
 
     def _open_log(self, first: int, last: int) -> RunLog:
@@ -195,6 +196,7 @@ class Trainer:
                     self._groups.world_size,
                     self._args.num_workers,
                     pin_memory=self._groups.device.type == "cuda",
+                    draw=lambda batch: parts.model.draw_fixed(batch, EVALUATION_SEED),
                 )
                 loss = held_out_loss(losses_of, loader, parts.model, self._groups)
                 self._evaluations.append((step, loss))
