@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, pad_activated
+from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, convolve_in, convolve_out
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
@@ -56,12 +56,12 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
         """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
-        x = self.conv_in(latent, state)
+        x = convolve_in(self.conv_in, latent, state)
         for block in self.mid.values():
-            x = block(x, state, latent)
+            x = block.runs(x, state, latent)
         for stage in reversed(self.up):
             assert isinstance(stage, DecoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
-                x = block(x, state, latent)
-            x = x if stage.upsample is None else stage.upsample(x, state)
-        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))
+                x = block.runs(x, state, latent)
+            x = x if stage.upsample is None else stage.upsample.runs(x, state)
+        return convolve_out(self.norm_out, self.conv_out, x, latent, state)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import Downsample, ResnetBlock, group_norm, pad_activated
+from cogvideox.vae.blocks import Downsample, ResnetBlock, convolve_in, convolve_out, group_norm
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
@@ -58,12 +58,12 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> moments b 2z f y x: means, then log-variances."""
-        x = self.conv_in(video, state)
+        x = convolve_in(self.conv_in, video, state)
         for stage in self.down:
             assert isinstance(stage, EncoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
-                x = block(x, state)
-            x = x if stage.downsample is None else stage.downsample(x, state)
+                x = block.runs(x, state)
+            x = x if stage.downsample is None else stage.downsample.runs(x, state)
         for block in self.mid.values():
-            x = block(x, state)
-        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, None, state))
+            x = block.runs(x, state)
+        return convolve_out(self.norm_out, self.conv_out, x, None, state)
