@@ -16,7 +16,7 @@ from torch.nn import functional as F
 def test_maps_cover_blocks_of_frames_rows_and_columns(
     frames: int, map_frames: int, lone_first: bool, slab_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_silu, "CPU_WAY", Way(slab_elements, casting_kernels=False))
+    monkeypatch.setattr(norm_silu, "CPU_WAY", Way(slab_elements, casting_kernels=False, rounded_elements=None))
     x = torch.randn(2, 4, frames, 4, 6, dtype=torch.float64)
     scale, shift = torch.randn(2, 2, 4, map_frames, 2, 3, dtype=torch.float64).unbind()
     out = torch.empty_like(x)

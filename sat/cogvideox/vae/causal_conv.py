@@ -96,7 +96,7 @@ class CausalConv3d(nn.Module):
         for piece in pieces:
             b, c, t, h, w = piece.shape
             if padded is None:
-                padded = state.buffer((b, c, longest + context, h, w), piece)
+                padded = state.buffer((b, c, longest + context, h, w), self.conv.weight)
             else:
                 assert before >= context, f"a run of {before} frames has no context for the next one"
                 padded[:, :, :context].copy_(padded[:, :, before : before + context])

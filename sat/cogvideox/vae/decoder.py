@@ -16,10 +16,21 @@ from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 class DecoderStage(nn.Module):
     """The residual blocks of one level and the way up from it. Keys: `block.J`, `upsample`."""
 
-    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int, latent_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        num_groups: int,
+        latent_channels: int,
+        *,
+        exact_sum: bool,
+    ) -> None:
         super().__init__()
         inputs = [in_channels] + [channels] * (num_blocks - 1)
-        self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups, latent_channels) for before in inputs)
+        self.block = nn.ModuleList(
+            ResnetBlock(each, channels, num_groups, latent_channels, exact_sum=exact_sum) for each in inputs
+        )
         self.upsample: Upsample | None = None
 
 
@@ -44,10 +55,14 @@ class Decoder(nn.Module):
         widths = [ch * mult for mult in ch_mult]
         top = widths[-1]
         self.conv_in = CausalConv3d(latent_channels, top)
-        self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(top, top, num_groups, latent_channels) for i in (1, 2)})
+        self.mid = nn.ModuleDict(
+            {f"block_{i}": ResnetBlock(top, top, num_groups, latent_channels, exact_sum=True) for i in (1, 2)}
+        )
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], top], widths, strict=True)):
-            stage = DecoderStage(before, width, num_res_blocks + 1, num_groups, latent_channels)
+            stage = DecoderStage(
+                before, width, num_res_blocks + 1, num_groups, latent_channels, exact_sum=level > 0
+            )
             if level > 0:
                 stage.upsample = Upsample(width, expand_time=len(widths) - 1 - level < time_levels)
             self.up.append(stage)

@@ -1,5 +1,5 @@
-"""Group normalisation, its modulation and SiLU without autograd: exact statistics, and features read as rarely as each
-kind of device allows.
+"""Group normalisation, its modulation and SiLU without autograd: exact statistics, no full-size temporaries, and few
+launches and copies on a GPU.
 
 torch's own GroupNorm is avoided here. For channels-last tensors on a CPU it sums squares over the whole clip in one
 float32 number, which costs a decimal digit; on a GPU it copies them to another layout and back.
@@ -20,18 +20,23 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Way:
-    """How the work is divided. Both ways give the same values, but for the last bit of some.
+    """How the work is divided.
 
     slab_elements: worked on at a time, in a float32 copy where the features have fewer digits.
     casting_kernels: reductions and products read bfloat16 or float16 and count in float32 without a copy.
+    rounded_elements: frames with more elements than this are rounded to the features' type between norm and SiLU, as
+        diffusers does, which saves the copy: 8 bytes per element are moved instead of 20. None: never.
     """
 
     slab_elements: int
     casting_kernels: bool
+    rounded_elements: int | None
 
 
-CPU_WAY = Way(2**20, casting_kernels=False)  # 4 MiB in float32: the steps after the first find it in the cache
-GPU_WAY = Way(2**27, casting_kernels=True)  # few launches; 0.5 GiB in float32
+CPU_WAY = Way(2**20, casting_kernels=False, rounded_elements=None)  # 4 MiB in float32, which stay in the cache
+# Few launches. The frames of more elements are those of the two largest levels: 95 % of the traffic. What the rounding
+# costs there, sums in float32 at the other levels more than make up for (ResnetBlock.exact_sum; docs/memory.md).
+GPU_WAY = Way(2**26, casting_kernels=True, rounded_elements=2**24)
 
 
 def way_for(device: torch.device) -> Way:
@@ -55,20 +60,24 @@ class NormMaps:
 
     def write(self, x: Tensor, out: Tensor, start: int = 0) -> None:
         """x b c t h w -> out of the same shape; x begins `start` frames behind the maps' beginning."""
-        slab_elements = way_for(x.device).slab_elements
-        frames_at_a_time = max(1, slab_elements // max(1, x[:, :, 0].numel()))
-        window = (start, start + x.shape[2])
-        for frames, maps in covered_frames(
-            self.num_frames, self.scale.shape[2], self.lone_first_frame, frames_at_a_time, window
-        ):
-            source, target = x[:, :, frames], out[:, :, frames]
-            scale, shift = self.scale[:, :, maps], self.shift[:, :, maps]
-            if target.dtype == scale.dtype:
+        way, frame_elements = way_for(x.device), max(1, x[:, :, 0].numel())
+        rounded = way.rounded_elements is not None and frame_elements > way.rounded_elements
+        if rounded or out.dtype == self.scale.dtype:
+            for source, target, scale, shift in self._covered(x, out, start, x.shape[2]):
                 apply_map(source, scale, shift, target)
-                F.silu(target, inplace=True)
-            else:
-                exact = apply_map(source, scale, shift)
-                target.copy_(F.silu(exact, inplace=True))
+            F.silu(out, inplace=True)
+            return
+        for source, target, scale, shift in self._covered(x, out, start, max(1, way.slab_elements // frame_elements)):
+            target.copy_(F.silu(apply_map(source, scale, shift), inplace=True))
+
+    def _covered(
+        self, x: Tensor, out: Tensor, start: int, slab_frames: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Parts of x and out, and of scale and shift that cover them."""
+        window = (start, start + x.shape[2])
+        pieces = covered_frames(self.num_frames, self.scale.shape[2], self.lone_first_frame, slab_frames, window)
+        for frames, maps in pieces:
+            yield x[:, :, frames], out[:, :, frames], self.scale[:, :, maps], self.shift[:, :, maps]
 
 
 def covered_frames(
@@ -124,14 +133,21 @@ def group_norm_maps(norm: nn.GroupNorm, pieces: Sequence[Tensor]) -> NormMaps:
 def _group_moments(pieces: Sequence[Tensor], num_groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group of channels: b g, float64.
 
-    Rows are summed in float32, then rows of a frame and frames in float64, however the frames come in pieces.
+    Rows are summed in float32, all rows of a group in float64, however the frames come in pieces.
     """
-    way = way_for(pieces[0].device)
-    frames = [_frame_moments(slab, way) for piece in pieces for slab in _slabs(piece, way)]
-    moments = frames[0] if len(frames) == 1 else torch.cat(frames, dim=3)
-    b, c, h, w = (pieces[0].shape[dim] for dim in (0, 1, 3, 4))
-    count = c // num_groups * moments.shape[3] * h * w
-    mean, square = (moments.unflatten(2, (num_groups, -1)).sum((3, 4)) / count).unbind()
+    b, c, _, h, w = pieces[0].shape
+    way, frames = way_for(pieces[0].device), sum(piece.shape[2] for piece in pieces)
+    exact = torch.promote_types(pieces[0].dtype, torch.float32)
+    rows = torch.empty((2, b, c, frames, h), dtype=exact, device=pieces[0].device)
+    start = 0
+    for piece in pieces:
+        for slab in _slabs(piece, way):
+            _sum_rows(slab, rows[:, :, :, start : start + slab.shape[2]], way)
+            start += slab.shape[2]
+    if way.casting_kernels:
+        rows[1].square_()
+    count = c // num_groups * frames * h * w
+    mean, square = (rows.unflatten(2, (num_groups, -1)).sum((3, 4, 5), dtype=torch.float64) / count).unbind()
     return mean, torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
 
 
@@ -141,16 +157,12 @@ def _slabs(piece: Tensor, way: Way) -> tuple[Tensor, ...]:
     return piece.split(max(1, way.slab_elements // max(1, piece[:, :, 0].numel())), dim=2)
 
 
-def _frame_moments(x: Tensor, way: Way) -> Tensor:
-    """Sums of values and of squares, b c t h w -> 2 b c t, float64."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    rows = torch.empty((2, *x.shape[:4]), dtype=exact, device=x.device)
+def _sum_rows(x: Tensor, rows: Tensor, way: Way) -> None:
+    """x b c t h w -> 2 b c t h: sums of values; and of squares, or the roots of these with casting kernels."""
     if way.casting_kernels:
-        torch.sum(x, 4, dtype=exact, out=rows[0])
-        torch.linalg.vector_norm(x, dim=4, dtype=exact, out=rows[1])
-        rows[1].square_()
-    else:
-        values = x.to(exact)
-        torch.sum(values, 4, out=rows[0])
-        torch.sum(values * values, 4, out=rows[1])
-    return rows.sum(4, dtype=torch.float64)
+        torch.sum(x, 4, dtype=rows.dtype, out=rows[0])
+        torch.linalg.vector_norm(x, dim=4, dtype=rows.dtype, out=rows[1])
+        return
+    values = x.to(rows.dtype)
+    torch.sum(values, 4, out=rows[0])
+    torch.sum(values * values, 4, out=rows[1])
