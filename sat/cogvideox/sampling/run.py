@@ -27,6 +27,7 @@ from cogvideox.diffusion.timesteps import gaussian
 from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import build_model, has_lora, with_lora
+from cogvideox.model.device_memory import fit_decoding
 from cogvideox.model.files import model_files
 from cogvideox.model.loading import load_transformer, read_lora
 from cogvideox.model.memory import advise_on_memory
@@ -196,6 +197,8 @@ def sample_batches(
     for form, _ in batches:
         check_format(model, form)
     contexts = encode_prompts(model, batches, keep_encoder=keep_text_encoder)
+    for form, _ in batches:
+        fit_decoding(model.vae, form.height, form.width, model.device)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
             context = torch.stack([contexts[job.prompt] for job in jobs]).to(model.device)

@@ -184,7 +184,7 @@ class Downsample(nn.Module):
         lengths = frame_runs.run_lengths(num_frames, b * c * (h + 1) * (w + 1))
         needed = [step * length for length in lengths]
         needed[0] -= lone
-        out = []
+        out: list[Tensor] = []
         for length, group in zip(lengths, regrouped(pieces, needed), strict=True):
             padded = state.buffer((b, c, length, h + 1, w + 1), self.conv.weight)
             self._pad_into(padded, group, lone if not out else 0)

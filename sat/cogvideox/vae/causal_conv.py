@@ -87,8 +87,9 @@ class CausalConv3d(nn.Module):
     ) -> Iterator[Tensor]:
         """The convolution of frames that come in pieces, without autograd: for each b c_in t h w a b c_out t h w.
 
-        A piece is let go before its output is made. To be taken to its end, where the tail is kept. longest: frames of the longest piece, none is shorter than the
-        context but an only one. maps: the pieces are normalised and activated first.
+        A piece is let go before its output is made. To be taken to its end, where the tail is kept.
+        longest: frames of the longest piece; none is shorter than the context but an only one.
+        maps: the pieces are normalised and activated first.
         """
         assert not torch.is_grad_enabled(), "the input is overwritten run by run"
         context, tail = self.context_frames, state.take(self)

@@ -60,9 +60,7 @@ class Decoder(nn.Module):
         )
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], top], widths, strict=True)):
-            stage = DecoderStage(
-                before, width, num_res_blocks + 1, num_groups, latent_channels, exact_sum=level > 0
-            )
+            stage = DecoderStage(before, width, num_res_blocks + 1, num_groups, latent_channels, exact_sum=level > 0)
             if level > 0:
                 stage.upsample = Upsample(width, expand_time=len(widths) - 1 - level < time_levels)
             self.up.append(stage)
@@ -73,10 +71,12 @@ class Decoder(nn.Module):
         """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
         x = convolve_in(self.conv_in, latent, state)
         for block in self.mid.values():
+            assert isinstance(block, ResnetBlock), "blocks are residual"
             x = block.runs(x, state, latent)
         for stage in reversed(self.up):
             assert isinstance(stage, DecoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
+                assert isinstance(block, ResnetBlock), "blocks are residual"
                 x = block.runs(x, state, latent)
             x = x if stage.upsample is None else stage.upsample.runs(x, state)
         return convolve_out(self.norm_out, self.conv_out, x, latent, state)

@@ -62,8 +62,10 @@ class Encoder(nn.Module):
         for stage in self.down:
             assert isinstance(stage, EncoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
+                assert isinstance(block, ResnetBlock), "blocks are residual"
                 x = block.runs(x, state)
             x = x if stage.downsample is None else stage.downsample.runs(x, state)
         for block in self.mid.values():
+            assert isinstance(block, ResnetBlock), "blocks are residual"
             x = block.runs(x, state)
         return convolve_out(self.norm_out, self.conv_out, x, None, state)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 MAX_ELEMENTS = 2**31 - 1  # of any input or output of one call
-# A run: 8 frames of 128 channels at 480 x 720. Longer ones take more memory, shorter ones more time: two frames of
-# context are read again for each.
+# About so many elements in a run: 10 frames of 128 channels at 480 x 720, 4 at 768 x 1360. Longer runs take more
+# memory, shorter ones more time, since each reads two frames of context again.
 RUN_ELEMENTS = 3 * 2**27
-MIN_RUN_FRAMES = 4
+MIN_RUN_FRAMES = 2  # the context that a run leaves for the next one
 
 
 def run_lengths(total: int, frame_elements: int) -> list[int]:
@@ -31,7 +31,7 @@ def run_lengths(total: int, frame_elements: int) -> list[int]:
     frame_elements: of one frame of all samples, where it is largest.
     """
     odd = total % 2
-    most = max(MIN_RUN_FRAMES, RUN_ELEMENTS // frame_elements) // 2
+    most = (max(MIN_RUN_FRAMES, RUN_ELEMENTS // frame_elements) + 1) // 2
     pairs = equal_runs(max(1, total // 2), most)
     lengths = [2 * (min(run.stop, total // 2) - run.start) for run in pairs]
     lengths[0] += odd
