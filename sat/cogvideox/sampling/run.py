@@ -27,6 +27,7 @@ from cogvideox.diffusion.timesteps import gaussian, to_device
 from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
 from cogvideox.model.build import check_precision, draft_model, has_lora, place_model, place_text_encoder, with_lora
+from cogvideox.model.device_memory import fit_decoding
 from cogvideox.model.encode_captions import encode_prompts
 from cogvideox.model.files import model_files
 from cogvideox.model.loading import check_transformer, load_transformer, read_lora
@@ -205,6 +206,7 @@ def sample_batches(
     """
     for form, _ in batches:
         check_format(model, form)
+        fit_decoding(model.vae, form.height, form.width, model.device)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
             latents = sample_latents(model, sampler, jobs, form, lambda _: bar.update())

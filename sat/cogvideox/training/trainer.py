@@ -15,6 +15,7 @@ from cogvideox.config.schema import Config
 from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger, log_file
+from cogvideox.model.device_memory import ADAM_BYTES, fit_decoding
 from cogvideox.model.memory import advise_on_memory, training_advice
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
@@ -89,6 +90,8 @@ class Trainer:
         evaluation_due = every(self._args.eval_interval, last)
         save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
         engine, fingerprint = self._parts.engine, self._parts.train_data.fingerprint()
+        if self._parts.previews:
+            self._fit_previews()
         self._evaluate(first - 1)
         for step in range(first, last + 1):
             self._seed_dropout(step)
@@ -208,6 +211,12 @@ class Trainer:
                 sample_prompts(parts.model, sampler, parts.previews, self._video_format(), folder, self._groups)
                 self._samples[str(step)] = str(folder)
                 self._log.previews(step, folder)
+
+    def _fit_previews(self) -> None:
+        """Choose how previews are decoded now, not when the first one runs out of memory."""
+        form, parts = self._video_format(), self._parts
+        moments = ADAM_BYTES * parts.trainable.trainable
+        fit_decoding(parts.model.vae, form.height, form.width, self._groups.device, still_to_come=moments)
 
     def _video_format(self) -> VideoFormat:
         data = self._config.data
