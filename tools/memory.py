@@ -4,16 +4,18 @@
     python tools/memory.py --base configs/cogvideox_5b.yaml configs/sft.yaml --gpus 8 data.max_num_frames=25
     python tools/memory.py --table
 
-The program itself runs, on tensors without contents, and every tensor is counted while it lives. Neither weights nor clips are
-needed; g++ is, once. Takes the files and words of train_video.py.
+The program itself runs, on tensors without contents, and every tensor is counted while it lives. Neither weights nor
+clips are needed; g++ is, once. Takes the files and words of train_video.py.
 
     --gpus N     one of N processes, with what ZeRO leaves to each
-    --table      count all published models again, and write the tables of docs/memory.md and README.md, and what tests compare
+    --table      count all published models again, and write the tables of docs/memory.md and README.md, and what tests
+    compare
                  with: tests/fake_cuda/figures.json (takes minutes)
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,21 +37,25 @@ def main(argv: Sequence[str]) -> None:
     if "--table" in argv:
         if len(argv) > 1:
             raise ConfigError("--table takes no other words: it counts what configs/ holds")
-        from fake_cuda.table import write_tables
+        from simulated_cuda.table import write_tables
 
         write_tables()
         return
     gpus, words = take_gpus(list(argv))
+    if not words:
+        raise ConfigError(
+            "give the files of a training run: python tools/memory.py --base configs/a.yaml [b.yaml ...] [key=value]"
+        )
     command = parse_cli(words, "train")
     # Paths are not looked at, but a configuration without clips is none.
     overrides = ["args.train_data=[clips]", *command.overrides]
     config = load_config(command.base, overrides, "train", command.allow_unknown)
-    from fake_cuda.device import start
+    from simulated_cuda.device import start
 
     start()
-    from fake_cuda.measure import measure
-    from fake_cuda.report import report
-    from fake_cuda.run import Setting
+    from simulated_cuda.measure import measure
+    from simulated_cuda.report import report
+    from simulated_cuda.run import Setting
 
     print(report(config, measure(config, Setting(gpus=gpus)), gpus))
 
@@ -73,5 +79,4 @@ if __name__ == "__main__":
     status = run_cli(main)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: torch would end what is only half there.
-    __import__("os")._exit(status)
+    os._exit(status)  # sys.exit would have torch end what is only half there

@@ -21,8 +21,8 @@ GIB = 2**30
 class State:
     """What the simulated device is asked for.
 
-    total: its memory in bytes; allocated: how much of it is taken now, and peak, the most that was; on_wait: called with
-    a word whenever the host waits for everything on the device, or on a stream.
+    total: its memory in bytes; allocated: how much of it is taken now, and peak, the most that was; on_wait: called
+    with a word whenever the host waits for everything on the device, or on a stream.
     """
 
     total: int = 80 * GIB

@@ -9,8 +9,8 @@ from typing import Any
 
 from cogvideox.errors import ConfigError
 
-from fake_cuda.cards import GIB, smallest
-from fake_cuda.published import FIGURES, LAYOUTS, METHODS, MODELS, ROOT, SHIPPED, count, job, key
+from simulated_cuda.cards import GIB, smallest
+from simulated_cuda.published import FIGURES, LAYOUTS, METHODS, MODELS, ROOT, SHIPPED, count, job, key, placement_job
 
 BEGIN, END = "<!-- counted: python tools/memory.py --table -->", "<!-- end of what is counted -->"
 PAGES = {"docs/memory.md": "full", "README.md": "short"}
@@ -22,7 +22,8 @@ Figures = dict[str, Any]
 
 def write_tables() -> None:
     """Count, and write the figures and both pages. Raises: UserError."""
-    jobs = [job(model, method, layout) for model in MODELS for method in METHODS for layout in LAYOUTS]
+    both = [(model, method) for model in MODELS for method in METHODS]
+    jobs = [job(*each, layout) for each in both for layout in LAYOUTS] + [placement_job(*each) for each in both]
     figures = as_figures(count(jobs))
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for page in PAGES:
@@ -32,12 +33,11 @@ def write_tables() -> None:
 
 
 def as_figures(answers: dict[str, dict[str, Any]]) -> Figures:
-    """Answers by model, method and layout, with the versions that they hold for."""
+    """Answers by model and method, with the versions that they hold for."""
     figures: Figures = {"versions": versions()}
-    for model in MODELS:
-        for method in METHODS:
-            found = {key(*layout): answers[job(model, method, layout)["name"]] for layout in LAYOUTS}
-            figures[f"{model} {method}"] = found
+    for name, answer in sorted(answers.items()):
+        which, _, what = name.partition("/")
+        figures.setdefault(which, {})[what] = answer
     return figures
 
 
@@ -66,14 +66,14 @@ def with_table(page: Path, figures: Figures) -> str:
 
 def full_table(figures: Figures) -> list[str]:
     """Every layout, in GiB on each GPU."""
-    heads = ["model and clip", "what trains", *(_head(*layout) for layout in LAYOUTS), "with previews"]
+    heads = ["model and clip", "what trains", *(_head(*layout) for layout in LAYOUTS), "previews"]
     rows = []
     for model, published in MODELS.items():
         for method in METHODS:
             found = figures[f"{model} {method}"]
-            shipped = found[key(*SHIPPED)]["memory"]["peaks"]
             training = [_gib(training_peak(found[key(*layout)]["memory"]["peaks"])) for layout in LAYOUTS]
-            rows.append([f"{published.title}, {published.clip}", _METHOD[method], *training, _gib(max(shipped.values()))])
+            most = max(found[key(*SHIPPED)]["memory"]["peaks"].values())
+            rows.append([f"{published.title}, {published.clip}", _METHOD[method], *training, _gib(most)])
     return _lines(heads, rows)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from cogvideox.errors import ConfigError
 
-from fake_cuda.libraries import guard_library, preload_library
+from simulated_cuda.libraries import guard_library, preload_library
 
 _PRELOAD = "LD_PRELOAD"
 _HOOK = "fake_cuda_hooks"
@@ -36,7 +35,7 @@ def start() -> None:
         import torch
 
         ctypes.CDLL(str(guard_library(Path(torch.__file__).parent, torch_version)))
-    from fake_cuda import tensors, torch_cuda
+    from simulated_cuda import tensors, torch_cuda
 
     torch_cuda.install()
     tensors.install()
@@ -53,7 +52,8 @@ def _is_built_with_cuda() -> bool:
 
 
 def _preload() -> None:
-    """Start this process again with the library in front of torch's; after that, programs that it starts don't get it."""
+    """Start this process again with the library in front of torch's; after that, programs that it starts don't get
+    it."""
     library = str(preload_library())
     others = [each for each in os.environ.get(_PRELOAD, "").split(":") if each and each != library]
     if hasattr(ctypes.CDLL(None), _HOOK):
@@ -64,11 +64,3 @@ def _preload() -> None:
     environment = {**os.environ, _PRELOAD: ":".join([library, *others])}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
-def leave(function: Callable[[], int]) -> None:
-    """End the process with a status, without taking down what is only half there."""
-    status = function()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

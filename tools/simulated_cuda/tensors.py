@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools import fake_collectives  # noqa: F401  # collectives for tensors without contents
 
-from fake_cuda import truth
+from simulated_cuda import truth
 
 _aten = torch.ops.aten
 _PIN = (_aten._pin_memory.default, _aten.pin_memory.default)
+
 
 class DeviceTensors(FakeTensorMode):
     """In this mode tensors are made without contents. A pinned tensor is one on the CPU that this object remembers.
@@ -33,7 +34,8 @@ class DeviceTensors(FakeTensorMode):
 
     @property
     def avoid_device_init(self) -> bool:
-        """As on a machine without a device: torch.tensor(..., device="cuda") makes a CPU tensor, which this mode moves."""
+        """As on a machine without a device: torch.tensor(..., device="cuda") makes a CPU tensor, which this mode
+        moves."""
         return True
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,7 +49,7 @@ class DeviceTensors(FakeTensorMode):
         pin = kwargs.get("pin_memory")
         if pin:
             kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-        result = super().dispatch(func, types, args, kwargs)
+        result: Any = super().dispatch(func, types, args, kwargs)
         truth.follow(func, args, result)
         return self._pin(result) if pin else result
 
@@ -64,7 +66,7 @@ def install() -> None:
     own = torch.Tensor.data
     FakeTensor.data = property(own.__get__, _set_data)  # type: ignore[assignment, attr-defined]
     F.scaled_dot_product_attention = _attention
-    Tensor.tolist = _tolist  # type: ignore[method-assign]
+    Tensor.tolist = _tolist  # type: ignore[assignment, method-assign]
 
 
 def _set_data(tensor: FakeTensor, value: FakeTensor) -> None:
@@ -83,9 +85,9 @@ _own_tolist = Tensor.tolist
 
 
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Module.to and the like, as torch does it between CPU and CUDA: parameters keep their identity, but for those from the
-    meta device. Torch's own swaps tensors without contents, which it refuses while somebody watches them with a weak
-    reference."""
+    """Module.to and the like, as torch does it between CPU and CUDA: parameters keep their identity, but for those
+    from or to the meta device. Torch's own swaps tensors without contents, which it refuses while somebody watches
+    them with a weak reference."""
     for child in module.children() if recurse else ():
         _apply(child, fn)
     for name, parameter in module._parameters.items():
@@ -93,7 +95,7 @@ def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = Tr
             continue
         with torch.no_grad():
             new = fn(parameter)
-        if parameter.device.type == "meta":
+        if new is not parameter and "meta" in (parameter.device.type, new.device.type):
             module._parameters[name] = nn.Parameter(new, parameter.requires_grad)
         elif new is not parameter:
             parameter.data = new
@@ -118,8 +120,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that CUDA takes: flash where it can, else the memory-efficient one. Without CUDA torch would choose the
-    plain path, which has the whole matrix of scores."""
+    """The kernel that CUDA takes: flash where it can, else the memory-efficient one. Without CUDA torch would choose
+    the plain path, which has the whole matrix of scores."""
     if query.device.type != "cuda":
         return _own_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,13 @@ METHODS = ("lora", "full")
 SHIPPED = (1, 2)
 LAYOUTS = (SHIPPED, (1, 0), (2, 0), (2, 2), (8, 2))
 
+SMALL = [
+    "model.network_config.params.num_layers=2",
+    "model.first_stage_config.params.num_res_blocks=1",
+    "data.video_size=[64,96]",
+    "data.max_num_frames=9",
+]
+
 
 def key(gpus: int, stage: int) -> str:
     """Of a layout in the file of figures."""
@@ -63,21 +70,37 @@ def job(model: str, method: str, layout: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def count(jobs: Sequence[dict[str, Any]], processes: int | None = None) -> dict[str, dict[str, Any]]:
-    """Answers by name. Jobs of one number of GPUs share processes. Raises: UserError when one ends without its answers."""
+def placement_job(model: str, method: str) -> dict[str, Any]:
+    """A look for device mistakes with two layers and a small clip."""
+    name = f"{model} {method}/placement"
+    return {"name": name, "kind": "placement", "files": MODELS[model].files(method), "overrides": SMALL}
+
+
+def count(
+    jobs: Sequence[dict[str, Any]], processes: int | None = None, environment: Mapping[str, str] = os.environ
+) -> dict[str, dict[str, Any]]:
+    """Answers by name. Jobs of one number of GPUs share processes, as many as there are cores.
+
+    Raises: UserError when one ends without its answers.
+    """
     processes = processes or max(1, len(os.sched_getaffinity(0)))
     parts = []
     for gpus in sorted({each.get("gpus", 1) for each in jobs}):
         own = [each for each in jobs if each.get("gpus", 1) == gpus]
         parts += [own[at::processes] for at in range(processes) if own[at::processes]]
     with ThreadPoolExecutor(processes) as pool:
-        return {name: answer for part in pool.map(_run, parts) for name, answer in part.items()}
+        return {
+            name: answer
+            for part in pool.map(lambda part: _run(part, environment), parts)
+            for name, answer in part.items()
+        }
 
 
-def _run(jobs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, str(WORKER)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, env=environment)
+def _run(jobs: list[dict[str, Any]], environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    own = {**environment, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(WORKER)], input=json.dumps(jobs), capture_output=True, text=True, env=own
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(answers) != len(jobs):
         last = (done.stderr.strip() or "no message").splitlines()[-1]

@@ -12,10 +12,10 @@ from cogvideox.training.trainer import Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fake_cuda.launches import Launches
-from fake_cuda.live_memory import OUTSIDE, LiveMemory
-from fake_cuda.run import Setting, run_training
-from fake_cuda.tensors import DeviceTensors
+from simulated_cuda.launches import Launches
+from simulated_cuda.live_memory import OUTSIDE, LiveMemory
+from simulated_cuda.run import Setting, run_training
+from simulated_cuda.tensors import DeviceTensors
 
 # The phases whose work is counted.
 _WORK = ("text encoder", "VAE encode", "forward", "backward", "preview decode")
@@ -26,9 +26,9 @@ _OF_WARM_UP = ("forward", "backward", "optimizer", OUTSIDE)
 class Memory:
     """Bytes on the first process's device.
 
-    peaks: the most while each phase ran, everything included. The others are parts of it that stay: frozen and trained weights of
-    the transformer, optimizer (fp32 masters and moments), gradients between micro batches, VAE and text_encoder, as far as they
-    are there while the transformer runs. micro_batch, dtype: what it was counted for.
+    peaks: the most while each phase ran, everything included. The others are parts of it that stay: frozen and trained
+    weights of the transformer, optimizer (fp32 masters and moments), gradients between micro batches, VAE and
+    text_encoder, as far as they are there while the transformer runs. micro_batch, dtype: what it was counted for.
     """
 
     micro_batch: int
@@ -62,14 +62,14 @@ class Work:
     touched: dict[str, int]
 
 
-def measure(config: Config, setting: Setting = Setting()) -> Memory:
+def measure(config: Config, setting: Setting) -> Memory:
     """Count the memory of a run of this configuration. Raises: UserError as training does."""
     with DeviceTensors(), LiveMemory() as live:
         trainer = run_training(config, setting, live.phase, lambda: live.forget(*_OF_WARM_UP))
         return _memory(live, trainer)
 
 
-def measure_with_work(config: Config, setting: Setting = Setting()) -> tuple[Memory, Work]:
+def measure_with_work(config: Config, setting: Setting) -> tuple[Memory, Work]:
     """The same, with the work of a micro batch and of a preview video, which takes somewhat longer to count."""
     with DeviceTensors(), LiveMemory() as live, Launches() as launches:
 

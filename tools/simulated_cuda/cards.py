@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 GIB = 2**30
-# Memory of common cards, as sold: 24 GB RTX 3090/4090, 32 RTX 5090/V100, 40 A100, 48 A6000/L40S, 80 A100/H100, 96 H20/GH200, 141 H200.
+# Memory of common cards, as sold: 24 GB RTX 3090/4090, 32 RTX 5090/V100, 40 A100, 48 A6000/L40S, 80 A100/H100, 96
+# H20/GH200, 141 H200.
 CARDS = (24, 32, 40, 48, 80, 96, 141)
 SHARE, FIXED = 1.05, 1.5 * GIB
 NOT_COUNTED = "fragmentation of torch's allocator, cuDNN's workspaces, the CUDA context (0.5 to 1 GiB), NCCL's buffers"

@@ -28,8 +28,8 @@ class OneOfMany(ProcessGroups):
 
 
 def start_groups(world_size: int) -> OneOfMany:
-    """Collectives on tensors do nothing (torch's own fake backend). One number of processes for the whole life of this one:
-    DeepSpeed keeps the groups that it made."""
+    """Collectives on tensors do nothing (torch's own fake backend). One number of processes for the whole life of this
+    one: DeepSpeed keeps the groups that it made."""
     os.environ.update(RANK="0", WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="0")
     os.environ.update(DS_ACCELERATOR="cuda", SAT_LOGLEVEL="ERROR")
     if not dist.is_initialized():

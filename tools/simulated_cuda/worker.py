@@ -1,9 +1,9 @@
 """A process of its own that counts one configuration after the other.
 
-    python tools/fake_cuda/worker.py < jobs.json > results.jsonl
+    python tools/simulated_cuda/worker.py < jobs.json > results.jsonl
 
-Jobs are a JSON list, each {"name", "kind": memory | work | placement, "files", "overrides", "gpus"}; the answer to each is a line with
-its name. One number of GPUs in a process.
+Jobs are a JSON list, each {"name", "kind", "files", "overrides", "gpus"}; the answer to each is a line with its name.
+kind: memory; work, which is memory with preview videos, and work; or placement. One number of GPUs in a process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
 
 
 def main() -> None:
-    from fake_cuda.device import start
+    from simulated_cuda.device import start
 
     jobs = json.loads(os.environ[JOBS]) if JOBS in os.environ else json.load(sys.stdin)
     os.environ[JOBS] = json.dumps(jobs)  # starting again must not read them again
@@ -45,8 +46,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to one job."""
     from cogvideox.config.load import load_config
 
-    from fake_cuda import measure, placement
-    from fake_cuda.run import Setting
+    from simulated_cuda import measure, placement
+    from simulated_cuda.run import Setting
 
     files = [str(ROOT / "configs" / f"{file}.yaml") for file in job["files"]]
     config = load_config(files, ["args.train_data=[clips]", *job.get("overrides", ())], "train")
@@ -56,7 +57,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         waits = [[*wait, count] for wait, count in sorted(found.waits.items())]
         return {"waits": waits, "without_gradient": found.without_gradient, "elsewhere": found.elsewhere}
     if job["kind"] == "memory":
-        return {"memory": measure.measure(config, setting).as_json()}
+        return {"memory": measure.measure(config, replace(setting, preview=False)).as_json()}
     memory, work = measure.measure_with_work(config, setting)
     return {"memory": memory.as_json(), "launches": work.launches, "touched": work.touched}
 

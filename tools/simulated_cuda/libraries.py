@@ -37,20 +37,27 @@ def _built(source: str, version: str, options: tuple[str, ...]) -> Path:
     library = _cache_folder() / f"{Path(source).stem}-{key}.so"
     if library.exists():
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            unfinished = library.with_suffix(".part")
-            _compile(_HERE / source, unfinished, options)
-            unfinished.rename(library)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with open(library.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                unfinished = library.with_suffix(".part")
+                _compile(_HERE / source, unfinished, options)
+                unfinished.rename(library)
+    except OSError as error:
+        raise ConfigError(
+            f"{library} can't be written ({error.strerror}): set XDG_CACHE_HOME to a folder of yours"
+        ) from error
     return library
 
 
 def _compile(source: Path, library: Path, options: tuple[str, ...]) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
-        raise ConfigError("the simulated device needs g++, once, to build a small library: install it (apt install g++)")
+        raise ConfigError(
+            "the simulated device needs g++, once, to build a small library: install it (apt install g++)"
+        )
     command = [compiler, *_FLAGS, str(source), *options, "-ldl", "-o", str(library)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
@@ -63,4 +70,4 @@ def _compile(source: Path, library: Path, options: tuple[str, ...]) -> None:
 
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "cogvideox-sat" / "fake_cuda"
+    return Path(base).expanduser() / "cogvideox-sat" / "simulated_cuda"

@@ -19,8 +19,8 @@ _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift", "
 class Launches(TorchDispatchMode):
     """Counts operators on the device while they run in this mode, by phase.
 
-    launches: how many. touched: bytes of their inputs and outputs; what is changed in place is read and written. An operator of
-    several kernels counts as one.
+    launches: how many. touched: bytes of their inputs and outputs; what is changed in place is read and written. An
+    operator of several kernels counts as one.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,9 @@ class Launches(TorchDispatchMode):
         if free is None:
             free = self._is_free[func] = func.is_view or func._schema.name.startswith(_FREE)
         if not free:
-            sizes = [each.numel() * each.element_size() for each in tree_leaves((args, kwargs, result)) if _is_there(each)]
+            sizes = [
+                each.numel() * each.element_size() for each in tree_leaves((args, kwargs, result)) if _is_there(each)
+            ]
             if sizes:
                 self.launches[self._phases[-1]] += 1
                 self.touched[self._phases[-1]] += sum(sizes)

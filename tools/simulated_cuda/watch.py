@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fake_cuda.tensors import DeviceTensors
-from fake_cuda.torch_cuda import STATE
+from simulated_cuda.tensors import DeviceTensors
+from simulated_cuda.torch_cuda import STATE
 
 _aten = torch.ops.aten
 _READS = {
@@ -25,8 +25,8 @@ _OURS, _DEEPSPEED = "/sat/cogvideox/", "/site-packages/deepspeed/"
 
 
 class Wait(NamedTuple):
-    """kind: read (the host wants a number), sync, to device, or to host (copies that the host waits for). place: the function of
-    this program or of DeepSpeed, as `training/metrics.py:read`."""
+    """kind: read (the host wants a number), sync, to device, or to host (copies that the host waits for). place: the
+    function of this program or of DeepSpeed, as `training/metrics.py:read`."""
 
     phase: str
     kind: str
@@ -34,7 +34,8 @@ class Wait(NamedTuple):
 
 
 class Watch(TorchDispatchMode):
-    """Notes every wait while operators run in this mode. waits: how often each; copies: bytes that were moved without waiting."""
+    """Notes every wait while operators run in this mode. waits: how often each; copies: bytes that were moved without
+    waiting."""
 
     def __init__(self, device: DeviceTensors) -> None:
         super().__init__()
@@ -65,7 +66,11 @@ class Watch(TorchDispatchMode):
         return result
 
     def _see_copy(self, source: Any, target: Tensor, without_waiting: bool) -> None:
-        if not isinstance(source, Tensor) or source.device.type == target.device.type or "meta" in _types(source, target):
+        if (
+            not isinstance(source, Tensor)
+            or source.device.type == target.device.type
+            or "meta" in _types(source, target)
+        ):
             return
         host, kind = (source, "to device") if _is_there(target) else (target, "to host")
         if without_waiting and self._device.is_pinned(host):

@@ -1,4 +1,5 @@
-"""What stands for files in a run on the simulated device: clips, weights, the text encoder's folder, and what is written.
+"""What stands for files in a run on the simulated device: clips, weights, the text encoder's folder, and what is
+written.
 
 Only the border is replaced: where the program would open a file. Everything between is the program itself.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +93,8 @@ def text_settings(config: Config, layers: int | None = None) -> dict[str, Any]:
         settings = T5_XXL
     else:
         raise ConfigError(
-            f"model.conditioner_config.params.encoder.params.model_dir: no {file}, and text_hidden_size is {width}, so it is "
-            f"not T5-XXL (4096): give the folder of the text encoder"
+            f"model.conditioner_config.params.encoder.params.model_dir: no {file}, and text_hidden_size is {width}, so "
+            "it is not T5-XXL's (4096): give the folder of the text encoder"
         )
     return settings if layers is None else {**settings, "num_layers": layers}
 
@@ -115,6 +117,7 @@ def no_files(config: Config, settings: Mapping[str, Any], clips: int) -> Iterato
         "training.setup:prepare_data": lambda config: data_sets(config, clips),
         "training.setup:files_to_check": lambda *_: [],
         "training.setup:load_transformer": lambda *_, **__: None,
+        "training.setup:check_transformer?": lambda *_, **__: None,
         "training.setup:base_reference": lambda *_, **__: {},
         "training.checkpoint:begin_iteration": _begin_iteration,
         "training.trainer:choose_run": lambda args, claim: RunChoice(load=Path("weights") if args.load else None),
@@ -133,19 +136,42 @@ def no_files(config: Config, settings: Mapping[str, Any], clips: int) -> Iterato
     }
     with ExitStack() as stack:
         for place, value in places.items():
-            owner, name, _ = find(place)
-            stack.enter_context(patch.object(owner, name, value))
+            if not place.endswith("?") or exists(place):
+                owner, name, _ = find(place.removesuffix("?"))
+                stack.enter_context(patch.object(owner, name, value))
+        stack.enter_context(patch.object(ThreadPoolExecutor, "submit", _at_once))
         yield
 
 
 def find(place: str) -> tuple[Any, str, Any]:
-    """`room.module:Class.name` -> the owner, the name, and what it is now. AttributeError when there is no such thing."""
+    """`room.module:Class.name` -> the owner, the name, and what it is now. AttributeError when there is no such
+    thing."""
     module, _, path = place.partition(":")
     owner: Any = importlib.import_module(f"cogvideox.{module}")
     *classes, name = path.split(".")
     for each in classes:
         owner = getattr(owner, each)
     return owner, name, getattr(owner, name)
+
+
+def _at_once(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    """In place of a thread, which would not know of the device: modes of torch belong to the thread that entered
+    them."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args, **kwargs))
+    except Exception as error:  # noqa: BLE001  # as a thread pool hands on whatever is raised
+        future.set_exception(error)
+    return future
+
+
+def exists(place: str) -> bool:
+    """Whether there is such a place; those that need not be there are written with a question mark at the end."""
+    try:
+        find(place.removesuffix("?"))
+    except AttributeError:
+        return False
+    return True
 
 
 def _noise(shape: Any, *key: int | str) -> Tensor:
@@ -184,5 +210,3 @@ def _shown(path: Path, video: Iterator[Tensor], fps: float) -> Path:
     for piece in video:
         to_uint8(piece).permute(0, 2, 3, 1).contiguous().cpu()
     return path
-
-

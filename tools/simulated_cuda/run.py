@@ -1,4 +1,5 @@
-"""A training run on the simulated device: the program's own Trainer from its start to its summary, with phases marked."""
+"""A training run on the simulated device: the program's own Trainer from its start to its summary, with phases
+marked."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from cogvideox.training.engine import read_batch_sizes
 from cogvideox.training.trainer import Trainer
 from torch import Tensor
 
-from fake_cuda.groups import start_groups
-from fake_cuda.stand_ins import CAPTION, ROOT, find, no_files, text_settings
+from simulated_cuda.groups import start_groups
+from simulated_cuda.stand_ins import CAPTION, ROOT, find, no_files, text_settings
 
 Phase = Callable[[str], AbstractContextManager[object]]
 # Where each phase of a run begins and ends; where one calls another, the inner one counts.
@@ -41,9 +42,10 @@ PHASES = {
 class Setting:
     """What is run of a configuration.
 
-    gpus: processes, of which this one takes itself for the first. accumulation: micro batches of a step, at most; all after the
-    second are like it. warm: the first step and the second step's first micro batch make only what stays: the optimizer's
-    state, and gradients to add to; the one micro batch after that is like any of a run under way. evaluate: held-out loss, and
+    gpus: processes, of which this one takes itself for the first. accumulation: micro batches of a step, at most; all
+    after the second are like it. warm: the first step and the second step's first micro batch make only what stays:
+    the optimizer's state, and gradients to add to; the one micro batch after that is like any of a run under way.
+    evaluate: held-out loss, and
     preview: one video, both after the last step only. text_layers: of the text encoder, None for all.
     """
 
@@ -60,7 +62,8 @@ def run_training(
 ) -> Trainer:
     """Train for two steps, in `DeviceTensors`. Returns the trainer, whose model and engine are still there.
 
-    phase: gives the context that each part of PHASES runs in; on_warm: called when what follows is like a run under way.
+    phase: gives the context that each part of PHASES runs in; on_warm: called when what follows is like a run under
+    way.
     """
     groups = start_groups(setting.gpus)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -82,9 +85,9 @@ def _short(config: Config, setting: Setting, folder: str) -> Config:
     image = f"@@{ROOT / 'demo/images/red_ring.png'}" if config.model.noised_image_input else ""
     steps = args.sample_steps or 2
     args = replace(
-        args, train_iters=2, save=folder, save_interval=2, eval_interval=None, log_interval=1, num_workers=0, wandb=False,
-        eval_prompts=[f"{CAPTION}{image}"] if setting.preview else [], sample_steps=min(2, steps), resume=None,
-        eval_split=0.1 if setting.evaluate else 0.0, valid_data=[], warmup_steps=0, device="cuda",
+        args, train_iters=2, save=folder, save_interval=2, eval_interval=None, log_interval=1, num_workers=0,
+        wandb=False, eval_prompts=[f"{CAPTION}{image}"] if setting.preview else [], resume=None,
+        sample_steps=min(2, steps), eval_split=0.1 if setting.evaluate else 0.0, valid_data=[], warmup_steps=0, device="cuda",
     )  # fmt: skip
     deepspeed = {key: value for key, value in config.deepspeed.items() if key != "train_batch_size"}
     deepspeed["train_micro_batch_size_per_gpu"] = sizes.micro
@@ -141,5 +144,3 @@ def _evaluated_at_the_end_only() -> Iterator[None]:
 
     with patch.object(Trainer, "_evaluate", evaluate):
         yield
-
-

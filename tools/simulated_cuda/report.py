@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cogvideox.config.schema import Config
 
-from fake_cuda.cards import GIB, MARGIN, NOT_COUNTED, fitting
-from fake_cuda.measure import Memory
+from simulated_cuda.cards import GIB, MARGIN, NOT_COUNTED, fitting
+from simulated_cuda.measure import Memory
 
 # Phases in the order of a run, with what they are for a reader.
 TITLES = {

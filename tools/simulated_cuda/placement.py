@@ -14,22 +14,24 @@ from cogvideox.config.schema import Config
 from cogvideox.training.engine import TrainEngine
 from torch import Tensor
 
-from fake_cuda.run import Setting, run_training
-from fake_cuda.tensors import DeviceTensors
-from fake_cuda.watch import Wait, Watch
+from simulated_cuda.run import Setting, run_training
+from simulated_cuda.tensors import DeviceTensors
+from simulated_cuda.watch import Wait, Watch
 
 
 @dataclass(frozen=True)
 class Placement:
-    """waits: of the host, how often each. without_gradient: names that train and got none; elsewhere: those whose gradient is not
-    on the device."""
+    """waits: of the host, how often each. without_gradient: names that train and got none; elsewhere: those whose
+    gradient is not on the device."""
 
     waits: Counter[Wait]
     without_gradient: list[str]
     elsewhere: list[str]
 
 
-def check_placement(config: Config, around_model: Callable[[], AbstractContextManager[object]] | None = None) -> Placement:
+def check_placement(
+    config: Config, around_model: Callable[[], AbstractContextManager[object]] | None = None
+) -> Placement:
     """Two whole steps. Raises: RuntimeError of torch for an operator that mixes devices.
 
     around_model: a context for the run, in which a test makes a mistake.

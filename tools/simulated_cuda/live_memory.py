@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fake_cuda.torch_cuda import STATE
+from simulated_cuda.torch_cuda import STATE
 
 _BLOCK = 512  # the allocator's granularity
 OUTSIDE = "between"  # the phase that runs where no other does
@@ -20,8 +20,8 @@ OUTSIDE = "between"  # the phase that runs where no other does
 class LiveMemory(TorchDispatchMode):
     """Counts what lives on the device while operators run in this mode.
 
-    now: bytes, each storage rounded up to the allocator's 512. peaks: the most while each phase ran; phases of one name are
-    one. entered, left: what lived when a phase last began and ended.
+    now: bytes, each storage rounded up to the allocator's 512. peaks: the most while each phase ran; phases of one
+    name are one. entered, left: what lived when a phase last began and ended.
     """
 
     def __init__(self) -> None:

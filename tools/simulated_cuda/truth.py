@@ -1,7 +1,8 @@
 """What the host reads of tensors without contents.
 
-Integers are read as 0 and floats as 1.0, since programs divide by what they count. Truth values are followed from comparisons on, as if all held zeros: 0 == 0, 0 is no infinity, so a check that weights are finite or
-that nothing overflowed comes out as in a run where all is well.
+Integers are read as 0 and floats as 1.0, since programs divide by what they count. Truth values are followed from
+comparisons on, as if all held zeros: 0 == 0, 0 is no infinity, so a check that weights are finite or that nothing
+overflowed comes out as in a run where all is well.
 """
 
 from __future__ import annotations

@@ -1,0 +1,30 @@
+"""What the tests of both methods compare, so that each method has a file, and a process, of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fake_cuda.counting import count_here, written
+from simulated_cuda.published import MODELS, SHIPPED, job, key
+
+
+def count_method(method: str) -> dict[str, dict[str, Any]]:
+    """Every model by name."""
+    answers = count_here([job(model, method, SHIPPED) for model in MODELS])
+    return {model: answers[job(model, method, SHIPPED)["name"]] for model in MODELS}
+
+
+def check_memory(answer: dict[str, Any], model: str, method: str) -> None:
+    """The same bytes as in the table of docs/memory.md, part by part and phase by phase."""
+    assert answer["memory"] == written()[f"{model} {method}"][key(*SHIPPED)]["memory"]
+
+
+def check_work(answer: dict[str, Any], model: str, method: str) -> None:
+    """No more operators, and no more bytes touched, than when the table was written. They may only fall."""
+    before = written()[f"{model} {method}"][key(*SHIPPED)]
+    for what in ("launches", "touched"):
+        assert answer[what].keys() == before[what].keys()
+        grown = {
+            phase: (count, before[what][phase]) for phase, count in answer[what].items() if count > before[what][phase]
+        }
+        assert not grown, f"{what}: {grown}"
