@@ -13,9 +13,6 @@ from simulated_cuda.published import placement_job
 
 pytestmark = pytest.mark.timeout(1200)  # a process of minutes on a busy machine, for all tests of this file
 
-# What runs in a step, and so for every clip.
-MODEL = ("VAE encode", "text encoder", "forward", "backward")
-
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, Any]]:

@@ -85,9 +85,10 @@ def _short(config: Config, setting: Setting, folder: str) -> Config:
     image = f"@@{ROOT / 'demo/images/red_ring.png'}" if config.model.noised_image_input else ""
     steps = args.sample_steps or 2
     args = replace(
-        args, train_iters=2, save=folder, save_interval=2, eval_interval=None, log_interval=1, num_workers=0,
-        wandb=False, eval_prompts=[f"{CAPTION}{image}"] if setting.preview else [], resume=None,
-        sample_steps=min(2, steps), eval_split=0.1 if setting.evaluate else 0.0, valid_data=[], warmup_steps=0, device="cuda",
+        args,
+        train_iters=2, save=folder, save_interval=2, log_interval=1, eval_interval=None, sample_steps=min(2, steps),
+        eval_prompts=[f"{CAPTION}{image}"] if setting.preview else [], eval_split=0.1 if setting.evaluate else 0.0,
+        valid_data=[], num_workers=0, warmup_steps=0, wandb=False, resume=None, device="cuda",
     )  # fmt: skip
     deepspeed = {key: value for key, value in config.deepspeed.items() if key != "train_batch_size"}
     deepspeed["train_micro_batch_size_per_gpu"] = sizes.micro
