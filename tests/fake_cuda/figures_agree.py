@@ -8,8 +8,7 @@ from typing import Any
 from fake_cuda.counting import count_here, written
 from simulated_cuda.published import MODELS, SHIPPED, job, key
 
-
-# One of each size is counted by default; image-to-video models differ in the first layer and in one more frame to encode.
+# Counted by default. Image-to-video models differ in the first layer and in one more frame to encode.
 DEFAULT = ("2b", "5b", "1.5")
 OTHERS = tuple(model for model in MODELS if model not in DEFAULT)
 
