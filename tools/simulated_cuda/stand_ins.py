@@ -117,7 +117,7 @@ def no_files(config: Config, settings: Mapping[str, Any], clips: int) -> Iterato
         "training.setup:prepare_data": lambda config: data_sets(config, clips),
         "training.setup:files_to_check": lambda *_: [],
         "training.setup:load_transformer": lambda *_, **__: None,
-        "training.setup:check_transformer?": lambda *_, **__: None,
+        "training.setup:check_transformer": lambda *_, **__: None,
         "training.setup:base_reference": lambda *_, **__: {},
         "training.checkpoint:begin_iteration": _begin_iteration,
         "training.trainer:choose_run": lambda args, claim: RunChoice(load=Path("weights") if args.load else None),
