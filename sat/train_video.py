@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
 from cogvideox.log import get_logger, setup_logging
+from cogvideox.parallel.devices import choose_allocator
 from cogvideox.parallel.launch import adopt_launch
 from cogvideox.parallel.parent import end_with_launcher
 
 
 def main(argv: Sequence[str]) -> None:
     adopt_launch(os.environ)
+    choose_allocator(os.environ)
     end_with_launcher(os.environ)
     command = parse_cli(argv, "train")
     setup_logging("DEBUG" if command.debug else "INFO", keep=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,11 @@ from hypothesis import settings
 # The same examples in every run: whether a change passes must not depend on luck.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+# `nohup`, and a shell's `&`, leave these ignored, also for the programs that tests start and interrupt.
+for _ignored, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_ignored) is signal.SIG_IGN:
+        signal.signal(_ignored, _usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

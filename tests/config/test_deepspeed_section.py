@@ -49,6 +49,56 @@ def test_a_total_batch_size_leaves_the_missing_factor_to_deepspeed() -> None:
     assert "gradient_accumulation_steps" not in section
 
 
+BF16 = {"bf16": {"enabled": True}}
+FP16 = {"fp16": {"enabled": True}}
+OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+OWN_KERNEL = {"optimizer": {"params": {"torch_adam": False}}}
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, "fp32"),
+        (BF16, "fp32"),
+        (FP16, "fp32"),
+        ({**BF16, "data_types": {}}, "fp32"),
+        ({**BF16, "data_types": {"grad_accum_dtype": None}}, "fp32"),
+        ({**BF16, "data_types": {"grad_accum_dtype": "torch.bfloat16"}}, "bf16"),
+        ({**FP16, "data_types": {"grad_accum_dtype": "half"}}, "fp16"),
+        ({**BF16, "data_types": {"grad_accum_dtype": "Float32"}}, "fp32"),
+        ({**BF16, **OFFLOAD}, "bf16"),
+        ({**BF16, **OFFLOAD, "data_types": {"grad_accum_dtype": "fp32"}}, "fp32"),
+        ({**BF16, **OWN_KERNEL}, "bf16"),
+        ({**FP16, **OWN_KERNEL}, "fp32"),
+        ({**BF16, **OWN_KERNEL, "zero_optimization": {"stage": 2}}, "fp32"),
+        (OFFLOAD, "fp32"),
+    ],
+)
+def test_micro_batches_are_summed_in_fp32(given: dict[str, object], expected: str) -> None:
+    section, report = read(given)
+    assert not report.errors and section["data_types"] == {"grad_accum_dtype": expected}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "must be fp32 for fp32 weights, not bf16"),
+        ({**BF16, "data_types": {"grad_accum_dtype": "fp16"}}, "must be fp32 or bf16 for bf16 weights, not fp16"),
+        ({**FP16, "data_types": {"grad_accum_dtype": "fp8"}}, "must be fp32 or fp16 for fp16 weights, not fp8"),
+        (
+            {**BF16, **OWN_KERNEL, "data_types": {"grad_accum_dtype": "fp32"}},
+            "must be bf16 for bf16 weights, ZeRO stage 0 and torch_adam: false, not fp32",
+        ),
+        ({"data_types": {"grad_accum_dtype": 32}}, "32"),
+        ({"data_types": {"grad_acum_dtype": "fp32"}}, "grad_accum_dtype"),
+        ({"data_types": "fp32"}, "must be a mapping"),
+    ],
+)
+def test_sums_that_are_not_possible(given: dict[str, object], message: str) -> None:
+    _, report = read(given)
+    assert len(report.errors) == 1 and message in str(report.errors[0])
+
+
 def test_old_cpu_offload_key() -> None:
     section, _ = read({"zero_optimization": {"stage": 2, "cpu_offload": True}})
     assert section["zero_optimization"]["offload_optimizer"]["device"] == "cpu"  # type: ignore[index]

@@ -130,6 +130,15 @@ def test_training_without_data_section() -> None:
         load_config([MODEL], ["args.train_data=[x]"], "train")
 
 
+def test_offloaded_activations_need_checkpoints(train: Load) -> None:
+    params = train("args.offload_activations=true").model.network_config["params"]
+    assert (params["checkpoint_activations"], params["offload_activations"]) == (True, True)
+    with pytest.raises(
+        ConfigError, match=r"args\.offload_activations: true moves .* needs args.checkpoint_activations"
+    ):
+        train("args.offload_activations=true", "args.checkpoint_activations=false")
+
+
 def test_flat_keys_reach_their_components(train: Load) -> None:
     params = train("args.checkpoint_activations=false", "model.compile_model=true").model.network_config["params"]
     assert (params["checkpoint_activations"], params["compile_blocks"]) == (False, True)

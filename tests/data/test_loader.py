@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from cogvideox import stopping
+from cogvideox.data.batches import DrawnBatch, drawn
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
 from cogvideox.data.loader import Batch, build_evaluation_loader, build_loader
@@ -288,3 +289,83 @@ def test_workers_leave_signals_to_the_process_that_started_them(tmp_path: Path) 
         for _ in range(6):
             next(loader)
         assert worker.is_running() and loader.failures == {}
+
+
+def identity(batch: Batch) -> tuple[list[int], list[int]]:
+    return batch.sample_ids.tolist(), batch.epochs.tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_randomness_is_drawn_beside_for_what_the_batch_holds(tmp_path: Path, num_workers: int) -> None:
+    """In a thread, also where a substitute stands in for a broken file; the batches are those without a draw."""
+    names = [*letters(3), "broken"]
+    threads = set()
+
+    def draw(batch: Batch) -> tuple[list[int], list[int]]:
+        threads.add(threading.current_thread().name)
+        return identity(batch)
+
+    dataset = scripted(tmp_path, names)
+    with build_loader(dataset, 2, seed=3, num_workers=num_workers, draw=draw) as loader:
+        batches = [next(loader) for _ in range(5)]
+    assert [drawn(batch, pytest.fail) for batch in batches] == [identity(batch) for batch in batches]
+    assert {name.split("_")[0] for name in threads} == {"draw"}
+    with build_loader(dataset, 2, seed=3, num_workers=0) as plain:
+        same = [next(plain) for _ in range(5)]
+    assert [rows(batch) for batch in batches] == [rows(batch) for batch in same]
+    assert drawn(same[0], identity) == identity(same[0]), "without a thread it is drawn when asked for"
+    assert isinstance(batches[0].to("cpu"), DrawnBatch)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_many_micro_batches_do_not_wait_for_their_noise(tmp_path: Path, num_workers: int) -> None:
+    """The step begins with the first of them while others are drawn, one after the other."""
+    may_go_on, begun = threading.Event(), []
+
+    def draw(batch: Batch) -> int:
+        begun.append(batch.next_position)
+        assert may_go_on.wait(60)
+        return batch.next_position
+
+    with build_loader(scripted(tmp_path, letters(5)), 1, num_workers=num_workers, draw=draw) as loader:
+        batches = [next(loader) for _ in range(4)]
+        assert begun == [1]
+        may_go_on.set()
+        assert [drawn(batch, pytest.fail) for batch in batches] == [1, 2, 3, 4]
+
+
+def test_a_draw_that_fails_is_known_to_who_needs_it(tmp_path: Path) -> None:
+    def draw(batch: Batch) -> None:
+        raise ArithmeticError("no noise")
+
+    with build_loader(scripted(tmp_path, letters(2)), 1, num_workers=1, draw=draw) as loader:
+        batch = next(loader)
+        with pytest.raises(ArithmeticError, match="no noise"):
+            drawn(batch, pytest.fail)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_draws_beside_too(tmp_path: Path, num_workers: int) -> None:
+    """Every pass, and its threads end with it, also when it is left early."""
+    loader = build_evaluation_loader(scripted(tmp_path, letters(5)), 2, num_workers=num_workers, draw=identity)
+    for _ in range(2):
+        batches = list(loader)
+        assert len(batches) == 3
+        assert [drawn(batch, pytest.fail) for batch in batches] == [identity(batch) for batch in batches]
+    for batch in loader:
+        assert drawn(batch, pytest.fail) == identity(batch)
+        break
+    del batch
+    wait_until(lambda: not beside(), "the threads to end")
+
+
+def beside() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith(("draw", "read-ahead"))]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_failures_stop_an_evaluation(tmp_path: Path, num_workers: int) -> None:
+    dataset = scripted(tmp_path, ["A", "broken-1", "broken-2"], max_failed_share=0.4)
+    with pytest.raises(DataError, match="2 of 3 videos failed to decode"):
+        list(build_evaluation_loader(dataset, 1, num_workers=num_workers, draw=identity))
+    wait_until(lambda: not beside(), "the threads to end")

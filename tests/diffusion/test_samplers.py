@@ -207,3 +207,25 @@ def test_impossible_samplers_are_refused() -> None:
         DDIMSampler(5, linear_steps=2)
     with pytest.raises(ConfigError, match="linear_steps is 5, must be between 0 and 4"):
         DDIMSampler(5, spacing="linear_quadratic", linear_steps=5)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_coefficients_go_to_the_device_once(kind: type[Sampler], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy that nobody waits for, before the first step; and nothing is read back in between."""
+    copied = []
+
+    def watched(value: Tensor, device: torch.device) -> Tensor:
+        copied.append(value)
+        return value
+
+    monkeypatch.setattr("cogvideox.diffusion.samplers.to_device", watched)
+    seen = []
+
+    def denoise(x: Tensor, t: Tensor, context: Tensor, a: Tensor) -> Tensor:
+        seen.append(a)
+        return x
+
+    run(kind(6), denoise)
+    (coefficients,) = copied
+    assert torch.equal(torch.stack(seen), coefficients[:, None].expand(-1, 2))
+    assert {a.untyped_storage().data_ptr() for a in seen} == {coefficients.untyped_storage().data_ptr()}

@@ -128,3 +128,20 @@ def test_impossible_schedules_are_refused(arguments: dict[str, float], message: 
 def test_impossible_step_counts_are_refused(steps: int) -> None:
     with pytest.raises(ConfigError, match=f"num_steps is {steps}, must be between 1 and 1000"):
         NoiseSchedule().sampling(steps)
+
+
+def test_a_device_gets_the_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the model is moved, so that the first step waits for no copy."""
+    copies = []
+
+    def copied(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copies.append(device)
+        return table.to(device)
+
+    monkeypatch.setattr("cogvideox.diffusion.schedule.to_device", copied)
+    schedule = NoiseSchedule()
+    for device in ("cpu", "meta", "meta"):
+        schedule.move(torch.device(device))
+    assert schedule.level(torch.zeros(2, dtype=torch.int64, device="meta")).device.type == "meta"
+    assert torch.equal(schedule.level(torch.tensor([3, 999])), schedule.sqrt_alpha_bar[[3, 999]])
+    assert copies == [torch.device("meta")]

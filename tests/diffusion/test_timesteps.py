@@ -164,3 +164,20 @@ def test_stratified_timesteps_are_uniform_for_one_place_in_the_batch() -> None:
     steps = np.array([stratified_timestep(1000, seed, 5) for seed in range(5000)])
     counts = np.histogram(steps, bins=10, range=(0, 1000))[0]
     assert abs(counts - 500).max() < 5 * (500 * 0.9) ** 0.5
+
+
+def test_pinned_values_are_the_same_and_all_of_them_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+
+    def pin(value: torch.Tensor) -> torch.Tensor:
+        pinned.append(value.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    plain = draw(1, 2, [3], SHAPE, 1000, image_size=(4, 6))
+    there = plain.pinned()
+    assert same(plain, there) and there.image is not None and plain.image is not None
+    fields = ("sigma", "pixel_noise", "posterior_noise", "keep")
+    assert all(torch.equal(getattr(plain.image, name), getattr(there.image, name)) for name in fields)
+    assert len(pinned) == 8
+    assert plain.to("cpu") is plain

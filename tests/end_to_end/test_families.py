@@ -26,7 +26,12 @@ SAME_FP32 = 2e-5
 RUNS: dict[str, tuple[str, ...]] = {
     **{f"{family} lora": () for family in FAMILIES},
     **{f"{family} full": FULL for family in FAMILIES},
-    "1.5_i2v zero2": (*FULL, "deepspeed.zero_optimization.stage=2", "args.checkpoint_activations=true"),
+    "1.5_i2v zero2": (
+        *FULL,
+        "deepspeed.zero_optimization.stage=2",
+        "args.checkpoint_activations=true",
+        "args.offload_activations=true",
+    ),
     "5b_i2v zero1": ("deepspeed.zero_optimization.stage=1", "args.checkpoint_activations=true"),
 }
 

@@ -59,7 +59,7 @@ SAMPLE += [
     (["demo_1.5_i2v", "demo_inference_i2v"], []),
 ]
 # Keys that config hands on to a component, so that nobody else reads them.
-SETTLED = {"checkpoint_activations", "compile_model", "num_steps", "guidance_scale"}
+SETTLED = {"checkpoint_activations", "offload_activations", "compile_model", "num_steps", "guidance_scale"}
 # Keys whose only accepted value is checked.
 CHECKED = {
     "model_parallel_size",

@@ -12,7 +12,15 @@ import pytest
 import tiny
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.model.build import build_model, has_lora, image_condition, with_lora
+from cogvideox.model.build import (
+    build_model,
+    draft_model,
+    has_lora,
+    image_condition,
+    place_model,
+    place_text_encoder,
+    with_lora,
+)
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.loading import load_transformer
 from cogvideox.parallel.groups import start_process_groups
@@ -78,6 +86,33 @@ def test_a_build_whose_weights_follow_ends_up_the_same(kind: str, tmp_path: Path
     assert all(bool(value.isfinite().all()) for value in empty.values())
     again = build(model_config(paths, lora={}, family=kind), seed=3, weights_follow=True).state_dict()
     assert all(torch.equal(empty[name], again[name]) for name in empty if "matrix_" in name)
+
+
+@pytest.mark.parametrize("weights_follow", [True, False])
+def test_a_draft_that_is_placed_is_the_model(family: tiny.TinyFamily, weights_follow: bool) -> None:
+    """Its transformer has no memory before, where weights follow; frozen weights stay frozen."""
+    config = model_config(family, lora={})
+    model = draft_model(config, dtype=torch.bfloat16, seed=3, weights_follow=weights_follow)
+    assert model.device.type == ("meta" if weights_follow else "cpu")
+    frozen = [parameter.requires_grad_(False) for parameter in model.transformer.parameters()]
+    place_text_encoder(model, config, "cpu", torch.bfloat16)
+    place_model(model, config, "cpu", torch.bfloat16)
+    assert model.device.type == "cpu" and len(frozen) > 20
+    assert not any(parameter.requires_grad for parameter in model.transformer.parameters())
+    straight = build(config, torch.bfloat16, seed=3, weights_follow=weights_follow)
+    for part in ("transformer", "vae", "conditioner"):
+        mine, theirs = (dict(getattr(each, part).named_parameters()) for each in (model, straight))
+        assert mine.keys() == theirs.keys()
+        only_adapters = part == "transformer" and weights_follow  # the others have memory, and no values yet
+        names = [name for name in mine if "matrix_" in name or not only_adapters]
+        assert len(names) >= 8 and all(torch.equal(mine[name], theirs[name]) for name in names)
+
+
+def test_on_a_cpu_the_text_encoder_of_an_fp16_model_computes_in_fp32(family: tiny.TinyFamily) -> None:
+    config = model_config(family)
+    model = draft_model(config, dtype=torch.float16, seed=0, weights_follow=True)
+    place_text_encoder(model, config, "cpu", torch.float16)
+    assert {each.dtype for each in model.conditioner.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

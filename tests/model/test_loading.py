@@ -9,12 +9,13 @@ import pytest
 import tiny
 import torch
 from cogvideox.errors import CheckpointError
-from cogvideox.model.loading import base_reference, load_transformer, read_lora
+from cogvideox.model.build import draft_model
+from cogvideox.model.loading import base_reference, check_transformer, load_transformer, read_lora
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.weights.base import is_complete
 from cogvideox.weights.families import POSITION_TABLE, TRANSFORMER_PREFIX
 from cogvideox.weights.sat_folder import fingerprint, write_checkpoint
-from model.parts import batch, build
+from model.parts import batch, build, model_config
 
 LORA = {"r": 4, "lora_alpha": 4.0}
 
@@ -185,3 +186,35 @@ def test_bases_in_a_circle_end(family: tiny.TinyFamily, trained: tuple[VideoDiff
 def test_missing_checkpoint(family: tiny.TinyFamily) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at /nowhere"):
         load_transformer(build(family), "/nowhere")
+
+
+def draft(family: tiny.TinyFamily, lora: dict[str, Any] | None = None, **network: Any) -> VideoDiffusion:
+    config = model_config(family, lora)
+    config.network_config["params"].update(network)
+    return draft_model(config, dtype=torch.float32, seed=0, weights_follow=True)
+
+
+def test_a_draft_knows_what_fits_it(family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path]) -> None:
+    for model in (draft(family), draft(family, LORA)):
+        check_transformer(model, family.transformer)
+        assert model.device.type == "meta"
+    check_transformer(draft(family, LORA), trained[1])
+
+
+@pytest.mark.parametrize("case", ["layers", "width", "alpha", "adapters"])
+def test_a_draft_is_refused_in_the_words_of_loading(
+    case: str, family: tiny.TinyFamily, trained: tuple[VideoDiffusion, Path], tmp_path: Path
+) -> None:
+    model, path = {
+        "layers": (draft(family, num_layers=3), family.transformer),
+        "width": (draft(family, time_embed_dim=64), family.transformer),
+        "alpha": (draft(family, {"r": 4, "lora_alpha": 8.0}), tmp_path / "whole"),
+        "adapters": (draft(family), trained[1]),
+    }[case]
+    write_checkpoint(tmp_path / "whole", 10, trained[0].state_dict(), {"lora": {"r": 4, "alpha": 4.0}, "base": None})
+    with pytest.raises(CheckpointError) as early:
+        check_transformer(model, path)
+    model.transformer.to_empty(device="cpu")
+    with pytest.raises(CheckpointError) as late:
+        load_transformer(model, path)
+    assert str(early.value) == str(late.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from cogvideox.data.batches import Drawing
 from cogvideox.diffusion import denoiser
 from cogvideox.errors import ShapeError
 from cogvideox.model.video_diffusion import VideoDiffusion
@@ -90,6 +91,30 @@ def test_captions_are_dropped_in_training_only(family: tiny.TinyFamily) -> None:
     assert model.eval().draw(batch()).keep_caption.all()
 
 
+def test_draws_in_a_thread_state_the_mode(family: tiny.TinyFamily) -> None:
+    """Training's draws go on while the model is in evaluation mode."""
+    model = build(family)
+    model.conditioner.caption_dropout = 1.0
+    assert not model.eval().draw(batch(), training=True).keep_caption.any()
+    assert model.train().draw(batch(), training=False).keep_caption.all()
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_noise_that_was_drawn_beside_gives_the_same_losses(family: tiny.TinyFamily, stratified: bool) -> None:
+    """To the bit, in either mode of the model at the time of the draw."""
+    model = build(family).train()
+    model.loss.stratified_timesteps = stratified
+    with torch.no_grad():
+        expected = model(batch(epoch=2))
+        model.eval()
+        drawing = Drawing(lambda rows: model.draw(rows, training=True))
+        ahead = drawing.begin(batch(epoch=2))
+        ahead.drawn.result()
+        drawing.close()
+        assert torch.equal(model.train()(ahead), expected)
+        assert torch.equal(model(ahead, model.draw(batch())), model(batch())), "what is given comes first"
+
+
 def test_frozen_parts_stay_in_evaluation_mode(model: VideoDiffusion) -> None:
     model.train()
     assert not model.conditioner.encoder.training and not model.vae.training
@@ -146,7 +171,8 @@ def test_clips_come_back_with_the_frames_that_they_have(model: VideoDiffusion, f
 def test_bf16_parts_still_give_an_fp32_loss_near_the_exact_one(family: tiny.TinyFamily, tmp_path: Path) -> None:
     exact, low = build(family), build(family)
     low.transformer.bfloat16()
-    low.move_frozen("cpu", torch.bfloat16)
+    low.vae.to(torch.bfloat16)
+    low.conditioner.move("cpu", torch.bfloat16)
     with torch.no_grad():
         loss = low(batch())
         assert loss.dtype == torch.float32

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from cogvideox import stopping
 from cogvideox.errors import ConfigError, DataError, LostProcessError
 from cogvideox.parallel.groups import start_process_groups
+from cogvideox.parallel.launch import adopt_launch
 from processes import free_port, run_processes
 from programs import wait_until
 
@@ -33,6 +36,46 @@ def test_cuda_without_a_device_is_refused():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ConfigError, match=r"args.device: cuda, but no CUDA device is visible; use args.device=cpu"):
         start_process_groups("cuda")
+
+
+def _tasks_of_srun(visible: int, gpus: list[str]) -> tuple[str, int, str]:
+    """One task on a machine whose GPUs are pretended: how many it sees, and which one its first is."""
+    rank = int(os.environ["RANK"])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[name]
+    os.environ.update(
+        SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS=str(len(gpus)), SLURM_LOCALID=str(rank), SLURM_NNODES="1"
+    )
+    real, chosen = dist.init_process_group, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: visible)
+        patch.setattr(torch.cuda, "set_device", chosen.append)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=gpus[rank]))
+        patch.setattr(dist, "init_process_group", lambda _, **named: real("gloo", **named))
+        adopt_launch(os.environ)
+        try:
+            groups = start_process_groups()
+        except ConfigError as error:
+            return str(error), 0, ""
+    assert chosen == [groups.device]
+    return str(groups.device), groups.local_rank, os.environ["LOCAL_RANK"]
+
+
+def test_tasks_that_see_one_gpu_each_take_it():
+    """srun --gpus-per-task=1: the GPU is number 0 in each, whatever the task's number on its machine."""
+    found = run_processes(_tasks_of_srun, 2, 1, ["GPU-a", "GPU-b"])
+    assert found == [("cuda:0", 0, "0"), ("cuda:0", 1, "0")]
+
+
+def test_tasks_that_see_all_gpus_take_their_own():
+    found = run_processes(_tasks_of_srun, 2, 2, ["GPU-a", "GPU-b"])
+    assert found == [("cuda:0", 0, "0"), ("cuda:1", 1, "1")]
+
+
+def test_tasks_on_the_same_gpu_are_refused():
+    for text, *_ in run_processes(_tasks_of_srun, 2, 1, ["GPU-a", "GPU-a"]):
+        assert text.startswith("processes 0 and 1 have the same CUDA device (GPU-a of ")
 
 
 def _collectives() -> dict[str, object]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -304,17 +303,6 @@ def test_the_sampler_is_set_from_the_command_line(family: tiny.TinyFamily, tmp_p
         load_config([str(family.model_yaml)], [*given, f"{sampler}spacing=linear"], "sample")
 
 
-def test_each_prompt_is_encoded_once_before_anything_is_sampled(family: tiny.TinyFamily, tmp_path: Path) -> None:
-    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
-    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
-    jobs = plan_jobs([Prompt(PROMPTS[0]), Prompt(PROMPTS[1]), Prompt(PROMPTS[0])], 2, 0, tmp_path)
-    calls: list[str] = []
-    model.conditioner.encoder.register_forward_hook(lambda *_: calls.append("text"))
-    model.transformer.register_forward_hook(lambda *_: calls.append("step"))
-    sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs[:3]), (FORMAT, jobs[3:])])
-    assert calls == ["text", "text", "step", "step"]
-
-
 def test_numbers_that_are_none_are_no_black_video(family: tiny.TinyFamily, tmp_path: Path) -> None:
     module = dict(read_checkpoint(family.transformer).module)
     name = next(name for name in module if name.endswith("layers.1.mlp.dense_h_to_4h.weight"))
@@ -331,39 +319,8 @@ def test_too_little_memory_is_one_line_with_what_helps(
     family: tiny.TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ...")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ... 1.2 GiB is free.")
 
     monkeypatch.setattr(VideoAutoencoder, "decode_chunks", exhausted)
-    with pytest.raises(OutOfMemoryError, match=r"out of device memory \(CUDA out of memory\).*low_memory\.yaml"):
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 9.00 GiB.* 1.2 GiB is free\).*guidance_batch=split"):
         run(family, tmp_path / "out")
-
-
-def test_the_text_encoder_is_given_up_where_nothing_follows(family: tiny.TinyFamily, tmp_path: Path) -> None:
-    """As T5-XXL it would take 9 GB of the machine's memory on every process, for as long as sampling takes."""
-    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
-    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
-    encoder = weakref.ref(model.conditioner.encoder)
-    seen: list[bool] = []
-    model.transformer.register_forward_hook(lambda *_: seen.append(encoder() is None))
-    jobs = plan_jobs([Prompt(PROMPTS[0])], 1, 0, tmp_path)
-    sampler = build_sampler(config.model.sampler_config)
-    sample_batches(model, sampler, [(FORMAT, jobs)], keep_text_encoder=False)
-    assert seen == [True]
-
-
-def test_the_text_encoder_is_on_the_device_while_it_encodes_and_only_then(
-    family: tiny.TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also in a second call. The device is written as cpu:0, to tell it from the CPU that it is sent to."""
-    config = load_config([str(family.model_yaml)], settings(family, tmp_path, num_steps=1), "sample")
-    model = load_for_sampling(config.model, config.sample_args, torch.device("cpu"))
-    encoder, jobs = model.conditioner.encoder, plan_jobs([Prompt(PROMPTS[0])], 1, 0, tmp_path)
-    moved, calls = encoder.move, []
-    monkeypatch.setattr(type(model), "device", torch.device("cpu:0"))
-    monkeypatch.setattr(encoder, "move", lambda *to: (calls.append(to), moved(*to)))
-    encoder.register_forward_hook(lambda *_: calls.append("text"))
-    model.transformer.register_forward_hook(lambda *_: calls.append("step"))
-    for _ in range(2):
-        sample_batches(model, build_sampler(config.model.sampler_config), [(FORMAT, jobs)])
-    once = [(torch.device("cpu:0"), torch.float32), "text", ("cpu", torch.float32), "step"]
-    assert calls == [*once, *once]

@@ -8,7 +8,9 @@ import pytest
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.parallel.groups import start_process_groups
-from cogvideox.training.engine import BatchSizes, read_batch_sizes, read_dtype
+from cogvideox.training.deepspeed_config import BatchSizes, read_batch_sizes, read_dtype
+from deepspeed.ops import op_builder
+from deepspeed.ops.op_builder.builder import MissingCUDAException
 from processes import run_processes
 from training.toy import Toy, build, inputs, section, train, weights
 
@@ -89,10 +91,11 @@ def fp16_on_cpu(monkeypatch):
     monkeypatch.setattr(toy, "read_dtype", lambda *_: torch.float16)
 
 
+@pytest.mark.parametrize("sums", ["fp16", "fp32"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage):
+def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage, sums):
     scale = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 1000, "hysteresis": 1}
-    engine = build(section(stage, fp16=scale))
+    engine = build(section(stage, fp16=scale, data_types={"grad_accum_dtype": sums}))
     start = weights(engine)
     first = engine.step(1, [inputs(1)])
     assert not bool(first.is_bad) and all(torch.equal(start[name], each) for name, each in weights(engine).items())
@@ -134,6 +137,40 @@ def test_state_of_another_kind_of_run_is_refused():
     state["masters"] = state["masters"][:1]
     with pytest.raises(CheckpointError, match="resume with the trainable weights and number of processes"):
         build(section(1)).restore(state)
+
+
+@pytest.mark.parametrize(
+    "builder, given, error, message",
+    [
+        (
+            "FusedAdamBuilder",
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": False}}},
+            OSError("CUDA_HOME environment variable is not set. Please set it to your CUDA install root.\nmore"),
+            r"optimizer.params.torch_adam: false takes a kernel .* failed \(OSError: CUDA_HOME environment variable is "
+            r"not set.*nvcc, found through CUDA_HOME\). Install them, or set it to true",
+        ),
+        (
+            "CPUAdamBuilder",
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            MissingCUDAException("CUDA_HOME does not exist, unable to compile CUDA op(s)"),
+            r"zero_optimization.offload_optimizer takes a kernel .*CUDA_HOME does not exist.* or leave it out",
+        ),
+        (
+            "CPUAdamBuilder",
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            RuntimeError("Unable to JIT load the cpu_adam op due to ninja not being installed."),
+            r"ninja not being installed",
+        ),
+    ],
+)
+def test_a_kernel_that_cannot_be_compiled_is_one_line(builder, given, error, message, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(getattr(op_builder, builder), "load", fail)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build({**section(), **given})
+    assert "\n" not in str(caught.value)
 
 
 def test_the_rate_follows_the_schedule():

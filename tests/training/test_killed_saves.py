@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cogvideox.training.run_folder import RunLock
-from cogvideox.weights import atomic
+from cogvideox.weights import atomic, sat_folder
 from cogvideox.weights.atomic import remove_folder
 from cogvideox.weights.runs import newest_iteration, record_start
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
@@ -38,7 +38,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, steps: int, inside: tuple[str, ..
         *((Path, each) for each in ("mkdir", "rename", "replace", "unlink", "rmdir")),
         (os, "fsync"),
         (shutil, "rmtree"),
-        (torch, "save"),
+        (sat_folder, "save_hashed"),
         *((os, each) for each in inside),
     ):
         monkeypatch.setattr(owner, name, dying(name, getattr(owner, name)))
@@ -85,7 +85,7 @@ def test_every_moment_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             write_checkpoint(run, 2, weights(30), {}, overwrite=True)
             assert newest_iteration(run) == run / "2" and read_checkpoint(run).module["weight"].tolist() == [30.0] * 3
         assert sorted(path.name for path in run.iterdir()) == ["1", "2", "latest", "run.json"], done
-    assert {"mkdir", "save", "fsync", "rename", "replace"} <= set(whole) and len(whole) > 7
+    assert {"mkdir", "save_hashed", "fsync", "rename", "replace"} <= set(whole) and len(whole) > 7
 
 
 def test_every_moment_of_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cogvideox.parallel.groups import start_process_groups
+from cogvideox.training import metrics
 from cogvideox.training.engine import StepResult
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, StepMeter, TrainingDiverged
 from cogvideox.training.run_log import RunLog
@@ -14,7 +15,7 @@ from cogvideox.training.run_log import RunLog
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
     value = torch.tensor(loss)
-    return StepResult(value, norm, ~torch.isfinite(value))
+    return StepResult(value, torch.tensor(norm), ~torch.isfinite(value))
 
 
 def meter() -> StepMeter:
@@ -66,8 +67,20 @@ def test_logs_hold_the_published_tags(tmp_path):
     board.Reload()
     tags = set(board.Tags()["scalars"])
     assert {"Train/train_loss", "Train/lr", "Train/elapsed_time", "Train/valid_loss"} <= tags
+    assert "Train/peak_memory_gib" in tags and "Train/peak_reserved_gib" not in tags  # on the CPU they are one
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["train_loss"] == 2.0 and lines[0]["lr"] == 1e-3 and lines[1] == {"step": 1, "valid_loss": 0.5}
+
+
+def test_reserved_memory_stands_beside_allocated(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(metrics, "peak_memory_gib", lambda _: [18.56, 20.125])
+    each = meter()
+    each.add(result(2.0))
+    with RunLog(tmp_path, 1, 1) as log, caplog.at_level("INFO", "cogvideox"):
+        log.training(each.read(1), lr=1e-3)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["peak_memory_gib"] == pytest.approx(18.56) and line["peak_reserved_gib"] == 20.125
+    assert "18.6 GiB (20.1 reserved)" in caplog.text
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -21,9 +21,10 @@ def test_settings_are_read():
 
 
 def test_deepspeeds_kernel_on_request_and_for_offload():
-    assert read_optimizer(section(torch_adam=False)).by_deepspeed
+    own = read_optimizer(section(torch_adam=False))
+    assert own.by_deepspeed and not own.is_offloaded
     offload = {**section(), "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    assert read_optimizer(offload).by_deepspeed
+    assert read_optimizer(offload).by_deepspeed and read_optimizer(offload).is_offloaded
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
-from cogvideox.training.engine import TrainEngine, read_dtype
+from cogvideox.training.deepspeed_config import read_dtype
+from cogvideox.training.engine import TrainEngine
 from cogvideox.training.lr_schedules import build_schedule
 from cogvideox.training.optimizers import read_optimizer
 from torch import Tensor, nn

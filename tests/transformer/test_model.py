@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.transformer.block import transformer_block
+from cogvideox.transformer.compiled_block import MOST_GRAPHS
 from processes import run_processes
 from sat.model.base_model import BaseModel
 from transformer.tiny_transformer import FAMILIES, build_tiny, family_inputs, inputs, module_nodes, randomise
@@ -167,30 +169,57 @@ def test_few_graphs_serve_all_shapes(family: str) -> None:
         for size in ((3, 8, 12), (3, 4, 8)):
             for sample in batches(family, size, (2, 1, 4, 3)):
                 torch.testing.assert_close(model(*sample), plain(*sample), rtol=0, atol=5e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 5
+    # The first size, batches of one at the other, and larger batches.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == model.mixins["adaln_layer"]._block.num_graphs <= 3
 
 
-def test_compiled_adapters_are_trained_and_evaluated_at_several_shapes() -> None:
-    """Nothing before the first layer needs a gradient: that and evaluation double the graphs, beyond torch's limit."""
+def test_graphs_of_adapters_are_bounded_and_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing before the first layer needs a gradient: that and evaluation have graphs of their own, for whatever size
+    and order, with checkpoints and without."""
+    monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
+    caplog.set_level(logging.INFO)
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = build_tiny(lora={"r": 2}, family="5b")
+    model = build_tiny(lora={"r": 2}, family="5b", checkpoint_activations=True)
     randomise(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("matrix_" in name)
     model.mixins["adaln_layer"].compile_blocks(backend="eager")
-    for grad in (False, True):
-        for size in ((3, 8, 12), (3, 4, 8)):
-            for sample in batches("5b", size, (2, 1, 3)):
-                with torch.set_grad_enabled(grad):
-                    out = model(*sample)
-                if grad:
-                    out.square().mean().backward()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 8
+    block = model.mixins["adaln_layer"]._block
+    seen = []
+    for checkpointed in (True, False):
+        model.checkpoint_activations = checkpointed
+        for grad in (False, True):
+            for size in ((3, 8, 12), (3, 4, 8), (2, 8, 12), (1, 6, 10)):
+                for sample in batches("5b", size, (2, 1, 3, 4)):
+                    with torch.set_grad_enabled(grad):
+                        out = model(*sample)
+                    if grad:
+                        out.square().mean().backward()
+            seen.append(block.num_graphs)
+    assert seen == [3, 9, 9, 9] and MOST_GRAPHS == 9
+    lines = [record for record in caplog.records if "torch.compile" in record.message]
+    assert [record.levelname for record in lines] == ["INFO", "WARNING", "WARNING"] * 2
+    assert "1 graphs of the block by now (batch 2, 72 video tokens, without gradients)" in lines[0].message
+    assert "another size (batch 1, 72 video tokens, without gradients): 2 graphs" in lines[1].message
+    assert "9 graphs of the block by now, at most 9" in lines[-1].message
+
+
+def test_one_size_has_one_line_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("cogvideox"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    torch._dynamo.reset()
+    model = build_tiny(family="1.5")
+    model.mixins["adaln_layer"].compile_blocks(backend="eager")
+    for _ in range(2):
+        model(*family_inputs("1.5")).mean().backward()
+    lines = [record for record in caplog.records if "torch.compile" in record.message]
+    assert [record.levelname for record in lines] == ["INFO"]
 
 
 def test_torch_without_an_argument_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def old_compile(model: Any, *, fullgraph: bool, backend: str) -> Any:
+    def old_compile(model: Any, *, fullgraph: bool, backend: Any) -> Any:
         return model
 
     monkeypatch.setattr(torch, "compile", old_compile)

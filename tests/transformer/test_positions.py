@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from cogvideox.errors import ConfigError, ShapeError
-from cogvideox.transformer.block import rotate
 from cogvideox.transformer.position_tables import sincos_3d
+from cogvideox.transformer.rotary import rotate, rotate_to_planes, rotation_matrices
 from diffusers.models.embeddings import apply_rotary_emb, get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
@@ -30,8 +30,11 @@ def turns(family: str, grid: tuple[int, int, int], resize: str = "slice", **size
     mixin = build_tiny(family=family, resize=resize, num_layers=1, **sizes).mixins["pos_embed"]
     rotation = mixin.rotation(grid, CPU)
     assert rotation.dtype == torch.float32
-    assert torch.equal(rotation[:TEXT_LENGTH, 0], torch.tensor([1.0, 0.0]).expand(TEXT_LENGTH, 16, 2)), "text stays"
-    cos, sin = rotation[TEXT_LENGTH:, 0].unbind(-1)
+    assert torch.equal(rotation[:, :TEXT_LENGTH, 0], torch.eye(2)[:, None, None].expand(2, TEXT_LENGTH, 16, 2)), (
+        "text stays"
+    )
+    cos, sin = rotation[0, TEXT_LENGTH:, 0].unbind(-1)
+    assert torch.equal(rotation[1, TEXT_LENGTH:, 0], torch.stack([-sin, cos], -1))
     return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
 
 
@@ -69,33 +72,89 @@ def test_interpolation_factors_divide_positions() -> None:
     plain = build_tiny(modules=nodes)
     nodes["pos_embed_config"]["params"] |= {"height_interpolation": 2.0, "width_interpolation": 0.5}
     whole, scaled = (
-        model.mixins["pos_embed"].rotation((3, 4, 6), CPU)[TEXT_LENGTH:].unflatten(0, (3, 4, 6))
+        model.mixins["pos_embed"].rotation((3, 4, 6), CPU)[0, TEXT_LENGTH:].unflatten(0, (3, 4, 6))
         for model in (plain, build_tiny(modules=nodes))
     )
     torch.testing.assert_close(scaled[:, ::2, :3], whole[:, :2, ::2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rotate_is_diffusers_rotation(dtype: torch.dtype) -> None:
-    """Values and gradients; in bf16 both rotate in fp32 and round once."""
+def in_planes(heads: Tensor) -> Tensor:
+    """Channels of [..., h] in the order of rotate_to_planes."""
+    return heads.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
+def turned(heads: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[b, s, n, h] by angles [s, h/2] in the three forms, all in the order of planes: ours for CPU, ours for CUDA,
+    diffusers'."""
+    pairs = angles.repeat_interleave(2, -1)
+    theirs = apply_rotary_emb(heads.transpose(1, 2), (pairs.cos(), pairs.sin())).transpose(1, 2)
+    rotation = rotation_matrices(angles.cos(), angles.sin())
+    return in_planes(rotate(heads, rotation)), rotate_to_planes(heads, rotation), in_planes(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rotations_are_diffusers_rotation(dtype: torch.dtype) -> None:
+    """Values and gradients; in 16 bits all rotate in fp32 and round once."""
     torch.manual_seed(0)
     heads = torch.randn(2, 9, 3, 32).to(dtype).requires_grad_()
-    angles = torch.randn(9, 16)
-    rotation = torch.view_as_real(torch.polar(torch.ones(9, 16), angles)).unsqueeze(1)
-    pairs = angles.repeat_interleave(2, -1)
-    mine = rotate(heads, rotation)
-    theirs = apply_rotary_emb(heads.transpose(1, 2), (pairs.cos(), pairs.sin())).transpose(1, 2)
-    assert mine.dtype == dtype
-    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
-    upstream = torch.randn(mine.shape).to(dtype)
-    grads = [torch.autograd.grad(out, heads, upstream)[0] for out in (mine, theirs)]
-    torch.testing.assert_close(*grads, rtol=0, atol=tolerance)
+    *ours, theirs = turned(heads, torch.randn(9, 16))
+    upstream = torch.randn(theirs.shape).to(dtype)
+    (expected,) = torch.autograd.grad(theirs, heads, upstream)
+    tolerance = {torch.bfloat16: 0.02, torch.float16: 0.002}.get(dtype, 1e-6)
+    for mine in ours:
+        assert mine.dtype == dtype and mine.is_contiguous()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+        (grad,) = torch.autograd.grad(mine, heads, upstream)
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_planes_are_as_exact_as_the_complex_product(dtype: torch.dtype) -> None:
+    """Against float64, forward and backward, at the angles of a published size."""
+    torch.manual_seed(0)
+    heads = torch.randn(1, 500, 4, 64).to(dtype).requires_grad_()
+    angles = torch.rand(500, 32) * 90
+    upstream = torch.randn(heads.shape).to(dtype)
+    rotation = rotation_matrices(angles.cos(), angles.sin())
+    exact = heads.detach().double().requires_grad_()
+    reference = in_planes(rotate(exact, rotation.double()))
+    reference.backward(upstream.double())
+    errors = []
+    for out in (in_planes(rotate(heads, rotation)), rotate_to_planes(heads, rotation)):
+        (grad,) = torch.autograd.grad(out, heads, upstream)
+        errors.append([(out - reference).abs().mean(), (grad - exact.grad).abs().mean()])
+    for complex_error, planes_error in zip(*errors, strict=True):
+        assert planes_error <= 1.01 * complex_error
+
+
+def test_planes_take_gradients_as_attention_lays_them_out() -> None:
+    heads = torch.randn(2, 5, 3, 32, requires_grad=True)
+    angles = torch.randn(5, 16)
+    upstream = torch.randn(2, 3, 5, 32).transpose(1, 2)
+    mine, planes, _ = turned(heads, angles)
+    grads = [torch.autograd.grad(out, heads, upstream)[0] for out in (mine, planes)]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["5b", "1.5_i2v"])
+def test_a_network_that_rotates_to_planes_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_tiny(family=family)
+    randomise(model)
+    results = []
+    for form in (rotate, rotate_to_planes):
+        monkeypatch.setattr("cogvideox.transformer.block.rotate", form)
+        model.zero_grad()
+        out = model(*family_inputs(family))
+        out.square().mean().backward()
+        results.append([out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=2e-6)
 
 
 def test_rotation_keeps_attention_relative() -> None:
     """A score depends on the difference of two positions only."""
-    rotation = build_tiny(family="5b").mixins["pos_embed"].rotation((3, 4, 6), CPU)[TEXT_LENGTH:]
+    rotation = build_tiny(family="5b").mixins["pos_embed"].rotation((3, 4, 6), CPU)[:, TEXT_LENGTH:]
     torch.manual_seed(0)
     query, key = (torch.randn(1, 1, 1, 32).expand(1, 72, 1, 32) for _ in range(2))
     scores = rotate(query, rotation)[0, :, 0] @ rotate(key, rotation)[0, :, 0].T

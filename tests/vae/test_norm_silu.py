@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cogvideox.vae import norm_silu
-from cogvideox.vae.norm_silu import NormMaps, covered_frames, group_norm_maps
+from cogvideox.vae.norm_silu import NormMaps, Way, covered_frames, group_norm_maps
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 def test_maps_cover_blocks_of_frames_rows_and_columns(
     frames: int, map_frames: int, lone_first: bool, slab_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_silu, "SLAB_ELEMENTS", slab_elements)
+    monkeypatch.setattr(norm_silu, "CPU_WAY", Way(slab_elements, casting_kernels=False, rounded_elements=None))
     x = torch.randn(2, 4, frames, 4, 6, dtype=torch.float64)
     scale, shift = torch.randn(2, 2, 4, map_frames, 2, 3, dtype=torch.float64).unbind()
     out = torch.empty_like(x)
-    NormMaps(scale, shift, lone_first).write(x, out)
+    NormMaps(scale, shift, frames, lone_first).write(x, out)
     lone, block = (1, (frames - 1) // max(1, map_frames - 1)) if lone_first else (0, frames // map_frames)
     index = [0] * lone + [lone + i // block for i in range(frames - lone)]
     large_scale, large_shift = (
@@ -52,7 +52,7 @@ def test_group_norm_is_torchs_group_norm(dtype: torch.dtype) -> None:
     nn.init.normal_(norm.bias)
     x = torch.randn(2, 8, 5, 6, 7).mul(3).add(2).to(dtype).contiguous(memory_format=torch.channels_last_3d)
     out = torch.empty_like(x)
-    group_norm_maps(norm.to(dtype), x).write(x, out)
+    group_norm_maps(norm.to(dtype), [x]).write(x, out)
     expected = F.silu(norm.double()(x.double()))
     tolerance: float = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 4 * torch.finfo(dtype).eps)
     assert (out - expected).abs().max() < tolerance * max(1.0, expected.abs().max().item())
@@ -65,5 +65,5 @@ def test_statistics_keep_their_digits_far_from_zero() -> None:
     x = (torch.randn(1, 8, 9, 48, 64, dtype=torch.float64) + 30).float()
     x = x.contiguous(memory_format=torch.channels_last_3d)
     out = torch.empty_like(x)
-    group_norm_maps(norm, x).write(x, out)
+    group_norm_maps(norm, [x]).write(x, out)
     assert (out - F.silu(norm.double()(x.double()))).abs().max() < 2e-5

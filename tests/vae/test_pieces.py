@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from cogvideox.errors import ConfigError
@@ -51,8 +53,8 @@ def test_uint8_video_is_converted_piece_by_piece_to_the_same_bits(dtype: torch.d
 def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that don't depend on the input leave only what the carried state and the tiles must make equal."""
 
-    def moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        zeros = torch.zeros(x.shape[0], num_groups, dtype=torch.float64)
+    def moments(pieces: Sequence[torch.Tensor], num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        zeros = torch.zeros(len(pieces[0]), num_groups, dtype=torch.float64)
         return zeros, zeros + 1
 
     monkeypatch.setattr(norm_silu, "_group_moments", moments)

@@ -13,8 +13,9 @@ from cogvideox.weights.atomic import check_writable, new_folder
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import LATEST_FILE, VAE_FILE, new_iteration
-from cogvideox.weights.sat_stream import stream_states, stream_torch_file
+from cogvideox.weights.sat_stream import stream_states
 from cogvideox.weights.text_encoder_folder import copy_files
+from cogvideox.weights.torch_save import stream_torch_file
 from conversion.file_records import describe_input, describe_written, described_meanwhile
 from conversion.manifest import Manifest, read_manifest
 from conversion.threads import one_thread

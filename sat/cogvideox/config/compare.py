@@ -24,6 +24,7 @@ _TRAINING_ONLY = (
     "noised_image_dropout",
     "conditioner_config.params.caption_dropout",
     "network_config.params.checkpoint_activations",
+    "network_config.params.offload_activations",
 )
 _CHOSEN_FREELY = (
     "sampler_config",

@@ -28,12 +28,12 @@ _TOP_LEVEL: dict[str, str] = {
     "communication_data_type": "str | None",
     "wall_clock_breakdown": "bool",
     "dump_state": "bool",
-    "optimizer": "Any",  # these four are read key by key
+    "optimizer": "Any",  # these five are read key by key
     "zero_optimization": "Any",
     "bf16": "Any",
     "fp16": "Any",
     "activation_checkpointing": "dict",
-    "data_types": "dict",
+    "data_types": "Any",
     "flops_profiler": "dict",
     "comms_logger": "dict",
 }
@@ -65,6 +65,13 @@ _FP16: dict[str, str] = {
     "min_loss_scale": "float",
 }
 _BF16: dict[str, str] = {"enabled": "bool", "immediate_grad_update": "bool", "check_grad_overflow": "bool"}
+_DATA_TYPES: dict[str, str] = {"grad_accum_dtype": "str | None"}
+# The names that DeepSpeed knows each precision under; the first is ours.
+_PRECISIONS: dict[str, tuple[str, ...]] = {
+    "fp32": ("fp32", "float32", "float", "torch.float32"),
+    "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
+    "fp16": ("fp16", "float16", "half", "torch.float16"),
+}
 _OPTIMIZER_PARAMS: dict[str, str] = {
     "lr": "float",
     "betas": "tuple[float, float]",
@@ -114,6 +121,7 @@ def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
     result["fp16"] = {"enabled": False, **_block(_child(node, "fp16"), _FP16, report)}
     result["bf16"] = {"enabled": False, **_block(_child(node, "bf16"), _BF16, report)}
     result["optimizer"] = _read_optimizer(_child(node, "optimizer"), report)
+    result["data_types"] = _read_data_types(_child(node, "data_types"), result, report)
     _check_ranges(node, result, report)
     _warn_misplaced(node, report)
     return result
@@ -175,6 +183,27 @@ def _read_optimizer(node: Node | None, report: Report) -> dict[str, Any]:
         kind = "AdamW"
     params = {**_OPTIMIZER_DEFAULTS, **_block(_child(node, "params"), _OPTIMIZER_PARAMS, report)}
     return {"type": kind, "params": params}
+
+
+def _read_data_types(node: Node | None, result: dict[str, Any], report: Report) -> dict[str, Any]:
+    """In which precision the gradients of a step's micro batches are summed: fp32 unless the user says the weights'
+    own, or DeepSpeed would need the device's memory for it that the offload is to save."""
+    zero, params = result["zero_optimization"], result["optimizer"]["params"]
+    weights = next((name for name in ("bf16", "fp16") if result[name]["enabled"]), "fp32")
+    is_offloaded = ((zero.get("offload_optimizer") or {}).get("device") or "none") != "none"
+    # DeepSpeed's own kernel without ZeRO: it refuses to sum in anything else. (fp16 runs with stage 1.)
+    is_bound = zero["stage"] == 0 and weights == "bf16" and not params.get("torch_adam", True)
+    given = _block(node, _DATA_TYPES, report).get("grad_accum_dtype")
+    if given is None:
+        return {"grad_accum_dtype": weights if is_offloaded or is_bound else "fp32"}
+    named = next((name for name, words in _PRECISIONS.items() if given.lower() in words), given)
+    valid = [weights] if is_bound else list(dict.fromkeys(["fp32", weights]))
+    if named not in valid:
+        assert node is not None
+        why = f"for {weights} weights" + (", ZeRO stage 0 and torch_adam: false" if is_bound else "")
+        report.error(node.value["grad_accum_dtype"].origin, f"must be {' or '.join(valid)} {why}, not {given}")
+        return {"grad_accum_dtype": valid[0]}
+    return {"grad_accum_dtype": named}
 
 
 def _check_ranges(node: Node | None, result: dict[str, Any], report: Report) -> None:

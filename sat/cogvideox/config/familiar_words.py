@@ -85,11 +85,18 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     # precision and memory
     ("dtype mixed_precision precision torch_dtype weight_dtype bf16 fp16", _DTYPE, "args.bf16=true args.fp16=false"),
     ("gradient_checkpointing activation_checkpointing grad_checkpointing", "args.checkpoint_activations=true", ""),
+    ("activation_offloading activation_offload cpu_offload_checkpointing", "args.offload_activations=true", ""),
     ("zero_stage zero", "deepspeed.zero_optimization.stage=2", ""),
     (
         "gpus num_gpus n_gpus num_processes nproc_per_node",
         "NPROC=4 bash finetune_multi_gpus.sh",
         "NPROC=4 bash inference.sh",
+    ),
+    (
+        "t5_cpu text_encoder_cpu offload_text_encoder text_encoder_offload unload_text_encoder "
+        "cache_text_encoder_outputs cache_text_embeddings precompute_text_embeddings",
+        "args.text_encoder_device=auto (captions are encoded first, then the text encoder is gone; or cpu, device)",
+        "args.text_encoder_device=auto (prompts are encoded first, then the text encoder is gone; or cpu, device)",
     ),
     # saving, evaluation, logging
     (

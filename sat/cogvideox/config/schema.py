@@ -34,11 +34,13 @@ class TrainArgs:
     mode: Literal["finetune", "pretrain", "inference"] = "finetune"
     seed: int = 1234
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    text_encoder_device: Literal["auto", "device", "cpu"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0
     collective_timeout_s: float = 1800.0
     checkpoint_activations: bool = False
+    offload_activations: bool = False
     # where weights come from and go to
     load: str | None = None
     base_model: str | None = None
@@ -106,6 +108,11 @@ class TrainArgs:
             yield "load", "missing: fine-tuning starts from a checkpoint; args.mode=pretrain starts from random weights"
         if self.warmup_steps > self.train_iters >= 1:
             yield "warmup_steps", f"{self.warmup_steps} is more than train_iters ({self.train_iters})"
+        if self.offload_activations and not self.checkpoint_activations:
+            yield (
+                "offload_activations",
+                "true moves the inputs of recomputed blocks, so it needs args.checkpoint_activations: true",
+            )
         if self.model_parallel_size != 1:
             yield "model_parallel_size", "only 1 is supported: this version has no tensor parallelism"
         if self.mode == "inference":
@@ -124,6 +131,7 @@ class SampleArgs:
     mode: Literal["inference", "finetune", "pretrain"] = "inference"
     seed: int = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    text_encoder_device: Literal["auto", "device", "cpu"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_parallel_size: int = 1
     rendezvous_timeout_s: float = 600.0

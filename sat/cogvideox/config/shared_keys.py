@@ -31,6 +31,7 @@ def settle_shared_keys(root: Node, kind: Kind, report: Report, *, published: boo
     if _is_mapping(root, "model.network_config"):
         if kind == "train":
             _tie(root, "args.checkpoint_activations", f"{_NETWORK}.checkpoint_activations")
+            _tie(root, "args.offload_activations", f"{_NETWORK}.offload_activations")
         _tie(root, "model.compile_model", f"{_NETWORK}.compile_blocks")
         _settle_image_scale(root, report)
     if kind == "sample":

@@ -7,9 +7,11 @@ Letters: b batch, t frames, c colours, h w pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from cogvideox.errors import DataError
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,39 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """With the video on a device; pinned memory is copied without waiting."""
         return replace(self, video=self.video.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnBatch(Batch):
+    """A batch whose randomness is being drawn, or is there already: see Drawing."""
+
+    drawn: Future[Any]
+
+
+class Drawing:
+    """Draws the randomness of batches in a thread, as soon as they are read: 157 ms for a clip of 81x768x1360.
+
+    One batch after the other, so that of many micro batches the first can be computed with while others are drawn.
+    draw: a function of a batch that may run in another thread than the model.
+    """
+
+    def __init__(self, draw: Callable[[Batch], Any]) -> None:
+        self._draw = draw
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
+
+    def begin(self, batch: Batch) -> DrawnBatch:
+        """The same batch, with what `draw` will give for it."""
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        return DrawnBatch(**values, drawn=self._thread.submit(self._draw, batch))
+
+    def close(self) -> None:
+        """End the thread once it has drawn for all batches that it was given. Waits for nothing."""
+        self._thread.shutdown(wait=False)
+
+
+def drawn(batch: Batch, draw: Callable[[Batch], Drawn]) -> Drawn:
+    """What was drawn for a batch beside, waiting for it if need be; without that, what `draw` gives now."""
+    return batch.drawn.result() if isinstance(batch, DrawnBatch) else draw(batch)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from cogvideox import stopping
-from cogvideox.data.batches import Batch, BatchPlan, BatchReader
+from cogvideox.data.batches import Batch, BatchPlan, BatchReader, Drawing
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.order import SampleStream
 from cogvideox.errors import DataError, UserError
@@ -29,11 +30,17 @@ class VideoLoader:
     workers.
     """
 
-    def __init__(self, reader: BatchReader, plans: Iterator[BatchPlan], start_position: int, prefetch: bool) -> None:
+    def __init__(
+        self,
+        reader: BatchReader,
+        plans: Iterator[BatchPlan],
+        start_position: int,
+        prefetch: bool,
+        draw: Callable[[Batch], Any] | None = None,
+    ) -> None:
         self.position = start_position
         self._reader = reader
-        self._batches = reader.batches(plans)
-        self._ahead = _ReadAhead(self._batches) if prefetch else None
+        self._source = _Source(reader, plans, prefetch, draw)
         self._closed = False
 
     @property
@@ -57,7 +64,8 @@ class VideoLoader:
             Stopped: the program was asked to stop.
         """
         assert not self._closed, "the loader is closed"
-        batch = next(self._batches) if self._ahead is None else self._ahead.take()
+        batch = next(self._source, None)
+        assert batch is not None, "training batches never end"
         self.position = batch.next_position
         return batch
 
@@ -66,10 +74,7 @@ class VideoLoader:
         if self._closed:
             return
         self._closed = True
-        self._reader.pool.stop_waiting()
-        if self._ahead is not None:
-            self._ahead.stop()
-        self._reader.pool.close()
+        self._source.close()
 
     def __enter__(self) -> VideoLoader:
         return self
@@ -78,6 +83,37 @@ class VideoLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Source:
+    """Batches of a reader, read ahead if wanted, with their randomness being drawn. Owns the reader's pool."""
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        plans: Iterator[BatchPlan],
+        prefetch: bool,
+        draw: Callable[[Batch], Any] | None,
+    ) -> None:
+        self._pool = reader.pool
+        self._drawing = None if draw is None else Drawing(draw)
+        batches = reader.batches(plans)
+        self._batches = batches if self._drawing is None else map(self._drawing.begin, batches)
+        self._ahead = _ReadAhead(self._batches) if prefetch else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches if self._ahead is None else self._ahead)
+
+    def close(self) -> None:
+        self._pool.stop_waiting()
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._pool.close()
+        if self._drawing is not None:
+            self._drawing.close()
 
 
 class _ReadAhead:
@@ -89,6 +125,7 @@ class _ReadAhead:
         self._batches = batches
         self._queue: queue.Queue[Batch | None] = queue.Queue(maxsize=1)
         self._error: UserError | None = None
+        self._is_through = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
@@ -99,6 +136,7 @@ class _ReadAhead:
                 self._put(batch)
                 if self._stopped.is_set():
                     return
+            self._is_through = True
         except UserError as error:
             self._error = error
         finally:
@@ -113,22 +151,25 @@ class _ReadAhead:
                 continue
             return
 
-    def take(self) -> Batch:
-        batch = self._wait()
-        if batch is not None:
-            return batch
-        if self._error is not None:
-            raise self._error
-        raise RuntimeError("the reading thread has ended; its traceback is above")
+    def __iter__(self) -> Iterator[Batch]:
+        return self
 
-    def _wait(self) -> Batch | None:
+    def __next__(self) -> Batch:
         """The first batch may take minutes, and a run that is asked to stop does not wait for it."""
         while True:
             stopping.check()
             try:
-                return self._queue.get(timeout=0.2)
+                batch = self._queue.get(timeout=0.2)
             except queue.Empty:
                 continue
+            if batch is not None:
+                return batch
+            self._put(None)  # for whoever asks again
+            if self._error is not None:
+                raise self._error
+            if self._is_through:
+                raise StopIteration
+            raise RuntimeError("the reading thread has ended; its traceback is above")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -144,6 +185,7 @@ def build_loader(
     start_position: int = 0,
     num_workers: int = 2,
     pin_memory: bool = False,
+    draw: Callable[[Batch], Any] | None = None,
 ) -> VideoLoader:
     """Training batches of one process.
 
@@ -160,6 +202,7 @@ def build_loader(
             there.
         num_workers: decoding processes of this process; 0 decodes on demand without reading ahead.
         pin_memory: for batches that go to a CUDA device.
+        draw: makes the randomness of a batch, in a thread beside (see batches.Drawing); None: nobody does.
 
     Raises:
         DataError: for a batch size below 1, or more processes than samples.
@@ -175,7 +218,7 @@ def build_loader(
         dataset, stream, seed=seed, num_workers=num_workers, pin_memory=pin_memory, count_substitutes=True
     )
     plans = training_plans(micro_batch_size, rank, world_size, start_position)
-    return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0)
+    return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0, draw=draw)
 
 
 def training_plans(size: int, rank: int, world_size: int, start: int) -> Iterator[BatchPlan]:
@@ -203,6 +246,7 @@ class EvaluationLoader:
         world_size: int,
         num_workers: int,
         pin_memory: bool = False,
+        draw: Callable[[Batch], Any] | None = None,
     ) -> None:
         self._dataset = dataset
         self._size = micro_batch_size
@@ -210,6 +254,7 @@ class EvaluationLoader:
         self._world_size = world_size
         self._num_workers = num_workers
         self._pin_memory = pin_memory
+        self._draw = draw
 
     def __len__(self) -> int:
         """Batches of each process in a pass."""
@@ -229,10 +274,11 @@ class EvaluationLoader:
             pin_memory=self._pin_memory,
             count_substitutes=False,
         )
+        source = _Source(reader, self._plans(), prefetch=self._num_workers > 0, draw=self._draw)
         try:
-            yield from reader.batches(self._plans())
+            yield from source
         finally:
-            reader.pool.close()
+            source.close()
 
     def _plans(self) -> Iterator[BatchPlan]:
         for plan in training_plans(self._size, self._rank, self._world_size, 0):
@@ -248,6 +294,7 @@ def build_evaluation_loader(
     world_size: int = 1,
     num_workers: int = 2,
     pin_memory: bool = False,
+    draw: Callable[[Batch], Any] | None = None,
 ) -> EvaluationLoader:
     """Evaluation batches of one process; iterate as often as needed.
 
@@ -257,7 +304,7 @@ def build_evaluation_loader(
         DataError: for a batch size below 1.
     """
     _check_sizes(micro_batch_size, rank, world_size)
-    return EvaluationLoader(dataset, micro_batch_size, rank, world_size, num_workers, pin_memory)
+    return EvaluationLoader(dataset, micro_batch_size, rank, world_size, num_workers, pin_memory, draw)
 
 
 def _check_sizes(micro_batch_size: int, rank: int, world_size: int) -> None:

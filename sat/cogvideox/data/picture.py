@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, Interpolation
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +23,7 @@ from cogvideox.data.video_file import VideoFile
 from cogvideox.errors import DataError
 
 _UNSPECIFIED = (2, 3)  # in H.273's tables
+_MATRIX_BT709, _MATRIX_BT2020 = 1, 9
 # Matrices that libav's scaler knows: RGB, BT.709, FCC, BT.601 (625 and 525 lines), SMPTE 240M, BT.2020.
 _KNOWN_MATRICES = (0, 1, *_UNSPECIFIED, 4, 5, 6, 7, 9)
 _LARGEST_ASPECT = 16
@@ -38,7 +39,7 @@ class Picture:
         flips: whether the picture is mirrored, first exchanging rows and columns, then top and bottom, then left
             and right.
         matrix: the matrix of colours, where the file doesn't say it and libav takes another one than players.
-        transfer, primaries: as numbers of H.273.
+        matrix, transfer, primaries: as numbers of H.273.
         has_alpha: it has transparent parts; they are shown on white.
         is_interlaced: two half pictures, taken at different times.
     """
@@ -46,7 +47,7 @@ class Picture:
     stored: tuple[int, int]
     square: tuple[int, int]
     flips: tuple[bool, bool, bool]
-    matrix: Colorspace | None
+    matrix: int | None
     transfer: int
     primaries: int
     has_alpha: bool
@@ -93,14 +94,16 @@ class Picture:
         """uint8 [h, w, c], maybe a view that isn't contiguous; the frame has to be of this picture, and not be
         interlaced any more.
         """
+        if self.matrix is not None:
+            frame.colorspace = self.matrix  # the argument of `reformat` has no name for BT.2020 before PyAV 18
         size = {}
         if self.stored != self.square:
             size = {"height": self.square[0], "width": self.square[1], "interpolation": Interpolation.BICUBIC}
         if colours.needs_conversion(self.transfer, self.primaries):
-            coded = _reformat(frame, "rgb48le", src_colorspace=self.matrix)
+            coded = _reformat(frame, "rgb48le")
             pixels = _reformat(colours.to_srgb(coded, self.transfer, self.primaries), "rgb24", **size).to_ndarray()
         else:
-            pixels = _reformat(frame, "rgb24", src_colorspace=self.matrix, **size).to_ndarray()
+            pixels = _reformat(frame, "rgb24", **size).to_ndarray()
         if self.has_alpha:
             alpha = _reformat(frame, "rgba", **size).to_ndarray()[..., 3:]
             pixels = np.asarray(on_white(Image.fromarray(np.concatenate([pixels, alpha], axis=-1))))
@@ -148,12 +151,12 @@ def _reformat(frame: Any, name: str, **arguments: Any) -> Any:
     return frame.reformat(format=name, threads=1, **arguments)
 
 
-def _matrix(frame: Any) -> Colorspace | None:
+def _matrix(frame: Any) -> int | None:
     if frame.format.is_rgb or frame.colorspace not in _UNSPECIFIED:
         return None
     if colours.needs_conversion(frame.color_trc, frame.color_primaries):
-        return Colorspace.ITU709 if frame.color_primaries == colours.DISPLAY_P3 else Colorspace.BT2020
-    return Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else None
+        return _MATRIX_BT709 if frame.color_primaries == colours.DISPLAY_P3 else _MATRIX_BT2020
+    return _MATRIX_BT709 if frame.width >= 1280 or frame.height > 576 else None
 
 
 def _square_pixels(path: str, stored: tuple[int, int], aspect: Fraction | None) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cogvideox.diffusion.guidance import DynamicGuidance, Guidance, guide
 from cogvideox.diffusion.schedule import NoiseSchedule, Spacing
 from cogvideox.diffusion.solver_steps import ddim_step, dpmpp_2m_sde_step, dpmpp_2m_step
+from cogvideox.diffusion.timesteps import to_device
 from cogvideox.errors import ConfigError
 
 
@@ -125,10 +126,10 @@ class Sampler(ABC):
         assert step_noise is not None or not self.needs_noise, f"{type(self).__name__} needs step_noise"
         levels = schedule.sampling(self.num_steps, self.spacing, self.linear_steps)
         a = levels.sqrt_alpha_bar.tolist()
+        coefficients = to_device(levels.denoiser_sqrt_alpha_bar, noise.device)  # all at once: no step waits for one
         x, x0_previous = noise.float(), None
         for step, timestep in enumerate(levels.timesteps.tolist()):
-            coefficient = levels.denoiser_sqrt_alpha_bar[step].to(x.device)
-            x0 = self._predict(denoise, x, timestep, step, coefficient, context, null_context)
+            x0 = self._predict(denoise, x, timestep, step, coefficients[step], context, null_context)
             if step + 1 == self.num_steps:
                 x = x0
             else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.diffusion import denoiser
+from cogvideox.diffusion.timesteps import to_device
 from cogvideox.errors import ConfigError
 
 Spacing = Literal["trailing", "linear_quadratic"]
@@ -73,7 +74,7 @@ class NoiseSchedule:
         # float64, shifted but not yet rescaled: sub-sampling starts from here.
         self._alpha_bar = alpha_bar / (shift_scale + (1.0 - shift_scale) * alpha_bar)
         self.sqrt_alpha_bar = self._levels(self._alpha_bar)
-        self._on_device: dict[torch.device, Tensor] = {}
+        self._on_device = {self.sqrt_alpha_bar.device: self.sqrt_alpha_bar}
 
     def _levels(self, alpha_bar: Tensor) -> Tensor:
         """float64 alpha_bar, descending -> fp32 sqrt_alpha_bar; the rescale itself is done in fp32, as the
@@ -84,12 +85,15 @@ class NoiseSchedule:
         first, last = levels[0].clone(), levels[-1].clone()
         return (levels - last) * (first / (first - last)) if len(levels) > 1 else torch.zeros(1)
 
+    def move(self, device: torch.device) -> None:
+        """Have the training table on a device, besides those where it is already."""
+        if device not in self._on_device:
+            self._on_device[device] = to_device(self.sqrt_alpha_bar, device)
+
     def level(self, timestep: Tensor) -> Tensor:
         """sqrt_alpha_bar of each timestep: int64 [b] -> fp32 [b] on the same device, without a host sync."""
-        table = self._on_device.get(timestep.device)
-        if table is None:
-            table = self._on_device[timestep.device] = self.sqrt_alpha_bar.to(timestep.device)
-        return table[timestep]
+        self.move(timestep.device)
+        return self._on_device[timestep.device][timestep]
 
     def add_noise(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """latent [b, ...], noise [b, ...], timestep int64 [b] -> noised_latent fp32 [b, ...]."""

@@ -12,7 +12,7 @@ Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,15 @@ class ImageRandomness:
 
     def to(self, device: torch.device) -> ImageRandomness:
         """The same on another device, see StepRandomness.to."""
+        return self._each(lambda part: to_device(part, device))
+
+    def pinned(self) -> ImageRandomness:
+        """The same in pinned memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ImageRandomness:
         parts = (self.sigma, self.pixel_noise, self.posterior_noise, self.keep)
-        return ImageRandomness(*(_move(part, device) for part in parts))
+        return ImageRandomness(*map(change, parts))
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,25 @@ class StepRandomness:
         device = torch.device(device)
         if device.type == "cpu":
             return self
+        image = None if self.image is None else self.image.to(device)
+        return self._each(lambda part: to_device(part, device), image)
+
+    def pinned(self) -> StepRandomness:
+        """The same in pinned memory, from where `to` copies nothing but to the device."""
+        return self._each(Tensor.pin_memory, None if self.image is None else self.image.pinned())
+
+    def _each(self, change: Callable[[Tensor], Tensor], image: ImageRandomness | None) -> StepRandomness:
         return StepRandomness(
-            timestep=_move(self.timestep, device),
-            noise=_move(self.noise, device),
-            posterior_noise=_move(self.posterior_noise, device),
-            keep_caption=_move(self.keep_caption, device),
-            image=None if self.image is None else self.image.to(device),
+            timestep=change(self.timestep),
+            noise=change(self.noise),
+            posterior_noise=change(self.posterior_noise),
+            keep_caption=change(self.keep_caption),
+            image=image,
         )
 
 
-def _move(value: Tensor, device: torch.device) -> Tensor:
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on another device; to CUDA through pinned memory, so that the host does not wait."""
     return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 

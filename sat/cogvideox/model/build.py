@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import ComponentNode, instantiate
@@ -31,8 +32,8 @@ def build_model(
     checkpoint_activations: bool | None = None,
     weights_follow: bool = False,
 ) -> VideoDiffusion:
-    """Build every part. The VAE and the text encoder come with their weights, the transformer with random
-    ones.
+    """Build every part on one device. The VAE and the text encoder come with their weights, the transformer with
+    random ones. Who knows the captions beforehand calls the three steps one by one, and encodes between them.
 
     dtype: of the transformer, the VAE and the text encoder: float32, bfloat16, or float16 (CUDA only).
     seed: of the random weights and of the training randomness; all processes must pass the same one.
@@ -43,18 +44,34 @@ def build_model(
     """
     device = torch.device(device)
     check_precision(device, dtype)
+    model = draft_model(
+        config, dtype=dtype, seed=seed, checkpoint_activations=checkpoint_activations, weights_follow=weights_follow
+    )
+    place_text_encoder(model, config, device, dtype)
+    place_model(model, config, device, dtype)
+    return model
+
+
+def draft_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    checkpoint_activations: bool | None = None,
+    weights_follow: bool = False,
+) -> VideoDiffusion:
+    """Every part, fitted together, and nothing on a device yet: VAE and text encoder are on the CPU, and a transformer
+    whose weights follow is nowhere (`meta`). See build_model."""
     # The transformer comes first. SAT makes process groups for it, which takes all processes at once; the other parts
     # read files, which may fail on one machine only: it would not take part, and the others would wait for it.
     node = _network_node(config, checkpoint_activations)
-    transformer = (
-        _build_empty(node, seed, dtype, device) if weights_follow else _build_random(node, seed, dtype, device)
-    )
+    transformer = _build_empty(node, dtype) if weights_follow else _build_random(node, seed, dtype)
     check_text_encoder(config)
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
     image = image_condition(config)
     _check_fit(transformer, frozen, with_image=image is not None)
-    model = VideoDiffusion(
+    return VideoDiffusion(
         transformer,
         frozen,
         instantiate(config.schedule_config),
@@ -64,9 +81,29 @@ def build_model(
         samples_at_a_time=config.en_and_decode_n_samples_a_time,
         image=image,
     )
-    model.move_frozen(device, dtype)
-    _check_frozen(model, config)
-    return model
+
+
+def place_text_encoder(
+    model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Move, cast and check the text encoder of a draft. On a CPU, float16 becomes float32: T5 takes three times as
+    long there in float16. Raises: CheckpointError for NaN or infinity in its weights."""
+    device = torch.device(device)
+    is_slow = device.type == "cpu" and dtype == torch.float16
+    model.conditioner.move(device, torch.float32 if is_slow else dtype)
+    _check_frozen(model.conditioner, config.conditioner_config)
+
+
+def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Give the other parts of a draft their memory on the device. Raises: CheckpointError as above, for the VAE."""
+    device = torch.device(device)
+    if model.device.type == "meta":
+        _make_empty(model, device)
+    else:
+        model.transformer.to(device)
+    model.schedule.move(device)
+    model.vae.to(device=device, dtype=dtype)
+    _check_frozen(model.vae, config.first_stage_config)
 
 
 def image_condition(config: ModelConfig) -> ImageCondition | None:
@@ -106,19 +143,22 @@ def _network_node(config: ModelConfig, checkpoint_activations: bool | None) -> C
     return {**config.network_config, "params": params}
 
 
-def _build_random(node: ComponentNode, seed: int, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
+def _build_random(node: ComponentNode, seed: int, dtype: torch.dtype) -> DiffusionTransformer:
     with _seeded(seed):
-        return instantiate(node, dtype=dtype).to(device)
+        return instantiate(node, dtype=dtype)
 
 
-def _build_empty(node: ComponentNode, seed: int, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
-    """Memory without values, but for what a checkpoint may lack."""
+def _build_empty(node: ComponentNode, dtype: torch.dtype) -> DiffusionTransformer:
+    """Shapes without memory."""
     with torch.device("meta"):
-        transformer: DiffusionTransformer = instantiate(node, dtype=dtype)
-    transformer.to_empty(device=device)
-    with _seeded(seed):
-        transformer.init_unstored()
-    return transformer
+        return instantiate(node, dtype=dtype)
+
+
+def _make_empty(model: VideoDiffusion, device: torch.device) -> None:
+    """Memory without values, but for what a checkpoint may lack."""
+    model.transformer.to_empty(device=device)
+    with _seeded(model.seed):
+        model.transformer.init_unstored()
 
 
 @contextmanager
@@ -129,20 +169,19 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _check_frozen(model: VideoDiffusion, config: ModelConfig) -> None:
-    """Look for NaN and infinity where VAE and text encoder are by now, in the type that they run in.
+def _check_frozen(part: nn.Module, node: ComponentNode) -> None:
+    """Look for NaN and infinity where VAE or text encoder are by now, in the type that they run in.
 
     Raises: CheckpointError that names them.
     """
-    for part, node in ((model.vae, config.first_stage_config), (model.conditioner, config.conditioner_config)):
-        flags = {name: finite_flag(parameter) for name, parameter in part.named_parameters()}
-        if flags and not torch.stack(list(flags.values())).all():
-            broken = [name for name, flag in flags.items() if not flag]
-            kind = str(next(part.parameters()).dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{_source_of(node)} holds NaN or infinity in {len(broken)} weights, in {kind}: {shorten(broken)}. If "
-                "it does in float32 too, the file is damaged: copy or download it again"
-            )
+    flags = {name: finite_flag(parameter) for name, parameter in part.named_parameters()}
+    if flags and not torch.stack(list(flags.values())).all():
+        broken = [name for name, flag in flags.items() if not flag]
+        kind = str(next(part.parameters()).dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{_source_of(node)} holds NaN or infinity in {len(broken)} weights, in {kind}: {shorten(broken)}. If "
+            "it does in float32 too, the file is damaged: copy or download it again"
+        )
 
 
 def _source_of(node: ComponentNode) -> str:

@@ -12,7 +12,7 @@ from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.transformer.lora import LoraLinear
 from cogvideox.weights.base import LoraFacts, find_base, lora_facts, open_base
 from cogvideox.weights.families import FAMILIES, TRANSFORMER_PREFIX
-from cogvideox.weights.key_rules import KeyReport, load_module, select_prefix
+from cogvideox.weights.key_rules import KeyReport, check_module, load_module, select_prefix
 from cogvideox.weights.lora_map import is_adapter, parse_sat, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkpoint
 
@@ -36,6 +36,19 @@ def load_transformer(
     if report.new_adapter:  # the last file had none, and no other was to bring some
         logger.info("%d new LoRA matrices, which change nothing until they are trained", len(report.new_adapter))
     return report
+
+
+def check_transformer(model: VideoDiffusion, load_path: str | Path, iteration: int | str | None = None) -> None:
+    """Raise what `load_transformer` would say of the checkpoint's own names, shapes and types. The transformer needs no
+    memory yet; a base that the checkpoint names is not looked at. Raises: CheckpointError."""
+    checkpoint = read_checkpoint(load_path, iteration)
+    lora = _check_adapters(model, checkpoint)
+    has_base = checkpoint.extra.get("base") is not None
+    if has_base and _is_partial(model, checkpoint):
+        return  # the base tells the better story of a model of another family
+    if lora is not None and checkpoint.extra.get("lora"):
+        _check_alpha(model, lora, checkpoint.path)
+    check_module(model.transformer, checkpoint.module, TRANSFORMER_PREFIX, source=str(checkpoint.path))
 
 
 def read_lora(load_path: str | Path, iteration: int | str | None = None) -> LoraFacts | None:

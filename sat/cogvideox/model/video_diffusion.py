@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from cogvideox.data.batches import drawn
 from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
@@ -44,8 +45,8 @@ class VideoDiffusion(nn.Module):
     """A transformer with everything that turns clips into its inputs and its outputs into clips.
 
     Only the transformer is a registered submodule: engines partition, cast, broadcast and save nothing else,
-    and state-dict names are the stored ones (`model.diffusion_model.*`). The frozen parts are moved with
-    `move_frozen`.
+    and state-dict names are the stored ones (`model.diffusion_model.*`). The frozen parts are placed by
+    `model.build`.
 
     scale_factor: latents that the network sees are scale_factor times the VAE's (2B: 1.15258426).
     seed: of the training randomness (see diffusion.timesteps).
@@ -102,20 +103,15 @@ class VideoDiffusion(nn.Module):
     def device(self) -> torch.device:
         return next(self.transformer.parameters()).device
 
-    def move_frozen(self, device: torch.device | str, dtype: torch.dtype) -> VideoDiffusion:
-        """Move and cast the VAE and the text encoder."""
-        self.vae.to(device=device, dtype=dtype)
-        self.conditioner.move(device, dtype)
-        return self
-
     def forward(self, batch: Batch, randomness: StepRandomness | None = None) -> Tensor:
         """Loss per sample, fp32 [b].
 
-        Without `randomness` it is drawn from (seed, epoch, sample id); captions and images are dropped only in
-        training mode. In evaluation mode the same batch therefore always has the same loss. Raises: ShapeError for
-        a size that the VAE or the transformer can't take.
+        Without `randomness` it is what was drawn for the batch beside (data.batches.DrawnBatch), or is drawn now, from
+        (seed, epoch, sample id); captions and images are dropped only in training mode. In evaluation mode the same
+        batch therefore always has the same loss. Raises: ShapeError for a size that the VAE or the transformer can't
+        take.
         """
-        randomness = (self.draw(batch) if randomness is None else randomness).to(self.device)
+        randomness = (drawn(batch, self.draw) if randomness is None else randomness).to(self.device)
         latent = self.encode_video(batch.video, randomness.posterior_noise)
         context = self.encode_text(batch.captions, randomness.keep_caption)
         image_latent = None
@@ -137,14 +133,19 @@ class VideoDiffusion(nn.Module):
         v_prediction = self._predict(noised_latent, randomness.timestep, context, image_latent)
         return self.loss(v_prediction, latent, randomness.noise, level)
 
-    def draw(self, batch: Batch) -> StepRandomness:
-        """The randomness of a batch in training, on the CPU; in evaluation mode nothing is dropped."""
+    def draw(self, batch: Batch, training: bool | None = None) -> StepRandomness:
+        """The randomness of a batch in training, on the CPU, pinned where the model is on CUDA.
+
+        training: whether captions and images may be dropped; None: as the model's mode is. May run in a thread, which
+        states it: the mode changes meanwhile.
+        """
         positions = batch.positions.tolist() if self.loss.stratified_timesteps else None
-        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, may_drop=self.training)
+        may_drop = self.training if training is None else training
+        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, may_drop=may_drop)
 
     def draw_fixed(self, batch: Batch, seed: int) -> StepRandomness:
         """For evaluation: each clip meets the same noise whenever it is evaluated; timesteps are spread evenly over
-        the clips' positions; captions and images are kept."""
+        the clips' positions; captions and images are kept. May run in a thread."""
         return self._draw(batch, seed, [0] * len(batch.captions), batch.positions.tolist(), may_drop=False)
 
     def _draw(
@@ -153,7 +154,7 @@ class VideoDiffusion(nn.Module):
         _, num_frames, _, height, width = batch.video.shape
         frames = self.num_latent_frames(num_frames)
         padded, *rest = self.latent_shape(frames, height, width)
-        return timesteps.draw(
+        randomness = timesteps.draw(
             seed,
             epochs,
             batch.sample_ids.tolist(),
@@ -165,6 +166,7 @@ class VideoDiffusion(nn.Module):
             image_size=None if self.image is None else (height, width),
             image_dropout=self.image.dropout if may_drop and self.image is not None else 0.0,
         )
+        return randomness.pinned() if self.device.type == "cuda" else randomness
 
     def image_latent(self, first_frame: Tensor, num_latent_frames: int, noise: Tensor | None = None) -> Tensor:
         """What an image-to-video network sees beside the noised latent, fp32 [b, f, c, y, x], padded.
@@ -210,8 +212,9 @@ class VideoDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str], keep: Tensor | None = None) -> Tensor:
-        """captions (b of them), keep bool [b] -> context [b, l, e]; zeros where keep is False."""
-        return self.conditioner.encode(captions, keep)
+        """captions (b of them), keep bool [b] -> context [b, l, e] on the model's device; zeros where keep is
+        False."""
+        return self.conditioner.encode(captions, keep, self.device)
 
     def denoise(
         self,

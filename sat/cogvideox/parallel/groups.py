@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from cogvideox import stopping
 from cogvideox.errors import EXIT_USER_ERROR, ConfigError, LostProcessError, UserError
 from cogvideox.log import get_logger
+from cogvideox.parallel.devices import device_index, leave_device_to_deepspeed, refuse_shared
 from cogvideox.parallel.launch import Launch, read_launch
 from cogvideox.parallel.peers import Peers, connect_peers
 from cogvideox.stopping import Stopped
@@ -189,8 +191,8 @@ def start_process_groups(
     Must run before SAT or DeepSpeed is imported: DeepSpeed chooses its accelerator on import.
 
     Raises:
-        ConfigError: CUDA asked for and absent, environment variables contradictory, other processes not
-        reached in time.
+        ConfigError: CUDA asked for and absent, several processes on one device, environment variables contradictory,
+        other processes not reached in time.
     """
     local_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not local_devices:
@@ -201,15 +203,12 @@ def start_process_groups(
     if local_rank is None:
         local_rank = launch.rank % local_devices if use_cuda else 0
     launch = dataclasses.replace(launch, local_rank=local_rank)
-    if use_cuda and local_rank >= local_devices:
-        raise ConfigError(
-            f"process {launch.rank} is number {local_rank} on this machine, which has {local_devices} CUDA "
-            "devices; start at most one process per device"
-        )
+    index = device_index(launch.rank, local_rank, local_devices) if use_cuda else local_rank
     os.environ.update(launch.as_environment())
+    leave_device_to_deepspeed(os.environ, index)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
     os.environ.setdefault("SAT_LOGLEVEL", "ERROR")  # it warns of optional packages that nothing here uses
-    here = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    here = torch.device("cuda", index) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(here)
     objects, peers = None, None
@@ -217,7 +216,11 @@ def start_process_groups(
         peers = _join(launch, use_cuda, rendezvous_seconds, collective_seconds)
     if launch.world_size > 1:
         objects = dist.new_group(backend="gloo", timeout=_OBJECTS_WAIT)
-    return ProcessGroups(launch.rank, launch.world_size, local_rank, here, objects, peers)
+    groups = ProcessGroups(launch.rank, launch.world_size, local_rank, here, objects, peers)
+    if use_cuda and launch.world_size > 1:
+        own = socket.gethostname(), str(torch.cuda.get_device_properties(here).uuid)
+        refuse_shared(groups.gather_objects(own))
+    return groups
 
 
 def _join(launch: Launch, use_cuda: bool, rendezvous_seconds: float, collective_seconds: float) -> Peers | None:

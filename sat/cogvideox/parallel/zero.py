@@ -7,12 +7,14 @@ saved state is plain numbers and tensors, so that it can be read back with `weig
 from __future__ import annotations
 
 import math
+import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import CheckpointError, ConfigError
 
 # Where each DeepSpeed optimizer keeps its fp32 master weights, by class name. A plain torch optimizer has
 # none.
@@ -20,8 +22,12 @@ _MASTER_ATTRIBUTES = {
     "DeepSpeedZeroOptimizer": "single_partition_of_fp32_groups",
     "BF16_Optimizer": "fp32_groups_flat_partition",
     "FP16_Optimizer": "fp32_groups_flat",
-    "FP16_UnfusedOptimizer": "fp32_groups",
 }
+# Of masters that this program keeps itself. A stored name: of DeepSpeed's class that kept the same tensors for earlier
+# versions, so their states fit.
+_OWN_MASTERS = "FP16_UnfusedOptimizer"
+# They keep the same slices, as long as the weights stay in their order; the precision of sums decides which one it is.
+_SAME_SLICES = {"DeepSpeedZeroOptimizer", "BF16_Optimizer"}
 _MISFIT = "the optimizer state does not fit this run's trainable weights"
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -53,30 +59,57 @@ def forget_initial_step(engine: Any) -> None:
     engine.basic_optimizer.state.clear()
 
 
-def capture_optimizer(engine: Any) -> dict[str, Any]:
-    """Optimizer state of this process: moments, fp32 master weights and loss scale."""
+def build_kernel(*, for_offload: bool) -> None:
+    """Load the Adam that DeepSpeed brings along, compiled at its first use on a machine.
+
+    for_offload: the one for the CPU. Raises: ConfigError where it can't be compiled.
+    """
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
+
+    failures = (OSError, RuntimeError, ImportError, subprocess.SubprocessError)
+    try:
+        (CPUAdamBuilder if for_offload else FusedAdamBuilder)().load()
+    except (*failures, CUDAMismatchException, MissingCUDAException) as error:
+        key, instead = "optimizer.params.torch_adam: false", "set it to true: torch's fused kernel is as fast"
+        if for_offload:
+            key = "zero_optimization.offload_optimizer"
+            instead = "leave it out: ZeRO 2 over more GPUs, or LoRA, takes less memory as well"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"deepspeed.{key} takes a kernel that DeepSpeed compiles, and that failed ({reason}). It needs ninja, a "
+            "C++ compiler and, on a GPU, the CUDA toolkit of torch's CUDA version (nvcc, found through CUDA_HOME). "
+            f"Install them, or {instead}"
+        ) from error
+
+
+def capture_optimizer(engine: Any, own_masters: Sequence[Tensor] | None = None) -> dict[str, Any]:
+    """Optimizer state of this process: moments, fp32 master weights and loss scale.
+
+    own_masters: masters that DeepSpeed doesn't know of (training.master_weights). The tensors are the live ones.
+    """
     return {
-        "kind": type(engine.optimizer).__name__,
+        "kind": _kind(engine, own_masters),
         "base": engine.basic_optimizer.state_dict(),
-        "masters": [master.detach() for master in _masters(engine)],
+        "masters": [master.detach() for master in _masters(engine, own_masters)],
         "loss_scale": {name: getattr(scaler, name) for scaler in _scalers(engine) for name in _present(scaler)},
     }
 
 
-def restore_optimizer(engine: Any, state: dict[str, Any]) -> None:
+def restore_optimizer(engine: Any, state: dict[str, Any], own_masters: Sequence[Tensor] | None = None) -> None:
     """Put a captured state back.
 
     Raises:
         CheckpointError: it was saved with another precision, ZeRO stage, number of processes or set of
         trainables.
     """
-    kind = type(engine.optimizer).__name__
-    if state["kind"] != kind:
+    kind = _kind(engine, own_masters)
+    if state["kind"] != kind and not ({state["kind"], kind} <= _SAME_SLICES and not _is_reordered(engine)):
         raise CheckpointError(
             f"the optimizer state was saved by {state['kind']}, this run uses {kind}: resume with the precision and "
             "ZeRO stage of the saved run, or start a new run with args.load"
         )
-    masters = _masters(engine)
+    masters = _masters(engine, own_masters)
     saved_shapes, shapes = [list(map(_shape, each)) for each in (state["masters"], masters)]
     if saved_shapes != shapes:
         raise CheckpointError(
@@ -130,7 +163,17 @@ def _is_alike(ours: object, theirs: object) -> bool:
     return isinstance(theirs, type(ours))
 
 
-def _masters(engine: Any) -> list[Tensor]:
+def _kind(engine: Any, own_masters: Sequence[Tensor] | None) -> str:
+    return type(engine.optimizer).__name__ if own_masters is None else _OWN_MASTERS
+
+
+def _is_reordered(engine: Any) -> bool:
+    return bool(engine.zero_round_robin_gradients())
+
+
+def _masters(engine: Any, own_masters: Sequence[Tensor] | None) -> list[Tensor]:
+    if own_masters is not None:
+        return list(own_masters)
     attribute = _MASTER_ATTRIBUTES.get(type(engine.optimizer).__name__)
     if attribute is None:
         return []

@@ -23,13 +23,15 @@ from cogvideox.config.targets import instantiate
 from cogvideox.data.images import read_image
 from cogvideox.data.transforms import fit_to_bucket
 from cogvideox.diffusion.samplers import Denoise, Sampler
-from cogvideox.diffusion.timesteps import gaussian
+from cogvideox.diffusion.timesteps import gaussian, to_device
 from cogvideox.errors import ConfigError, NotFiniteError, UserError
 from cogvideox.log import get_logger
-from cogvideox.model.build import build_model, has_lora, with_lora
+from cogvideox.model.build import check_precision, draft_model, has_lora, place_model, place_text_encoder, with_lora
+from cogvideox.model.device_memory import fit_decoding
+from cogvideox.model.encode_captions import encode_prompts
 from cogvideox.model.files import model_files
-from cogvideox.model.loading import load_transformer, read_lora
-from cogvideox.model.memory import advise_on_memory
+from cogvideox.model.loading import check_transformer, load_transformer, read_lora
+from cogvideox.model.memory import advise_on_memory, sampling_advice
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.sampling.batches import Batch, VideoFormat, check_format, make_batches
 from cogvideox.sampling.jobs import SampleJob, check_output_dir, main_output, read_jobs, refuse_existing
@@ -44,11 +46,6 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 _SHOWN_FILES = 8
-_MEMORY_ADVICE = (
-    "configs/low_memory.yaml as a last file",
-    "args.batch_size=1",
-    "a smaller args.sampling_image_size or args.sampling_num_frames",
-)
 
 
 def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
@@ -64,17 +61,18 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     jobs = _plan(config, groups)
     groups.attempt(lambda: read_lora(load))  # on every machine, before all of them build together
     started = time.monotonic()
-    model = groups.attempt(lambda: _load_checked(config.model, args, groups))
+    mine = groups.share(jobs)
+    prompts = [job.prompt for job in mine]
+    model = groups.attempt(lambda: _load_checked(config.model, args, groups, prompts))
     done: list[SampleJob] = []
 
     def sample() -> list[Path]:
-        with advise_on_memory(*_MEMORY_ADVICE):
+        with advise_on_memory(*sampling_advice(config.model, args)):
             return sample_batches(
                 model,
                 build_sampler(config.model.sampler_config),
-                make_batches(groups.share(jobs), args, model.patch_frames),
+                make_batches(mine, args, model.patch_frames),
                 show_progress=groups.is_first,
-                keep_text_encoder=False,
                 on_done=done.append,
             )
 
@@ -91,14 +89,18 @@ def run_sampling(config: Config, groups: ProcessGroups) -> list[Path]:
     return written
 
 
-def _load_checked(config: ModelConfig, args: SampleArgs, groups: ProcessGroups) -> VideoDiffusion:
-    """The model, and the files that it was loaded from compared with their manifests: once on each machine.
+def _load_checked(
+    config: ModelConfig, args: SampleArgs, groups: ProcessGroups, prompts: Sequence[str]
+) -> VideoDiffusion:
+    """The model with the contexts of this process's prompts. The files that it is loaded from are compared with their
+    manifests, once on each machine.
 
     Raises: UserError.
     """
     files = model_files(config, args.load) if groups.local_rank == 0 else []
-    with advise_on_memory(*_MEMORY_ADVICE), FileChecks(files, verify=args.verify_weights) as checks:
-        model = load_for_sampling(config, args, groups.device)
+    advice = sampling_advice(config, args)
+    with advise_on_memory(*advice), FileChecks(files, verify=args.verify_weights) as checks:
+        model = load_for_sampling(config, args, groups.device, prompts)
         checks.wait()
     return model
 
@@ -141,11 +143,15 @@ def _plan(config: Config, groups: ProcessGroups) -> list[SampleJob]:
     return groups.broadcast_object(jobs)
 
 
-def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.device) -> VideoDiffusion:
+def load_for_sampling(
+    config: ModelConfig, args: SampleArgs, device: torch.device, prompts: Sequence[str] | None = None
+) -> VideoDiffusion:
     """Build the model and load `args.load`; a checkpoint with adapters brings its own rank and alpha when the
     configuration has no lora_config. Settings other than those of the checkpoint's training run are warned of.
 
-    Raises: ConfigError, CheckpointError.
+    prompts: all that will be sampled. They are encoded before the transformer is loaded, and the text encoder ends,
+    unless `args.text_encoder_device` is device. None: nobody knows yet, and it stays.
+    Raises: ConfigError, CheckpointError, DataError, Stopped.
     """
     assert args.load is not None, "the configuration was checked"
     warn_of_changes(config, args.load)
@@ -162,7 +168,15 @@ def load_for_sampling(config: ModelConfig, args: SampleArgs, device: torch.devic
     if args.lora_strength != 1.0 and lora is None:
         raise ConfigError(f"args.lora_strength is {args.lora_strength}, but {args.load} holds no LoRA adapters")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    model = build_model(config, device=device, dtype=dtype, seed=args.seed, weights_follow=True)
+    check_precision(device, dtype)
+    model = draft_model(config, dtype=dtype, seed=args.seed, weights_follow=True)
+    check_transformer(model, args.load)
+    encoder_device = torch.device("cpu") if args.text_encoder_device == "cpu" else device
+    if prompts is None or args.text_encoder_device == "device":
+        place_text_encoder(model, config, encoder_device, dtype)
+    else:
+        encode_prompts(model, config, prompts, encoder_device, dtype)
+    place_model(model, config, device, dtype)
     load_transformer(model, args.load, bases=[args.base_model] if args.base_model else ())
     if lora is not None:
         model.transformer.mixins["lora"].set_strength(args.lora_strength)
@@ -182,45 +196,24 @@ def sample_batches(
     batches: Sequence[Batch],
     *,
     show_progress: bool = False,
-    keep_text_encoder: bool = True,
     on_done: Callable[[SampleJob], object] = lambda job: None,
 ) -> list[Path]:
     """Sample and write these jobs; their folders. No communication: give each process its own share.
 
-    All prompts are encoded first, and the text encoder is left on the CPU until the next call, or given up if there is
-    none: as T5-XXL it would take 9 GB of the device from the transformer and the VAE. on_done: called with each job
-    whose files are written.
+    on_done: called with each job whose files are written.
     Raises: ShapeError for a format that the model can't make, before anything is sampled; DataError when a file can't
     be read or written; Stopped.
     """
     for form, _ in batches:
         check_format(model, form)
-    contexts = encode_prompts(model, batches, keep_encoder=keep_text_encoder)
+        fit_decoding(model.vae, form.height, form.width, model.device)
     with tqdm(total=len(batches) * sampler.num_steps, desc="sampling", unit="step", disable=not show_progress) as bar:
         for form, jobs in batches:
-            context = torch.stack([contexts[job.prompt] for job in jobs]).to(model.device)
-            latents = sample_latents(model, sampler, jobs, form, lambda _: bar.update(), context)
+            latents = sample_latents(model, sampler, jobs, form, lambda _: bar.update())
             for job, latent in zip(jobs, latents, strict=True):
                 _write(model, job, latent, form)
                 on_done(job)
     return [job.folder for _, jobs in batches for job in jobs]
-
-
-def encode_prompts(model: VideoDiffusion, batches: Sequence[Batch], *, keep_encoder: bool = True) -> dict[str, Tensor]:
-    """Prompt -> context [l, e] on the CPU, each different prompt encoded once, one at a time. The text encoder comes to
-    the model's device for it and leaves for the CPU, or for good."""
-    prompts = dict.fromkeys(job.prompt for _, jobs in batches for job in jobs)
-    dtype = next(model.transformer.parameters()).dtype
-    model.conditioner.move(model.device, dtype)
-    contexts = {}
-    for prompt in prompts:
-        stopping.check()
-        contexts[prompt] = model.encode_text([prompt])[0].cpu()
-    if keep_encoder:
-        model.conditioner.move("cpu", dtype)
-    else:
-        model.conditioner.free()
-    return contexts
 
 
 @torch.no_grad()
@@ -230,11 +223,9 @@ def sample_latents(
     jobs: Sequence[SampleJob],
     form: VideoFormat,
     on_step: Callable[[int], object] | None = None,
-    context: Tensor | None = None,
 ) -> Tensor:
     """Scaled latents fp32 [b, f, c, y, x], padded, of a batch of jobs.
 
-    context: [b, l, e] of the prompts; None has them encoded here.
     Raises: DataError when an image can't be read; ShapeError for a size beyond the network's positions; NotFiniteError
         instead of latents that would be decoded to black; Stopped, between two steps.
     """
@@ -246,15 +237,14 @@ def sample_latents(
 
     stopping.check()
     shape = model.latent_shape(form.num_latent_frames, form.height, form.width)
-    if context is None:
-        context = model.encode_text([job.prompt for job in jobs]).to(model.device)
+    context = model.encode_text([job.prompt for job in jobs])
     latents = sampler.sample(
         _denoiser(model, jobs, form),
-        _noise(jobs, shape, "start").to(model.device),
+        to_device(_noise(jobs, shape, "start"), model.device),
         model.schedule,
         context,
         model.conditioner.null_context(len(jobs), context),
-        step_noise=lambda step: _noise(jobs, shape, step).to(model.device),
+        step_noise=lambda step: to_device(_noise(jobs, shape, step), model.device),
         on_step=stepped,
     )
     _check_finite(latents, jobs, context.dtype)

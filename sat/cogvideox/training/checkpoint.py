@@ -75,9 +75,9 @@ class Checkpointer:
         needed = tensor_bytes(weights) + _bytes(state.optimizer) * processes
         partial, final = self._groups.first_only(lambda: self._begin(progress.step, needed))
         try:
-            own = self._groups.attempt(lambda: self._write(partial, weights, state))
+            own = self._groups.attempt(lambda: self._write(partial, weights, state, needed))
             files = [file for written in self._groups.gather_objects(own) for file in written]
-            self._groups.first_only(lambda: _commit(partial, final, progress.step, files))
+            self._groups.first_only(lambda: _commit(partial, final, progress.step, files, needed))
         except BaseException:
             if self._groups.is_first:
                 abandon_folder(partial)
@@ -102,13 +102,15 @@ class Checkpointer:
                 shlex.quote(str(self._folder)),
             )
 
-    def _write(self, partial: Path, weights: Mapping[str, Tensor], state: TrainingState) -> list[WrittenFile]:
-        """This process's files, names relative to the iteration folder."""
+    def _write(
+        self, partial: Path, weights: Mapping[str, Tensor], state: TrainingState, needed: int
+    ) -> list[WrittenFile]:
+        """This process's files, names relative to the iteration folder. needed: bytes of those of all processes."""
         written = []
         if self._groups.is_first:
-            written.append(write_states(partial, state.step, weights, self._extra))
+            written.append(write_states(partial, state.step, weights, self._extra, needed))
         if self._groups.is_first or self._engine.is_sharded:
-            written.append(write_state(partial, self._groups.rank, state))
+            written.append(write_state(partial, self._groups.rank, state, needed))
         return written
 
     def _remove_old(self, step: int) -> None:
@@ -120,9 +122,9 @@ class Checkpointer:
             remove_folder(folder)
 
 
-def _commit(partial: Path, final: Path, iteration: int, files: list[WrittenFile]) -> None:
+def _commit(partial: Path, final: Path, iteration: int, files: list[WrittenFile], needed: int) -> None:
     write_checkpoint_manifest(partial, iteration, files)
-    commit_iteration(partial, final, iteration)
+    commit_iteration(partial, final, iteration, needed)
 
 
 def saved_weights(model: nn.Module, save_full: bool) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
 """DeepSpeed's engine, driven directly: one call is one optimizer step.
 
-Nothing here waits for the device: losses and norms stay tensors until the metrics are read. (DeepSpeed's own ZeRO and
-16-bit optimizers read one overflow flag per step.)
+Losses and norms stay tensors until the metrics are read, and torch's fused kernel clips, and refuses gradients that are
+not finite, by itself. So the host waits for the device in no step of ZeRO 0 and 2 in bf16, nor of ZeRO 0 in fp32; once
+in one of ZeRO 1 (DeepSpeed reads the norm), and of ZeRO 2 in fp32. With fp16, and with DeepSpeed's own optimizers,
+DeepSpeed reads the norm and its flags several times per step. tests/training/test_waits.py counts.
 
 Letters: b samples of a micro batch.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,38 +19,24 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from cogvideox.errors import ConfigError
-from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.parallel.zero import (
+    build_kernel,
     capture_optimizer,
     forget_initial_step,
     prepare_deepspeed,
     restore_optimizer,
 )
+from cogvideox.training.deepspeed_config import engine_config, read_batch_sizes
+from cogvideox.training.guard import Guard
 from cogvideox.training.lr_schedules import Schedule
+from cogvideox.training.master_weights import MasterWeights
 from cogvideox.training.optimizers import (
     AdamSettings,
     build_adam,
     deepspeed_section_for,
     parameter_groups,
 )
-
-_log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """micro: samples of one forward on one process; accumulation: micro batches of one step on one process."""
-
-    micro: int
-    accumulation: int
-    processes: int
-
-    @property
-    def effective(self) -> int:
-        """Samples of one optimizer step over all processes."""
-        return self.micro * self.accumulation * self.processes
 
 
 @dataclass(frozen=True)
@@ -61,47 +48,8 @@ class StepResult:
     """
 
     loss: Tensor
-    grad_norm: Tensor | float
+    grad_norm: Tensor
     is_bad: Tensor
-
-
-def read_dtype(section: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """Precision of the weights: bf16 or fp16 when the DeepSpeed section enables it, else fp32.
-
-    Raises:
-        ConfigError: both enabled, or fp16 on the CPU.
-    """
-    bf16, fp16 = (bool((section.get(name) or {}).get("enabled", False)) for name in ("bf16", "fp16"))
-    if bf16 and fp16:
-        raise ConfigError("deepspeed: bf16.enabled and fp16.enabled exclude each other; enable one")
-    if fp16 and device.type == "cpu":
-        raise ConfigError(
-            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither for "
-            "fp32"
-        )
-    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
-
-
-def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
-    """Batch sizes from the three keys that DeepSpeed knows; any that is missing follows from the others.
-
-    Raises:
-        ConfigError: they contradict each other for this number of processes.
-    """
-    total, micro = section.get("train_batch_size"), section.get("train_micro_batch_size_per_gpu")
-    accumulation = section.get("gradient_accumulation_steps")
-    if total is None or (micro is not None and accumulation is not None):
-        sizes = BatchSizes(micro or 1, accumulation or 1, processes)
-    elif micro is not None:
-        sizes = BatchSizes(micro, total // (micro * processes), processes)
-    else:
-        sizes = BatchSizes(total // ((accumulation or 1) * processes), accumulation or 1, processes)
-    if min(sizes.micro, sizes.accumulation) < 1 or (total is not None and sizes.effective != total):
-        raise ConfigError(
-            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x gradient_accumulation_steps "
-            f"x processes ({sizes.micro} x {sizes.accumulation} x {processes})"
-        )
-    return sizes
 
 
 class TrainEngine:
@@ -111,7 +59,8 @@ class TrainEngine:
     now. section: the `deepspeed` section. Zero stages 0, 1, 2.
 
     Raises:
-        ConfigError: nothing trainable, ZeRO 3, a `scheduler` section, contradicting batch sizes.
+        ConfigError: nothing trainable, ZeRO 3, a `scheduler` section, contradicting batch sizes, an optimizer that
+        can't be compiled.
     """
 
     def __init__(
@@ -124,26 +73,36 @@ class TrainEngine:
     ) -> None:
         self.sizes = read_batch_sizes(section, groups.world_size)
         self._schedule, self._peak_lr, self._groups = schedule, optimizer.lr, groups
-        config, self._clip = _deepspeed_config(section, self.sizes)
         parameters = parameter_groups(model, optimizer.weight_decay)
-        self._trainable: list[nn.Parameter] = [each for group in parameters for each in group["params"]]
-        client = None
-        if optimizer.by_deepspeed:
-            config["optimizer"] = deepspeed_section_for(optimizer)
-        else:
-            client = build_adam(parameters, optimizer)
+        trainable = sum(each.numel() for group in parameters for each in group["params"])
+        config = engine_config(section, self.sizes, trainable, by_deepspeed=optimizer.by_deepspeed)
         prepare_deepspeed(groups.device)
+        client, self._masters = None, None
+        if optimizer.by_deepspeed:
+            groups.attempt(lambda: build_kernel(for_offload=optimizer.is_offloaded))
+            config.section["optimizer"] = deepspeed_section_for(optimizer)
+        elif config.accumulate is None:
+            client = build_adam(parameters, optimizer)
+        else:
+            self._masters = MasterWeights(parameters, config.accumulate)
+            client = build_adam(self._masters.groups, optimizer)
+            client.get_grads_for_reduction = self._masters.get_grads_for_reduction  # type: ignore[attr-defined]
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=client,
             model_parameters=parameters,
-            config=config,
+            config=config.section,
             dist_init_required=False,
         )
         forget_initial_step(self._engine)
-        # A plain torch optimizer (fp32, ZeRO 0) is the one case in which DeepSpeed neither measures nor
-        # guards the gradients.
+        # A plain torch optimizer (ZeRO 0) is the one case in which DeepSpeed doesn't measure the gradients.
         self._is_plain = self._engine.optimizer is self._engine.basic_optimizer
+        self._is_guarded = config.is_guarded
+        if config.is_guarded:
+            Guard(self._engine.basic_optimizer, self._grad_norm, config.clip)
+        if self._masters is not None:
+            self._masters.read_weights()  # DeepSpeed has sent those of the first process to all
+            self._engine.basic_optimizer.register_step_post_hook(self._masters.write_weights)
 
     @property
     def module(self) -> nn.Module:
@@ -164,24 +123,28 @@ class TrainEngine:
             loss = self._engine(batch).mean()
             self._engine.backward(loss)
             total += loss.detach().float() / len(batches)
-            if self._engine.is_gradient_accumulation_boundary() and self._is_plain:
-                norm = self._measure_and_guard()
             self._engine.step()
-        if self._is_plain:
-            return StepResult(total, norm, ~(torch.isfinite(total) & torch.isfinite(norm)))
-        return StepResult(
-            total, self._engine.get_global_grad_norm() or 0.0, ~torch.isfinite(total) | self._was_refused()
-        )
+        norm = self._norm if self._is_plain else self._read_norm()
+        is_bad = ~(torch.isfinite(total) & torch.isfinite(norm))
+        if not self._is_guarded:  # in fp16 a norm may be infinite in the search for a loss scale
+            is_bad = ~torch.isfinite(total) | self._was_refused()
+        return StepResult(total, norm, is_bad)
 
-    def _measure_and_guard(self) -> Tensor:
-        """Norm of the averaged gradients; clip them; make the fused kernel skip the step when it isn't finite."""
-        gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self._clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._trainable, self._clip, norm)
-        optimizer = self._engine.basic_optimizer
-        optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
-        return norm
+    def _grad_norm(self) -> Tensor:
+        """Of the averaged gradients, before the optimizer's step."""
+        if not self._is_plain:
+            return self._engine.optimizer._global_grad_norm  # DeepSpeed has measured it over all slices
+        groups = self._engine.basic_optimizer.param_groups
+        gradients = [each.grad for group in groups for each in group["params"] if each.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        return self._norm
+
+    def _read_norm(self) -> Tensor:
+        """What DeepSpeed measured in the last step, as a scalar on the device."""
+        norm = self._engine.get_global_grad_norm()
+        if isinstance(norm, Tensor):
+            return norm.float().to(self._groups.device, non_blocking=True)
+        return torch.full((), 0.0 if norm is None else norm, device=self._groups.device)
 
     def _was_refused(self) -> bool:
         """Whether DeepSpeed skipped the step for a reason other than fp16's search for a loss scale."""
@@ -200,41 +163,16 @@ class TrainEngine:
 
     def capture(self) -> dict[str, Any]:
         """This process's optimizer state, in tensors that still belong to the optimizer."""
-        return capture_optimizer(self._engine)
+        return capture_optimizer(self._engine, self._master_tensors())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises: CheckpointError when the state belongs to another kind of run."""
-        restore_optimizer(self._engine, state)
+        restore_optimizer(self._engine, state, self._master_tensors())
+
+    def _master_tensors(self) -> list[Tensor] | None:
+        return None if self._masters is None else self._masters.tensors
 
     @property
     def is_sharded(self) -> bool:
         """Whether each process holds its own slice of the optimizer state."""
         return self._engine.zero_optimization_stage() > 0
-
-
-def _deepspeed_config(section: Mapping[str, Any], sizes: BatchSizes) -> tuple[dict[str, Any], float]:
-    """The section for DeepSpeed, and the clip norm that is left to us (0 when DeepSpeed clips)."""
-    config = copy.deepcopy(dict(section))
-    stage = (config.get("zero_optimization") or {}).get("stage", 0)
-    if stage not in (0, 1, 2):
-        raise ConfigError(f"deepspeed.zero_optimization.stage: {stage} is not supported; valid are 0, 1, 2")
-    if config.pop("scheduler", None):
-        raise ConfigError("deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead")
-    config.pop("optimizer", None)
-    config.update(
-        train_batch_size=sizes.effective,
-        train_micro_batch_size_per_gpu=sizes.micro,
-        gradient_accumulation_steps=sizes.accumulation,
-    )
-    config.setdefault("steps_per_print", None)
-    bf16, fp16 = (bool((config.get(name) or {}).get("enabled")) for name in ("bf16", "fp16"))
-    clip = 0.0
-    if stage == 0 and fp16:
-        # Without ZeRO, DeepSpeed 0.19 divides fp16 gradients by a loss scale that it never applied to the loss.
-        # Stage 1 computes the same thing, right; on one process it also needs the same memory.
-        _log.info("fp16 runs with ZeRO stage 1: DeepSpeed scales no fp16 loss at stage 0")
-        config["zero_optimization"] = {**(config.get("zero_optimization") or {}), "stage": 1}
-    elif stage == 0 and not bf16:
-        # DeepSpeed's fp32 clipping reads the norm on the host; ours stays on the device.
-        clip = float(config.pop("gradient_clipping", 0.0))
-    return config, clip

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideox import stopping
-from cogvideox.data.loader import Batch
+from cogvideox.data.batches import Batch, drawn
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.errors import DataError, NotFiniteError
 from cogvideox.log import get_logger
@@ -46,13 +46,15 @@ def held_out_loss(
     """
 
     def sum_mine() -> Tensor:
-        total = torch.zeros(2, device=groups.device)  # sum of losses, number of clips
+        total, count = torch.zeros((), device=groups.device), 0
         for batch in batches:
             stopping.check()
-            losses = losses_of(batch.to(groups.device), model.draw_fixed(batch, EVALUATION_SEED))
-            counted = batch.counted.to(losses)
-            total += torch.stack([(losses * counted).sum(), counted.sum()])
-        return total
+            randomness = drawn(batch, lambda each: model.draw_fixed(each, EVALUATION_SEED))
+            losses = losses_of(batch.to(groups.device), randomness)
+            for loss, counts in zip(losses, batch.counted.tolist(), strict=True):
+                if counts:  # on the host, which so waits for nothing
+                    total, count = total + loss, count + 1
+        return torch.stack([total, torch.full_like(total, count)])
 
     loss, count = groups.sum(groups.attempt(sum_mine)).tolist()
     return loss / count

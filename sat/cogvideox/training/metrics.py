@@ -30,7 +30,8 @@ class Reading:
 
     loss: over all processes' samples; grad_norm: before clipping; seconds: per step; tokens: per second over all
     processes; peak_gib: most memory held so far on the fullest process (device memory on CUDA, resident memory on
-    CPU).
+    CPU). reserved_gib: the most that torch has taken from the device for it, with what lies between its tensors; None
+    on the CPU.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Reading:
     seconds: float
     tokens: float
     peak_gib: float
+    reserved_gib: float | None = None
 
 
 class StepMeter:
@@ -60,10 +62,7 @@ class StepMeter:
 
     def add(self, result: StepResult) -> None:
         """Take one step's result; scalars stay on the device."""
-        norm = torch.as_tensor(result.grad_norm, dtype=torch.float32)
-        if norm.device != self._sums.device:
-            norm = norm.to(self._sums.device, non_blocking=True)
-        self._sums += torch.stack([result.loss.float(), norm])
+        self._sums += torch.stack([result.loss.float(), result.grad_norm.float()])
         self._bad_in_a_row = torch.where(result.is_bad, self._bad_in_a_row + 1, 0.0)
         self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
         self._steps += 1
@@ -87,8 +86,9 @@ class StepMeter:
         assert self._steps, "nothing to read"
         loss, norm = (self._groups.mean(self._sums) / self._steps).tolist()
         seconds = (time.perf_counter() - self._started) / self._steps
-        peak = float(self._groups.max(torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device)))
-        reading = Reading(step, loss, norm, seconds, self._tokens_per_step / seconds, peak)
+        held = torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device)
+        peak, *reserved = self._groups.max(held).tolist()
+        reading = Reading(step, loss, norm, seconds, self._tokens_per_step / seconds, peak, *reserved)
         self._restart()
         return reading
 
@@ -114,9 +114,9 @@ class PausedClock:
         self._meter.add_delay(time.perf_counter() - self._entered)
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory held so far: allocated on the device, or resident on the CPU."""
+def peak_memory_gib(device: torch.device) -> list[float]:
+    """Most memory held so far: allocated and reserved on the device, or resident on the CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return [each(device) / 2**30 for each in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB on Linux
+    return [peak / (2**30 if sys.platform == "darwin" else 2**20)]  # bytes on macOS, KiB on Linux

@@ -23,7 +23,7 @@ _PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "b
 @dataclass(frozen=True)
 class AdamSettings:
     """lr: peak rate. decoupled: AdamW; otherwise the decay is added to the gradient. by_deepspeed: compile
-    and use its kernel."""
+    and use its kernel. is_offloaded: the one for the CPU, where the state is."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -31,6 +31,7 @@ class AdamSettings:
     weight_decay: float = 0.0
     decoupled: bool = True
     by_deepspeed: bool = False
+    is_offloaded: bool = False
 
 
 def read_optimizer(deepspeed_section: Mapping[str, Any]) -> AdamSettings:
@@ -51,15 +52,16 @@ def read_optimizer(deepspeed_section: Mapping[str, Any]) -> AdamSettings:
         raise ConfigError(f"{_WHERE}.params: unknown {', '.join(unknown)}; valid are {', '.join(_PARAMS)}")
     if "lr" not in params:
         raise ConfigError(f"{_WHERE}.params.lr: missing; LoRA with alpha 1 takes 1e-4 to 1e-3, full fine-tuning 1e-5")
-    settings = AdamSettings(
+    is_offloaded = _is_offloaded(deepspeed_section)
+    return AdamSettings(
         lr=_at_least_zero(params, "lr", 0.0),
         betas=_betas(params.get("betas", (0.9, 0.999))),
         eps=_at_least_zero(params, "eps", 1e-8),
         weight_decay=_at_least_zero(params, "weight_decay", 0.0),
         decoupled=bool(params.get("adam_w_mode", True)),
-        by_deepspeed=not params.get("torch_adam", True) or _is_offloaded(deepspeed_section),
+        by_deepspeed=not params.get("torch_adam", True) or is_offloaded,
+        is_offloaded=is_offloaded,
     )
-    return settings
 
 
 def _is_offloaded(deepspeed_section: Mapping[str, Any]) -> bool:

@@ -97,8 +97,13 @@ class RunLog:
             "Train/tokens_per_second": reading.tokens,
             "Train/peak_memory_gib": reading.peak_gib,
         }
+        memory = f"{reading.peak_gib:.3g} GiB"
+        if reading.reserved_gib is not None:
+            figures["Train/peak_reserved_gib"] = reading.reserved_gib
+            memory += f" ({reading.reserved_gib:.3g} reserved)"
         self._write(reading.step, figures)
         text = f"loss {reading.loss:.4f}, lr {lr:.3g}, grad norm {reading.grad_norm:.3g}, {reading.seconds:.3g} s/step"
+        text += f", {memory}"
         self._bar.set_postfix_str(text)
         left = tqdm.format_interval((self._last_step - reading.step) * reading.seconds)
         level = logging.DEBUG if self._has_bar else logging.INFO  # beside a bar, for the log file only

@@ -19,16 +19,18 @@ from cogvideox.data.listing import long_captions, trained_and_held_out
 from cogvideox.data.report import Problem, describe
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import get_logger
-from cogvideox.model.build import build_model
+from cogvideox.model.build import draft_model, place_model
 from cogvideox.model.files import model_files
-from cogvideox.model.loading import base_reference, load_transformer
+from cogvideox.model.loading import base_reference, check_transformer, load_transformer
 from cogvideox.model.trainable import TrainableReport, freeze
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.jobs import read_previews
 from cogvideox.sampling.prompts import Prompt
+from cogvideox.training.captions import settle_text_encoder
 from cogvideox.training.checkpoint import Progress, load_progress
-from cogvideox.training.engine import TrainEngine, read_dtype
+from cogvideox.training.deepspeed_config import read_dtype
+from cogvideox.training.engine import TrainEngine
 from cogvideox.training.lr_schedules import (
     Schedule,
     build_sat_schedule,
@@ -85,14 +87,16 @@ def prepare(config: Config, groups: ProcessGroups, choice: RunChoice, lock: RunL
     )
     with checks:
         model = groups.attempt(
-            lambda: build_model(
-                config.model, device=groups.device, dtype=dtype, seed=args.seed, weights_follow=source is not None
-            )
+            lambda: draft_model(config.model, dtype=dtype, seed=args.seed, weights_follow=source is not None)
         )
-        groups.attempt(lambda: _load(model, source, bases))
         trainable = freeze(model, config.model.not_trainable_prefixes)
-        extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
+        if source is not None:
+            groups.attempt(lambda: check_transformer(model, source))
         groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
+        settle_text_encoder(model, config, all_captions(train_data, held_out, previews), dtype, groups)
+        groups.attempt(lambda: place_model(model, config.model, groups.device, dtype))
+        groups.attempt(lambda: _load(model, source, bases))
+        extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
         if config.model.lr_scale is not None:
             schedule = _scaled(schedule, config.model.lr_scale)
         engine = TrainEngine(model, config.deepspeed, optimizer, schedule, groups)
@@ -174,6 +178,12 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
         held_out = held_out.first(args.eval_samples)
         _log.info("evaluation on %d held-out clips", len(held_out))
     return train, held_out
+
+
+def all_captions(train: VideoDataset, held_out: VideoDataset | None, previews: Sequence[Prompt]) -> list[str]:
+    """Whatever the run will ask the text encoder for."""
+    samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
+    return [*(sample.caption for sample in samples), *(prompt.text for prompt in previews)]
 
 
 def _name_long_captions(model: VideoDiffusion, train: VideoDataset, held_out: VideoDataset | None) -> None:

@@ -15,12 +15,13 @@ from cogvideox.config.schema import Config
 from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger, log_file
-from cogvideox.model.memory import advise_on_memory
+from cogvideox.model.device_memory import ADAM_BYTES, fit_decoding
+from cogvideox.model.memory import advise_on_memory, training_advice
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.run import build_sampler
 from cogvideox.training.checkpoint import Checkpointer, Progress
-from cogvideox.training.evaluation import adapter_update, held_out_loss, sample_prompts
+from cogvideox.training.evaluation import EVALUATION_SEED, adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
 from cogvideox.training.next_steps import after_training, resume_command
 from cogvideox.training.optional_output import OptionalOutput
@@ -31,13 +32,6 @@ from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, fi
 from cogvideox.weights.atomic import write_text_atomically
 
 _log = get_logger(__name__)
-_MEMORY_ADVICE = (
-    "configs/low_memory.yaml as a last file",
-    "args.checkpoint_activations=true",
-    "deepspeed.train_micro_batch_size_per_gpu=1 with more gradient_accumulation_steps",
-    "LoRA instead of all weights, or ZeRO 2 over several GPUs",
-    "a smaller data.video_size or data.max_num_frames",
-)
 
 
 class Trainer:
@@ -58,7 +52,8 @@ class Trainer:
             process; the device has too little memory, on this one.
             Stopped: the run was asked to stop; on every process, after saving what was trained.
         """
-        with advise_on_memory(*_MEMORY_ADVICE), RunLock() as lock:
+        advice = training_advice(self._config, self._groups.world_size)
+        with advise_on_memory(*advice), RunLock() as lock:
             choice, finished = self._groups.first_only(lambda: self._choose(lock))
             return self._fit(choice, lock) if finished is None else finished
 
@@ -95,6 +90,8 @@ class Trainer:
         evaluation_due = every(self._args.eval_interval, last)
         save_due, log_due = every(self._args.save_interval, last), every(self._args.log_interval, last)
         engine, fingerprint = self._parts.engine, self._parts.train_data.fingerprint()
+        if self._parts.previews:
+            self._fit_previews()
         self._evaluate(first - 1)
         for step in range(first, last + 1):
             self._seed_dropout(step)
@@ -138,6 +135,7 @@ class Trainer:
             start_position=parts.progress.position,
             num_workers=self._args.num_workers,
             pin_memory=self._groups.device.type == "cuda",
+            draw=lambda batch: parts.model.draw(batch, training=True),
         )
 
     def _open_log(self, first: int, last: int) -> RunLog:
@@ -201,6 +199,7 @@ class Trainer:
                     self._groups.world_size,
                     self._args.num_workers,
                     pin_memory=self._groups.device.type == "cuda",
+                    draw=lambda batch: parts.model.draw_fixed(batch, EVALUATION_SEED),
                 )
                 loss = held_out_loss(losses_of, loader, parts.model, self._groups)
                 self._evaluations.append((step, loss))
@@ -213,6 +212,12 @@ class Trainer:
                 self._samples[str(step)] = str(folder)
                 self._log.previews(step, folder)
 
+    def _fit_previews(self) -> None:
+        """Choose how previews are decoded now, not when the first one runs out of memory."""
+        form, parts = self._video_format(), self._parts
+        moments = ADAM_BYTES * parts.trainable.trainable
+        fit_decoding(parts.model.vae, form.height, form.width, self._groups.device, still_to_come=moments)
+
     def _video_format(self) -> VideoFormat:
         data = self._config.data
         assert data is not None
@@ -223,6 +228,7 @@ class Trainer:
     def _summarise(self, seconds: float) -> dict[str, Any]:
         parts, readings = self._parts, self._readings
         steady = readings[1:] or readings  # the first reading includes warming up
+        reserved = [each.reserved_gib for each in readings if each.reserved_gib is not None]
         summary = {
             "run_folder": str(parts.folder),
             "checkpoint": None if self._checkpoint is None else str(self._checkpoint),
@@ -234,6 +240,7 @@ class Trainer:
             "seconds_per_step": sum(each.seconds for each in steady) / len(steady) if steady else None,
             "tokens_per_second": sum(each.tokens for each in steady) / len(steady) if steady else None,
             "peak_memory_bytes": int(max((each.peak_gib for each in readings), default=0.0) * 2**30),
+            "peak_reserved_bytes": int(max(reserved) * 2**30) if reserved else None,  # on the CPU
             "trainable_parameters": parts.trainable.trainable,
             "lora_scale": parts.trainable.lora_scale,
             "lora_update": adapter_update(parts.model),

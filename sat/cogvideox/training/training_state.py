@@ -18,7 +18,7 @@ from cogvideox.weights.integrity import earlier_iteration
 from cogvideox.weights.runs import STATE_FOLDER
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.torch_file import load_file
-from cogvideox.weights.torch_save import save_hashed
+from cogvideox.weights.torch_save import Whole, save_hashed
 
 _FORMAT = 1
 
@@ -40,14 +40,18 @@ def state_file(folder: Path, rank: int) -> Path:
     return folder / STATE_FOLDER / f"rank_{rank:05d}.pt"
 
 
-def write_state(folder: Path, rank: int, state: TrainingState) -> WrittenFile:
-    """Into a temporary iteration folder; the result's name is relative to it. Raises: CheckpointError."""
+def write_state(folder: Path, rank: int, state: TrainingState, needed_bytes: int | None = None) -> WrittenFile:
+    """Into a temporary iteration folder; the result's name is relative to it.
+
+    Tensors come from their device one by one. needed_bytes: of all files of the iteration, to be named where the disk
+    is full. Raises: CheckpointError.
+    """
     file = state_file(folder, rank)
     try:
         file.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise failed_write(file.parent, error, folder) from error
-    written = save_hashed(file, {"format": _FORMAT, **vars(state)})
+        raise failed_write(file.parent, error, folder, needed_bytes) from error
+    written = save_hashed(file, {"format": _FORMAT, **vars(state)}, Whole(folder, needed_bytes))
     return WrittenFile(f"{STATE_FOLDER}/{written.name}", written.num_bytes, written.xxh3_128)
 
 

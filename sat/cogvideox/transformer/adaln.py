@@ -5,22 +5,17 @@ Letters: b batch, l text tokens, v video tokens, d hidden, h head width, e time 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from sat.model.base_model import BaseMixin, BaseModel
 from torch import Tensor, nn
 
 from cogvideox.transformer.block import NUM_CHUNKS, transformer_block
+from cogvideox.transformer.compiled_block import CompiledBlock
 from cogvideox.transformer.modulation import Modulation
 from cogvideox.transformer.shape import NetworkShape
 
 QK_NORM_EPS = 1e-6
-# Graphs of the block: torch makes them for the first shape, for any shape and for batches of one; each of these with
-# and without gradients, and once more where the first layer's input needs none (adapters). torch's own limit is 8.
-MAX_GRAPHS = 64
 
 
 class AdaLNMixin(BaseMixin):
@@ -49,23 +44,23 @@ class AdaLNMixin(BaseMixin):
             modulation.init_zero()
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Run the block through torch.compile from now on: one graph, compiled once for all layers.
+        """Run the block through torch.compile from now on (see compiled_block.py).
 
         Modules stay as they are, and so do stored names.
         """
-        self._block = torch.compile(transformer_block, fullgraph=True, backend=backend, **_graph_limit())
+        self._block = CompiledBlock(backend)
 
     def layer_forward(
         self, text: Tensor, video: Tensor, conditioning: Tensor, rotation: Tensor | None = None, *, layer_id: int
     ) -> tuple[Tensor, Tensor]:
         """Block `layer_id` on text [b, l, d] and video [b, v, d], given the SiLU of the time embedding [b, e].
 
-        rotation: of queries and keys [l + v, 1, h/2, 2], None for none.
+        rotation: of queries and keys [2, l + v, 1, h/2, 2], None for none.
         """
-        if layer_id == 0 and self._block is not transformer_block:
+        if layer_id == 0 and isinstance(self._block, CompiledBlock):
             # The embeddings are views, what later layers get is not: compiled code would be made for both.
             text, video = text.clone(), video.clone()
-        return self._block(
+        text, video = self._block(
             self.transformer.layers[layer_id],
             self.adaLN_modulations[layer_id],
             self.query_layernorm_list[layer_id] if self.qk_ln else None,
@@ -76,15 +71,9 @@ class AdaLNMixin(BaseMixin):
             conditioning,
             rotation,
         )
-
-
-def _graph_limit() -> dict[str, Any]:
-    """MAX_GRAPHS as an argument of torch.compile; before it took one, as torch's setting for the whole process."""
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        return {"recompile_limit": MAX_GRAPHS}
-    settings = torch._dynamo.config
-    settings.cache_size_limit = max(settings.cache_size_limit, MAX_GRAPHS)
-    return {}
+        if isinstance(self._block, CompiledBlock) and layer_id + 1 == len(self.transformer.layers):
+            self._block.report(video)
+        return text, video
 
 
 def _head_norm(network: NetworkShape) -> nn.LayerNorm:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideox.transformer.modulation import Modulation, modulate
+from cogvideox.transformer.rotary import rotate
 
 # Shift, scale and gate of the video for attention and for the MLP, then the same six of the text.
 NUM_CHUNKS = 12
@@ -38,7 +39,7 @@ def transformer_block(
         layer: a SAT BaseTransformerLayer (input_layernorm, attention, post_attention_layernorm, mlp).
         text, video: the residual streams [b, l, d] and [b, v, d]; kept apart, so that no residual is concatenated.
         conditioning: [b, e], the SiLU of the time embedding.
-        rotation: of queries and keys, [s, 1, h/2, 2] fp32; None for none.
+        rotation: of queries and keys, [2, s, 1, h/2, 2] fp32 (see rotary.rotate); None for none.
 
     Returns:
         The new text [b, l, d] and video [b, v, d].
@@ -83,18 +84,3 @@ def joint_attention(
         query, key = rotate(query, rotation), rotate(key, rotation)
     mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return attention.dense(mixed.transpose(1, 2).flatten(2))
-
-
-def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of channels (2i, 2i + 1) of [b, s, n, h] by rotation [s, 1, h/2, 2] = (cos, sin), in fp32.
-
-    As one complex product, over all tokens with the identity for text: one pass forward, one backward, and nothing kept
-    for it. torch.compile gets real arithmetic, because it can't fuse complex numbers.
-    """
-    pairs = heads.to(torch.promote_types(heads.dtype, rotation.dtype)).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():
-        (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
-        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return turned.flatten(-2).to(heads.dtype)

@@ -36,6 +36,11 @@ def takes_onednn(tokens: Tensor) -> bool:
     )
 
 
+def product(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `linear`, for code that makes its gradients itself."""
+    return _product(tokens, weight, bias) if takes_onednn(tokens) else F.linear(tokens, weight, bias)
+
+
 def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
 

@@ -14,6 +14,7 @@ from sat.model.finetune import lora2
 from torch import Tensor, nn
 
 from cogvideox.errors import ConfigError
+from cogvideox.transformer.adapted_product import adapted_product
 from cogvideox.transformer.cpu_linear import linear
 from cogvideox.transformer.linear import Linear
 from cogvideox.transformer.shape import NetworkShape
@@ -55,12 +56,15 @@ class LoraLinear(nn.Module):
     def forward_parts(self, tokens: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[b, s, i] -> k tensors [b, s, o / k], each contiguous: the adapters' products are added while writing."""
         assert parts == len(self.matrix_B), f"the adapters have {len(self.matrix_B)} parts, not {parts}"
-        base = self.original.forward_parts(tokens, parts)
-        down = linear(self.lora_dropout(tokens), torch.cat(list(self.matrix_A)))
-        return tuple(
-            torch.add(whole, linear(low, up), alpha=self.scaling)
-            for whole, low, up in zip(base, down.chunk(parts, dim=-1), self.matrix_B, strict=True)
-        )
+        down, ups = torch.cat(list(self.matrix_A)), list(self.matrix_B)
+        dropped = None if isinstance(self.lora_dropout, nn.Identity) else self.lora_dropout(tokens)
+        if torch.compiler.is_compiling():  # what follows is fused
+            base = self.original.forward_parts(tokens, parts)
+            low = self.scaling * linear(tokens if dropped is None else dropped, down)
+            return tuple(
+                whole + linear(each, up) for whole, each, up in zip(base, low.chunk(parts, dim=-1), ups, strict=True)
+            )
+        return adapted_product(tokens, dropped, self.original.weight, self.original.bias, down, ups, self.scaling)
 
     @torch.no_grad()
     def merged(self) -> Linear:

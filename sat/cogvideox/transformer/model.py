@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideox.config.targets import ComponentNode, instantiate
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.transformer.linear import Linear
+from cogvideox.transformer.offload import ActivationOffload, offload_for
 from cogvideox.transformer.position_tables import Grid
 from cogvideox.transformer.positions import UNLIMITED
 from cogvideox.transformer.sat_stack import build_transformer, own_random_state
@@ -44,6 +47,7 @@ class DiffusionTransformer(BaseModel):
 
     in_channels: those of the latent, out_channels, and for I2V as many of the image latent behind them.
     num_frames: pixel frames; latent frames that patches don't divide count as padded (81: 21, padded to 22).
+    offload_activations: what checkpoint_activations keeps of each block waits in host memory (see offload.py).
     ofs_embed_dim, ofs: 1.5-I2V adds the embedding of the constant ofs to that of the timestep; equal to time_embed_dim.
 
     Raises:
@@ -67,6 +71,7 @@ class DiffusionTransformer(BaseModel):
         ofs_embed_dim: int | None = None,
         ofs: float = 2.0,
         checkpoint_activations: bool = False,
+        offload_activations: bool = False,
         compile_blocks: bool = False,
         modules: dict[str, ComponentNode] | None = None,
         *,
@@ -87,11 +92,18 @@ class DiffusionTransformer(BaseModel):
             dtype=dtype,
         )
         _check_network(network, ofs_embed_dim)
+        if offload_activations and not checkpoint_activations:
+            raise ConfigError(
+                "network_config.offload_activations is true, which moves the inputs of recomputed blocks: set "
+                "checkpoint_activations: true as well"
+            )
         nodes = _check_modules(modules or {})
         with own_random_state():
             super().__init__(argparse.Namespace(), transformer=build_transformer(network))
             self.network = network
             self.checkpoint_activations = checkpoint_activations
+            self.offload_activations = offload_activations
+            self._offload: ActivationOffload[Any] | None = None
             self.ofs = ofs
             # Stored names.
             self.time_embed = _embedding(hidden_size, time_embed_dim, dtype)
@@ -148,7 +160,13 @@ class DiffusionTransformer(BaseModel):
         self, text: Tensor, video: Tensor, conditioning: Tensor, rotation: Tensor | None, layer_id: int
     ) -> tuple[Tensor, Tensor]:
         layer_forward = self.hooks["layer_forward"]
-        if self.checkpoint_activations and torch.is_grad_enabled():
+        if not self.checkpoint_activations or not torch.is_grad_enabled():
+            return layer_forward(text, video, conditioning, rotation, layer_id=layer_id)
+        if self.offload_activations and self._offload is None:
+            self._offload = offload_for(video.device)
+        offload = self._offload
+        moved = nullcontext() if offload is None else offload.block(layer_id, self.network.num_layers, (text, video))
+        with moved:
             return checkpoint(
                 layer_forward,
                 text,
@@ -159,7 +177,6 @@ class DiffusionTransformer(BaseModel):
                 use_reentrant=False,
                 preserve_rng_state=self._draws_dropout,
             )
-        return layer_forward(text, video, conditioning, rotation, layer_id=layer_id)
 
     def _check_inputs(self, noised_latent: Tensor, timestep: Tensor, context: Tensor) -> Grid:
         """The token grid (frames, height, width) of an input that fits."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cogvideox.errors import ConfigError
 from cogvideox.transformer.position_tables import Grid, fitted_span, rotary_3d, sincos_3d, spread
+from cogvideox.transformer.rotary import rotation_matrices
 from cogvideox.transformer.shape import NetworkShape
 
 UNLIMITED = sys.maxsize
@@ -147,14 +148,14 @@ class RotaryPositionMixin(BaseMixin):
         return _add_corner(self.pos_embedding, self.network, text, video, grid)
 
     def rotation(self, grid: Grid, device: torch.device) -> Tensor:
-        """The rotation of every token, [s, 1, h/2, 2] fp32 as (cos, sin); text tokens stay as they are.
+        """The rotation of every token, [2, s, 1, h/2, 2] fp32 (see rotary.rotate); text tokens stay as they are.
 
         Nothing is read back from the device, and it takes far less time than one block.
         """
         video = rotary_3d(self.network.head_dim, self._positions(grid, device), self.theta).flatten(0, 2)
         text = video.new_zeros(self.network.text_length, *video.shape[1:])
         text[..., 0] = 1
-        return torch.cat([text, video]).unsqueeze(1)
+        return rotation_matrices(*torch.cat([text, video]).unbind(-1))
 
     def stored_tables(self) -> dict[str, Tensor]:
         """The buffers of published 1.0 checkpoints: `freqs_sin` and `freqs_cos` [f*y*x, h] at the configured size."""

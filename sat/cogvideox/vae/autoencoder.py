@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
 from cogvideox.log import amount, get_logger
+from cogvideox.vae.decode_memory import Choice, DecodePieces, choose_pieces, decode_options
 from cogvideox.vae.decoder import Decoder
 from cogvideox.vae.encoder import Encoder
 from cogvideox.vae.pieces import Passage
@@ -84,6 +85,7 @@ class VideoAutoencoder(nn.Module):
         self.decode_chunk_latent_frames = decode_chunk_latent_frames
         self.tile = check_tile(tile_size, tile_overlap, self.spatial_compression)
         self.offload_chunks = offload_chunks
+        self.decode_tile, self.decode_offload = self.tile, offload_chunks  # until fit_decoding chooses smaller pieces
         self.encoder = Encoder(in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         self.decoder = Decoder(out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         if ckpt_path is not None:
@@ -134,10 +136,31 @@ class VideoAutoencoder(nn.Module):
         Raises: ShapeError, at the call and not at the first chunk.
         """
         self._check_latent(latent)
-        grid = tile_grid(latent.shape[3], latent.shape[4], self.tile)
-        passage = Passage(self.decoder, grid, 1, self.spatial_compression, self.offload_chunks)
+        grid = tile_grid(latent.shape[3], latent.shape[4], self.decode_tile)
+        passage = Passage(self.decoder, grid, 1, self.spatial_compression, self.decode_offload)
         chunks = passage.run(latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame)
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
+
+    def fit_decoding(self, height: int, width: int, free: int) -> Choice:
+        """Decode in the configured pieces if they fit into `free` bytes for videos of height x width pixels, else in
+        the largest smaller ones that do; says so in the log. For one video at a time; encoding stays as it is."""
+        unit, tile = self.spatial_compression, self.decode_tile
+        in_pixels = None if tile is None else (tile.height * unit, tile.width * unit)
+        configured = DecodePieces(self.decode_chunk_latent_frames or 2, in_pixels, self.decode_offload)
+        options = decode_options(self.decoder, configured, (height, width), unit, self.temporal_compression)
+        choice = choose_pieces(options, free)
+        if choice.pieces != configured:
+            self.decode_chunk_latent_frames = choice.pieces.latent_frames
+            self.decode_tile = check_tile(choice.pieces.tile, 8 * unit, unit)
+            self.decode_offload = choice.pieces.offload
+        if choice.pieces != configured or not choice.fits:
+            _log.warning(
+                "videos of %d x %d are decoded with %s: %s needs %s, %s are free; normalisation sees less at once, so "
+                "pixels differ slightly%s",
+                height, width, choice.pieces, configured, amount(options[0][1]), amount(free),
+                "" if choice.fits else f". Even this needs {amount(choice.needed)} and may run out of memory",
+            )  # fmt: skip
+        return choice
 
     def freeze(self) -> None:
         """Evaluation mode, no gradients, weights in channels-last memory: for all but training the autoencoder."""

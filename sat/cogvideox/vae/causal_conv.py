@@ -5,6 +5,7 @@ Letters: b batch, c channels, t frames (at any level of the network), h w height
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -61,7 +62,7 @@ class CausalState:
 class CausalConv3d(nn.Module):
     """3D convolution: zero padding in space; in time preceded by the carried tail or by copies of the first frame.
 
-    It runs in two steps, so that the caller can free x between them: `convolve(pad(x, state))`; calling it does both.
+    Calling it takes all frames of a chunk at once; `runs` takes them in pieces.
     Keys: `conv.weight` [c_out, c_in, k, k, k], `conv.bias`.
     Source: CogVideoX (arXiv 2408.06072), section 2.1; the padding mode that the released 3D VAE uses.
     """
@@ -74,52 +75,63 @@ class CausalConv3d(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """b c_in t h w -> b c_out t h w."""
-        return self.convolve(self.pad(x, state))
-
-    def pad(self, x: Tensor, state: CausalState, maps: NormMaps | None = None) -> Padded:
-        """b c_in t h w -> b c_in t+k-1 h w. With `maps` (not under autograd) x is normalised and activated too."""
-        tail = state.take(self)
         if torch.is_grad_enabled():
-            assert maps is None, "norm maps have no gradient"
-            head = x[:, :, :1].expand(-1, -1, self.context_frames, -1, -1) if tail is None else tail
-            frames = torch.cat((head, x), dim=2) if self.context_frames else x
-        else:
-            frames = self._pad_into_buffer(x, tail, maps, state)
+            return self._with_autograd(x, state)
+        if not self.context_frames:
+            return convolve_frames(self.conv, x)
+        (out,) = self.runs([x], x.shape[2], state)
+        return out
+
+    def runs(
+        self, pieces: Iterable[Tensor], longest: int, state: CausalState, maps: NormMaps | None = None
+    ) -> Iterator[Tensor]:
+        """The convolution of frames that come in pieces, without autograd: for each b c_in t h w a b c_out t h w.
+
+        A piece is let go before its output is made. To be taken to its end, where the tail is kept.
+        longest: frames of the longest piece; none is shorter than the context but an only one.
+        maps: the pieces are normalised and activated first.
+        """
+        assert not torch.is_grad_enabled(), "the input is overwritten run by run"
+        context, tail = self.context_frames, state.take(self)
+        padded, start, before = None, 0, 0
+        for piece in pieces:
+            b, c, t, h, w = piece.shape
+            if padded is None:
+                padded = state.buffer((b, c, longest + context, h, w), self.conv.weight)
+            else:
+                assert before >= context, f"a run of {before} frames has no context for the next one"
+                padded[:, :, :context].copy_(padded[:, :, before : before + context])
+            frames = padded[:, :, : t + context]
+            body = frames[:, :, context:]
+            if maps is None:
+                body.copy_(piece)
+            else:
+                maps.write(piece, body, start)
+            del piece
+            if start == 0 and context:
+                frames[:, :, :context].copy_(body[:, :, :1] if tail is None else tail)
+            if start == 0:
+                repeats_first, tail = tail is None, None
+            yield self._convolve(frames, repeats_first=repeats_first and start == 0)
+            start, before = start + t, t
+        assert padded is not None, "no frames"
+        if context:
+            state.keep(self, padded[:, :, before : before + context])
+
+    def _with_autograd(self, x: Tensor, state: CausalState) -> Tensor:
+        tail = state.take(self)
+        frames = x
         if self.context_frames:
+            head = x[:, :, :1].expand(-1, -1, self.context_frames, -1, -1) if tail is None else tail
+            frames = torch.cat((head, x), dim=2)
             state.keep(self, frames[:, :, -self.context_frames :])
-        return Padded(frames, repeats_first=tail is None)
+        return self._convolve(frames, repeats_first=tail is None)
 
-    def convolve(self, padded: Padded) -> Tensor:
-        """b c_in t+k-1 h w -> b c_out t h w."""
-        frames, weight, bias = padded.frames, self.conv.weight, self.conv.bias
+    def _convolve(self, frames: Tensor, *, repeats_first: bool) -> Tensor:
+        """b c_in t+k-1 h w -> b c_out t h w. repeats_first: the context is copies of the first frame."""
         if self.context_frames and fewer_products.saves_time(frames):
-            return fewer_products.causal_conv3d(frames, weight, bias, repeats_first=padded.repeats_first)
+            return fewer_products.causal_conv3d(frames, self.conv.weight, self.conv.bias, repeats_first=repeats_first)
         return convolve_frames(self.conv, frames)
-
-    def _pad_into_buffer(self, x: Tensor, tail: Tensor | None, maps: NormMaps | None, state: CausalState) -> Tensor:
-        """The convolution's input, written once: tail or first frame in front, (activated) x behind."""
-        if not self.context_frames and maps is None:
-            return x
-        b, c, t, h, w = x.shape
-        padded = state.buffer((b, c, t + self.context_frames, h, w), x)
-        body = padded[:, :, self.context_frames :]
-        if maps is None:
-            body.copy_(x)
-        else:
-            maps.write(x, body)
-        padded[:, :, : self.context_frames].copy_(body[:, :, :1] if tail is None else tail)
-        return padded
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Input of a causal convolution, b c t+k-1 h w, valid until the next `pad` with the same state.
-
-    repeats_first: the context is copies of the first frame.
-    """
-
-    frames: Tensor
-    repeats_first: bool
 
 
 def convolve_frames(conv: nn.Conv3d, frames: Tensor) -> Tensor:

@@ -9,17 +9,28 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, pad_activated
+from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, convolve_in, convolve_out
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
 class DecoderStage(nn.Module):
     """The residual blocks of one level and the way up from it. Keys: `block.J`, `upsample`."""
 
-    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int, latent_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        num_groups: int,
+        latent_channels: int,
+        *,
+        exact_sum: bool,
+    ) -> None:
         super().__init__()
         inputs = [in_channels] + [channels] * (num_blocks - 1)
-        self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups, latent_channels) for before in inputs)
+        self.block = nn.ModuleList(
+            ResnetBlock(each, channels, num_groups, latent_channels, exact_sum=exact_sum) for each in inputs
+        )
         self.upsample: Upsample | None = None
 
 
@@ -44,10 +55,12 @@ class Decoder(nn.Module):
         widths = [ch * mult for mult in ch_mult]
         top = widths[-1]
         self.conv_in = CausalConv3d(latent_channels, top)
-        self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(top, top, num_groups, latent_channels) for i in (1, 2)})
+        self.mid = nn.ModuleDict(
+            {f"block_{i}": ResnetBlock(top, top, num_groups, latent_channels, exact_sum=True) for i in (1, 2)}
+        )
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], top], widths, strict=True)):
-            stage = DecoderStage(before, width, num_res_blocks + 1, num_groups, latent_channels)
+            stage = DecoderStage(before, width, num_res_blocks + 1, num_groups, latent_channels, exact_sum=level > 0)
             if level > 0:
                 stage.upsample = Upsample(width, expand_time=len(widths) - 1 - level < time_levels)
             self.up.append(stage)
@@ -56,12 +69,14 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
         """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
-        x = self.conv_in(latent, state)
+        x = convolve_in(self.conv_in, latent, state)
         for block in self.mid.values():
-            x = block(x, state, latent)
+            assert isinstance(block, ResnetBlock), "blocks are residual"
+            x = block.runs(x, state, latent)
         for stage in reversed(self.up):
             assert isinstance(stage, DecoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
-                x = block(x, state, latent)
-            x = x if stage.upsample is None else stage.upsample(x, state)
-        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, latent, state))
+                assert isinstance(block, ResnetBlock), "blocks are residual"
+                x = block.runs(x, state, latent)
+            x = x if stage.upsample is None else stage.upsample.runs(x, state)
+        return convolve_out(self.norm_out, self.conv_out, x, latent, state)

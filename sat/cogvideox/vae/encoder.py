@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cogvideox.vae.blocks import Downsample, ResnetBlock, group_norm, pad_activated
+from cogvideox.vae.blocks import Downsample, ResnetBlock, convolve_in, convolve_out, group_norm
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 
 
 class EncoderStage(nn.Module):
     """The residual blocks of one level and the way down from it. Keys: `block.J`, `downsample`."""
 
-    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int) -> None:
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, num_groups: int, *, exact_sum: bool) -> None:
         super().__init__()
         inputs = [in_channels] + [channels] * (num_blocks - 1)
-        self.block = nn.ModuleList(ResnetBlock(before, channels, num_groups) for before in inputs)
+        self.block = nn.ModuleList(ResnetBlock(each, channels, num_groups, exact_sum=exact_sum) for each in inputs)
         self.downsample: Downsample | None = None
 
 
@@ -47,23 +47,25 @@ class Encoder(nn.Module):
         self.conv_in = CausalConv3d(in_channels, ch)
         self.down = nn.ModuleList()
         for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
-            stage = EncoderStage(before, width, num_res_blocks, num_groups)
+            stage = EncoderStage(before, width, num_res_blocks, num_groups, exact_sum=level > 1)
             if level < last:
                 stage.downsample = Downsample(width, compress_time=level < time_levels)
             self.down.append(stage)
         width = widths[last]
-        self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(width, width, num_groups) for i in (1, 2)})
+        self.mid = nn.ModuleDict({f"block_{i}": ResnetBlock(width, width, num_groups, exact_sum=True) for i in (1, 2)})
         self.norm_out = group_norm(width, num_groups)
         self.conv_out = CausalConv3d(width, 2 * latent_channels)
 
     def forward(self, video: Tensor, state: CausalState) -> Tensor:
         """b c t h w -> moments b 2z f y x: means, then log-variances."""
-        x = self.conv_in(video, state)
+        x = convolve_in(self.conv_in, video, state)
         for stage in self.down:
             assert isinstance(stage, EncoderStage), "levels are stages"
             for block in stage.block:  # a call of the stage would hold its input while the last blocks run
-                x = block(x, state)
-            x = x if stage.downsample is None else stage.downsample(x, state)
+                assert isinstance(block, ResnetBlock), "blocks are residual"
+                x = block.runs(x, state)
+            x = x if stage.downsample is None else stage.downsample.runs(x, state)
         for block in self.mid.values():
-            x = block(x, state)
-        return self.conv_out.convolve(pad_activated(self.norm_out, self.conv_out, x, None, state))
+            assert isinstance(block, ResnetBlock), "blocks are residual"
+            x = block.runs(x, state)
+        return convolve_out(self.norm_out, self.conv_out, x, None, state)

@@ -1,5 +1,9 @@
-"""Operators whose tensors are too large for CUDA's 32-bit counters: the same result, in runs of frames.
+"""Work in runs of frames: the same result with less memory, and within CUDA's 32-bit counters.
 
+Features are a list of pieces of frames where nothing needs a gradient. What uses them takes the pieces off the list one
+by one and frees them, so that two full-size tensors hardly exist at one time where one is made from the other.
+
+CUDA's libraries have limits, which also count where autograd keeps features in one piece:
 - cuDNN takes convolutions of fewer than 2^31 elements, in and out. torch sends larger ones to a kernel that needs many
   times the memory (pytorch issues 128947 and 132300).
 - Nearest enlargement of channels-last images leaves zeros, without an error, where its output goes beyond 2^32 elements
@@ -8,12 +12,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 MAX_ELEMENTS = 2**31 - 1  # of any input or output of one call
+# About so many elements in a run: 10 frames of 128 channels at 480 x 720, 4 at 768 x 1360. Longer runs take more
+# memory, shorter ones more time, since each reads two frames of context again.
+RUN_ELEMENTS = 3 * 2**27
+MIN_RUN_FRAMES = 2  # the context that a run leaves for the next one
+
+
+def run_lengths(total: int, frame_elements: int) -> list[int]:
+    """How many of `total` frames stand in each run: equal even numbers but for the last, the odd frame in the first.
+
+    So pairs of frames that are averaged, doubled or multiplied together stay in one run.
+    frame_elements: of one frame of all samples, where it is largest.
+    """
+    odd = total % 2
+    most = (max(MIN_RUN_FRAMES, RUN_ELEMENTS // frame_elements) + 1) // 2
+    pairs = equal_runs(max(1, total // 2), most)
+    lengths = [2 * (min(run.stop, total // 2) - run.start) for run in pairs]
+    lengths[0] += odd
+    return lengths
+
+
+def regrouped(pieces: list[Tensor], lengths: Sequence[int]) -> Iterator[list[Tensor]]:
+    """The frames of the pieces, b c t h w, in groups of other lengths, as views; pieces leave the list when passed."""
+    start = 0
+    for length in lengths:
+        group = []
+        while length:
+            stop = min(start + length, pieces[0].shape[2])
+            group.append(pieces[0][:, :, start:stop])
+            length -= stop - start
+            start = stop
+            if start == pieces[0].shape[2]:
+                pieces.pop(0)
+                start = 0
+        yield group
+
+
+def drained(pieces: list[Tensor]) -> Iterator[Tensor]:
+    """The pieces one after another, each taken off the list."""
+    while pieces:
+        yield pieces.pop(0)
+
+
+def longest(pieces: Iterable[Tensor]) -> int:
+    """Frames of the longest piece, b c t h w."""
+    return max(piece.shape[2] for piece in pieces)
 
 
 def equal_runs(total: int, most: int) -> list[slice]:

@@ -1,22 +1,47 @@
-"""Group normalisation, its modulation and SiLU without autograd: exact statistics, one pass, no full-size temporaries.
+"""Group normalisation, its modulation and SiLU without autograd: exact statistics, no full-size temporaries, and few
+launches and copies on a GPU.
 
 torch's own GroupNorm is avoided here. For channels-last tensors on a CPU it sums squares over the whole clip in one
 float32 number, which costs a decimal digit; on a GPU it copies them to another layout and back.
 
-Letters: b batch, c channels, t frames, h w height and width; m frames, y x height and width of a map that covers t h w
-in equal blocks.
+Letters: b batch, c channels, t frames, h w height and width; g groups; m frames, y x height and width of a map that
+covers t h w in equal blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SLAB_ELEMENTS = 2**20  # worked on at a time: 4 MiB in float32, so that the steps after the first find it in the cache
+
+@dataclass(frozen=True)
+class Way:
+    """How the work is divided.
+
+    slab_elements: worked on at a time, in a float32 copy where the features have fewer digits.
+    casting_kernels: reductions and products read bfloat16 or float16 and count in float32 without a copy.
+    rounded_elements: frames with more elements than this are rounded to the features' type between norm and SiLU, as
+        diffusers does, which saves the copy: 8 bytes per element are moved instead of 20. None: never.
+    """
+
+    slab_elements: int
+    casting_kernels: bool
+    rounded_elements: int | None
+
+
+CPU_WAY = Way(2**20, casting_kernels=False, rounded_elements=None)  # 4 MiB in float32, which stay in the cache
+# Few launches. The frames of more elements are those of the two largest levels: 95 % of the traffic. What the rounding
+# costs there, sums in float32 at the other levels more than make up for (ResnetBlock.exact_sum; docs/memory.md).
+GPU_WAY = Way(2**26, casting_kernels=True, rounded_elements=2**24)
+
+
+def way_for(device: torch.device) -> Way:
+    """Copies in the cache are free on a CPU; on a GPU a launch costs microseconds, and every copy is memory traffic."""
+    return CPU_WAY if device.type == "cpu" else GPU_WAY
 
 
 @dataclass(frozen=True)
@@ -24,47 +49,61 @@ class NormMaps:
     """silu(x * scale + shift) with the maps repeated over blocks of x.
 
     scale, shift: b c m y x in float32 (float64 for float64 features).
+    num_frames: that the maps cover.
     lone_first_frame: the first map frame covers one frame only, whatever the others cover.
     """
 
     scale: Tensor
     shift: Tensor
+    num_frames: int
     lone_first_frame: bool = False
 
-    def write(self, x: Tensor, out: Tensor) -> None:
-        """x b c t h w -> out of the same shape."""
-        slab_frames = max(1, SLAB_ELEMENTS // max(1, x[:, :, 0].numel()))
-        for frames, maps in covered_frames(x.shape[2], self.scale.shape[2], self.lone_first_frame, slab_frames):
-            source, target = x[:, :, frames], out[:, :, frames]
-            scale, shift = self.scale[:, :, maps], self.shift[:, :, maps]
-            if target.dtype == scale.dtype:
+    def write(self, x: Tensor, out: Tensor, start: int = 0) -> None:
+        """x b c t h w -> out of the same shape; x begins `start` frames behind the maps' beginning."""
+        way, frame_elements = way_for(x.device), max(1, x[:, :, 0].numel())
+        rounded = way.rounded_elements is not None and frame_elements > way.rounded_elements
+        if rounded or out.dtype == self.scale.dtype:
+            for source, target, scale, shift in self._covered(x, out, start, x.shape[2]):
                 apply_map(source, scale, shift, target)
-                F.silu(target, inplace=True)
-            else:
-                exact = source.to(scale.dtype)
-                apply_map(exact, scale, shift, exact)
-                target.copy_(F.silu(exact, inplace=True))
+            F.silu(out, inplace=True)
+            return
+        for source, target, scale, shift in self._covered(x, out, start, max(1, way.slab_elements // frame_elements)):
+            target.copy_(F.silu(apply_map(source, scale, shift), inplace=True))
+
+    def _covered(
+        self, x: Tensor, out: Tensor, start: int, slab_frames: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Parts of x and out, and of scale and shift that cover them."""
+        window = (start, start + x.shape[2])
+        pieces = covered_frames(self.num_frames, self.scale.shape[2], self.lone_first_frame, slab_frames, window)
+        for frames, maps in pieces:
+            yield x[:, :, frames], out[:, :, frames], self.scale[:, :, maps], self.shift[:, :, maps]
 
 
-def covered_frames(t: int, m: int, lone_first: bool, slab_frames: int) -> Iterator[tuple[slice, slice]]:
-    """Which of t frames are covered by which of m map frames, in pieces of about `slab_frames` frames."""
+def covered_frames(
+    t: int, m: int, lone_first: bool, slab_frames: int, window: tuple[int, int] | None = None
+) -> Iterator[tuple[slice, slice]]:
+    """Which of t frames are covered by which of m map frames, in pieces of at most `slab_frames` frames.
+
+    window: only frames start..end of the t; they are counted from its start.
+    """
     lone = 1 if lone_first else 0
-    if lone:
-        yield slice(0, 1), slice(0, 1)
-    if m == lone:
-        return
-    block = (t - lone) // (m - lone)
+    block = (t - lone) // max(1, m - lone)
     assert block * (m - lone) == t - lone, f"{t} frames can't be covered by {m} map frames (lone first: {lone_first})"
-    if block > slab_frames:
-        for index in range(m - lone):
-            end = lone + (index + 1) * block
-            for start in range(end - block, end, slab_frames):
-                yield slice(start, min(start + slab_frames, end)), slice(lone + index, lone + index + 1)
-        return
-    maps = slab_frames // block
-    for first in range(lone, m, maps):
-        last = min(first + maps, m)
-        yield slice(lone + (first - lone) * block, lone + (last - lone) * block), slice(first, last)
+    start, stop = (0, t) if window is None else window
+    position = start
+    while position < stop:
+        if position < lone:
+            end, maps = lone, slice(0, 1)
+        else:
+            index, offset = divmod(position - lone, block)
+            index += lone
+            most = min(slab_frames, stop - position)
+            blocks = 0 if offset else most // block
+            end = position + blocks * block if blocks else min(position + most, position - offset + block)
+            maps = slice(index, index + max(1, blocks))
+        yield slice(position - start, end - start), maps
+        position = end
 
 
 def apply_map(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
@@ -78,27 +117,52 @@ def apply_map(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None
     return result.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def group_norm_maps(norm: nn.GroupNorm, x: Tensor) -> NormMaps:
-    """The GroupNorm of x (b c t h w) as maps b c 1 1 1."""
-    mean, variance = _group_moments(x, norm.num_groups)
-    channels = x.shape[1] // norm.num_groups
-    rstd = (variance + norm.eps).rsqrt().repeat_interleave(channels, dim=1)
-    scale = rstd * norm.weight.double()
-    shift = norm.bias.double() - mean.repeat_interleave(channels, dim=1) * scale
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return NormMaps(scale.to(dtype)[..., None, None, None], shift.to(dtype)[..., None, None, None])
+def group_norm_maps(norm: nn.GroupNorm, pieces: Sequence[Tensor]) -> NormMaps:
+    """The GroupNorm over all frames of the pieces (b c t h w each) as maps b c 1 1 1."""
+    mean, variance = _group_moments(pieces, norm.num_groups)
+    rstd = (variance + norm.eps).rsqrt_()[..., None]
+    exact = torch.promote_types(pieces[0].dtype, torch.float32)
+    shape = (*mean.shape, norm.num_channels // norm.num_groups)
+    scale, shift = torch.empty((2, *shape), dtype=exact, device=mean.device).unbind()
+    torch.mul(rstd, norm.weight.view(shape[1:]), out=scale)
+    torch.addcmul(norm.bias.view(shape[1:]), mean[..., None], scale, value=-1, out=shift)
+    num_frames = sum(piece.shape[2] for piece in pieces)
+    return NormMaps(scale.flatten(1)[..., None, None, None], shift.flatten(1)[..., None, None, None], num_frames)
 
 
-def _group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group of channels: b g, float64. Rows are summed in float32, their sums in float64."""
-    b, _, t = x.shape[:3]
-    slab_frames = max(1, SLAB_ELEMENTS // max(1, x[:, :, 0].numel()))
-    total = torch.zeros(b, num_groups, dtype=torch.float64, device=x.device)
-    squares = torch.zeros_like(total)
-    for start in range(0, t, slab_frames):
-        slab = x[:, :, start : start + slab_frames].to(torch.promote_types(x.dtype, torch.float32))
-        for moment, values in ((total, slab), (squares, slab * slab)):
-            moment += values.sum(4).double().sum((2, 3)).unflatten(1, (num_groups, -1)).sum(2)
-    count = x.numel() // (b * num_groups)
-    mean = total / count
-    return mean, (squares / count - mean.square()).clamp_(min=0)
+def _group_moments(pieces: Sequence[Tensor], num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group of channels: b g, float64.
+
+    Rows are summed in float32, all rows of a group in float64, however the frames come in pieces.
+    """
+    b, c, _, h, w = pieces[0].shape
+    way, frames = way_for(pieces[0].device), sum(piece.shape[2] for piece in pieces)
+    exact = torch.promote_types(pieces[0].dtype, torch.float32)
+    rows = torch.empty((2, b, c, frames, h), dtype=exact, device=pieces[0].device)
+    start = 0
+    for piece in pieces:
+        for slab in _slabs(piece, way):
+            _sum_rows(slab, rows[:, :, :, start : start + slab.shape[2]], way)
+            start += slab.shape[2]
+    if way.casting_kernels:
+        rows[1].square_()
+    count = c // num_groups * frames * h * w
+    mean, square = (rows.unflatten(2, (num_groups, -1)).sum((3, 4, 5), dtype=torch.float64) / count).unbind()
+    return mean, torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
+
+
+def _slabs(piece: Tensor, way: Way) -> tuple[Tensor, ...]:
+    if way.casting_kernels:
+        return (piece,)
+    return piece.split(max(1, way.slab_elements // max(1, piece[:, :, 0].numel())), dim=2)
+
+
+def _sum_rows(x: Tensor, rows: Tensor, way: Way) -> None:
+    """x b c t h w -> 2 b c t h: sums of values; and of squares, or the roots of these with casting kernels."""
+    if way.casting_kernels:
+        torch.sum(x, 4, dtype=rows.dtype, out=rows[0])
+        torch.linalg.vector_norm(x, dim=4, dtype=rows.dtype, out=rows[1])
+        return
+    values = x.to(rows.dtype)
+    torch.sum(values, 4, out=rows[0])
+    torch.sum(values * values, 4, out=rows[1])

@@ -81,5 +81,10 @@ def _prepare(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _move(tails: dict[nn.Module, Tensor], device: torch.device) -> None:
+    """Between a GPU and pinned memory of the host, which waits for neither: the GPU keeps the order of its copies."""
     for conv, tail in tails.items():
-        tails[conv] = tail.to(device)
+        if tail.is_cuda and device.type == "cpu":
+            pinned = torch.empty_like(tail, device="cpu", pin_memory=True)
+            tails[conv] = pinned.copy_(tail, non_blocking=True)
+        else:
+            tails[conv] = tail.to(device, non_blocking=True)

@@ -69,11 +69,14 @@ def failed_write(
         reason = os.strerror(errno.ENOSPC)
     else:
         reason = "the disk took no more (a quota, a limit on file sizes, or a fault)"
-    needed = "" if needed_bytes is None else f"{readable_size(needed_bytes)} needed, "
-    place = partial.parent
     return CheckpointError(
-        f"writing {path} failed: {reason}; {needed}{readable_size(free)} free on the disk of {place}; nothing was kept"
+        f"writing {path} failed: {reason}; {_room(needed_bytes, free, partial.parent)}; nothing was kept"
     )
+
+
+def _room(needed_bytes: int | None, free: float, place: Path) -> str:
+    needed = "" if needed_bytes is None else f"{readable_size(needed_bytes)} needed, "
+    return f"{needed}{readable_size(free)} free on the disk of {place}"
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def new_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> It
             yield partial
         except OSError as error:
             raise _failed_block(error, partial, needed_bytes) from error
-        commit_folder(partial, final)
+        commit_folder(partial, final, needed_bytes)
     except BaseException:
         abandon_folder(partial)
         raise
@@ -127,11 +130,11 @@ def begin_folder(final: Path, needed_bytes: int, *, overwrite: bool = False) -> 
     return partial
 
 
-def commit_folder(partial: Path, final: Path) -> None:
+def commit_folder(partial: Path, final: Path, needed_bytes: int | None = None) -> None:
     """Bring every file of `partial` to the disk, then rename it; what had the final name is removed last.
 
     Replacing takes two renames: a kill between them leaves the old folder complete as `.<name>.replaced`, from where
-    `settle_interrupted` takes it back.
+    `settle_interrupted` takes it back. needed_bytes: what `partial` holds, for a disk that is full after all.
     Raises: CheckpointError when the disk fails; what had the final name is there then, under it.
     """
     final = final.resolve()
@@ -148,7 +151,7 @@ def commit_folder(partial: Path, final: Path) -> None:
             partial.rename(final)
         fsync_path(final.parent)
     except OSError as error:
-        raise CheckpointError(f"writing {final} failed: {error.strerror}; nothing was kept") from error
+        raise failed_write(final, error, partial, needed_bytes) from error
     _remove(replaced)
     _unlock(partial)
 
@@ -240,8 +243,12 @@ def _unlock(partial: Path) -> None:
         lock.release()
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small text file in one step. Raises: CheckpointError when the disk is full or fails."""
+def write_text_atomically(path: Path, text: str, needed_bytes: int | None = None) -> None:
+    """Replace a small text file in one step.
+
+    needed_bytes: of what it belongs to, where that is more than the text. Raises: CheckpointError when the disk is full
+    (with what was needed and what is free) or fails.
+    """
     partial = path.parent / f".{path.name}.partial"
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -253,7 +260,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"writing {path} failed: {error.strerror}") from error
+        room = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path.parent)).free
+            room = "; " + _room(needed_bytes or len(text.encode()), free, path.parent)
+        raise CheckpointError(f"writing {path} failed: {error.strerror}{room}") from error
 
 
 def fsync_path(path: Path) -> None:

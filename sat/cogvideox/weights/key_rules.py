@@ -77,17 +77,7 @@ def load_module(
 
     Raises: CheckpointError when names are missing or unexpected, or shapes differ. Nothing is copied then.
     """
-    match = _match(dict(module.state_dict(keep_vars=True)), state, prefix, is_transformer=what == "transformer")
-    adapters_missing = [name for name in match.missing if is_adapter(name)]
-    fatal = adapters_missing if partial else match.missing
-    if fatal or match.unexpected or match.wrong_shape:
-        if what == "transformer":
-            _compare_ranks(match, source)
-            if not partial:
-                _explain_transformer(match, select_prefix(state, prefix), source)
-        raise CheckpointError(_misfit_message(match, fatal, what, source))
-    loaded = {name: match.pairs[name] for name in match.pairs if name not in match.recomputed}
-    check_types({loaded[name]: (match.stored[loaded[name]], match.targets[name]) for name in loaded}, what, source)
+    match, loaded = _compare(module, state, prefix, what, source, partial=partial)
     with torch.no_grad():
         for name, key in loaded.items():
             target = match.targets[name]
@@ -103,6 +93,32 @@ def load_module(
     )
     _log_report(report, what, source)
     return report
+
+
+def check_module(
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str = TRANSFORMER_PREFIX, *, source: str = "the checkpoint"
+) -> None:
+    """Raise what `load_module` would say of a transformer's names, shapes and types. The module may be on the meta
+    device, and no tensor is read."""
+    _compare(module, state, prefix, "transformer", source, partial=False)
+
+
+def _compare(
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str, what: str, source: str, *, partial: bool
+) -> tuple[_Match, dict[str, str]]:
+    """The match, and what is to be loaded: model name -> stored name. Raises: CheckpointError, see load_module."""
+    match = _match(dict(module.state_dict(keep_vars=True)), state, prefix, is_transformer=what == "transformer")
+    adapters_missing = [name for name in match.missing if is_adapter(name)]
+    fatal = adapters_missing if partial else match.missing
+    if fatal or match.unexpected or match.wrong_shape:
+        if what == "transformer":
+            _compare_ranks(match, source)
+            if not partial:
+                _explain_transformer(match, select_prefix(state, prefix), source)
+        raise CheckpointError(_misfit_message(match, fatal, what, source))
+    loaded = {name: match.pairs[name] for name in match.pairs if name not in match.recomputed}
+    check_types({loaded[name]: (match.stored[loaded[name]], match.targets[name]) for name in loaded}, what, source)
+    return match, loaded
 
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]  # stored name -> (what is stored, where it goes)

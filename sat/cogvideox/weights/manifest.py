@@ -55,7 +55,9 @@ def manifest_text(facts: Mapping[str, Any], inputs: Iterable[FileRecord], output
 def write_checkpoint_manifest(folder: Path, iteration: int, files: Iterable[WrittenFile]) -> None:
     """Describe a checkpoint that is about to be committed. files: every one in `folder`, names relative to it."""
     outputs = sorted(map(written_record, files), key=lambda record: record["path"])
-    write_text_atomically(folder / CHECKPOINT_MANIFEST, manifest_text({"iteration": iteration}, [], outputs))
+    text = manifest_text({"iteration": iteration}, [], outputs)
+    needed_bytes = sum(record["bytes"] for record in outputs) + len(text)
+    write_text_atomically(folder / CHECKPOINT_MANIFEST, text, needed_bytes)
 
 
 def find_record(file: Path) -> Recorded | None:

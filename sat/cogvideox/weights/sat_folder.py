@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cogvideox.errors import CheckpointError
@@ -30,7 +29,7 @@ from cogvideox.weights.atomic import begin_folder, commit_folder, new_folder, wr
 from cogvideox.weights.manifest import write_checkpoint_manifest
 from cogvideox.weights.safetensors_stream import WrittenFile, is_finite
 from cogvideox.weights.torch_file import load_file, sha256_of
-from cogvideox.weights.torch_save import save_hashed
+from cogvideox.weights.torch_save import Whole, save_hashed
 from cogvideox.weights.vae_map import check_whole
 
 STATES_FILE = "mp_rank_00_model_states.pt"
@@ -214,7 +213,8 @@ def write_checkpoint(
         partial,
         final,
     ):
-        write_checkpoint_manifest(partial, iteration, [write_states(partial, iteration, module, extra)])
+        written = write_states(partial, iteration, module, extra, tensor_bytes(module))
+        write_checkpoint_manifest(partial, iteration, [written])
     return final
 
 
@@ -235,7 +235,7 @@ def new_iteration(
     with new_folder(final, needed_bytes, overwrite=overwrite) as partial:
         yield partial, final
     if not variant:
-        write_text_atomically(final.parent / LATEST_FILE, str(iteration))
+        write_text_atomically(final.parent / LATEST_FILE, str(iteration), needed_bytes)
 
 
 def begin_iteration(
@@ -250,14 +250,21 @@ def begin_iteration(
     return begin_folder(final, needed_bytes, overwrite=overwrite), final
 
 
-def write_states(partial: Path, iteration: int, module: Mapping[str, Tensor], extra: Mapping[str, Any]) -> WrittenFile:
-    """Write the weight file into a temporary iteration folder.
+def write_states(
+    partial: Path,
+    iteration: int,
+    module: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    needed_bytes: int | None = None,
+) -> WrittenFile:
+    """Write the weight file into a temporary iteration folder; tensors come from their device one by one.
 
+    needed_bytes: of all files of the iteration, to be named where the disk is full.
     Raises: CheckpointError for a non-finite tensor and a full disk.
     """
     check_finite(module)
-    own = {name: _own_storage(value.detach()) for name, value in module.items()}
-    return save_hashed(partial / STATES_FILE, states_content(iteration, own, extra))
+    content = states_content(iteration, module, extra)
+    return save_hashed(partial / STATES_FILE, content, Whole(partial, needed_bytes))
 
 
 def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,10 +273,10 @@ def states_content(iteration: int, module: Mapping[str, Any], extra: Mapping[str
     return {"module": dict(module), "cogvideox": header}
 
 
-def commit_iteration(partial: Path, final: Path, iteration: int) -> None:
+def commit_iteration(partial: Path, final: Path, iteration: int, needed_bytes: int | None = None) -> None:
     """Last step of a save by several processes: sync, rename, and only then point `latest` to it."""
-    commit_folder(partial, final)
-    write_text_atomically(final.parent / LATEST_FILE, str(iteration))
+    commit_folder(partial, final, needed_bytes)
+    write_text_atomically(final.parent / LATEST_FILE, str(iteration), needed_bytes)
 
 
 def check_finite(module: Mapping[str, Tensor]) -> None:
@@ -280,9 +287,3 @@ def check_finite(module: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"not saved: NaN or infinity in {shown}. Training diverged: lower the learning rate or use bf16"
         )
-
-
-def _own_storage(value: Tensor) -> Tensor:
-    """The tensor alone: torch.save would write the whole buffer that a view looks into."""
-    is_whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return value if is_whole and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
