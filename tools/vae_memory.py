@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
+from cogvideox.geometry import Geometry
 from cogvideox.vae.autoencoder import VideoAutoencoder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -80,7 +81,7 @@ def encode_bytes(vae: VideoAutoencoder, frames: int, height: int, width: int) ->
 
 def decode_bytes(vae: VideoAutoencoder, frames: int, height: int, width: int) -> int:
     """Peak of decoding one clip chunk by chunk, by an autoencoder on the meta device."""
-    latent_frames = (frames - 1) // vae.temporal_compression + 1
+    latent_frames = Geometry(vae.temporal_compression).latent_frames(frames)
     size = (height // vae.spatial_compression, width // vae.spatial_compression)
     latent = torch.zeros(1, latent_frames, vae.z_channels, *size, device="meta")
     with LiveBytes("meta") as live:

@@ -60,9 +60,9 @@ def test_half_precision_is_blended_in_float32() -> None:
     ("tile_size", "overlap", "message"),
     [
         ([64], 8, r"tile_size must be null or \[height, width\] in pixels, got \[64\]"),
-        ([100, 64], 8, r"tile_size \[100, 64\]: the height must be a multiple of 8; nearest: 96 or 104"),
-        ([64, 4], 8, "the width must be a multiple of 8; nearest: 8$"),
-        ([64, -16], 8, "the width must be a multiple of 8; nearest: 8$"),
+        ([100, 64], 8, r"tile_size \[100, 64\]: the height must be a multiple of 8, not 100; nearest: 96 or 104"),
+        ([64, 4], 8, "the width must be a multiple of 8, not 4; nearest: 8$"),
+        ([64, -16], 8, "the width must be a multiple of 8, not -16; nearest: 8$"),
         ([64, 96], 12, "tile_overlap 12 must be a multiple of 8 and less than the tile's 64 pixels; nearest: 8 or 16"),
         ([64, 96], 64, "tile_overlap 64 must be .* nearest: 56$"),
         ([64, 96], 60, "tile_overlap 60 must be .* nearest: 56$"),

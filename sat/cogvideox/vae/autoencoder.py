@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
+from cogvideox.geometry import Geometry
 from cogvideox.log import amount, get_logger
 from cogvideox.vae.decode_memory import Choice, DecodePieces, choose_pieces, decode_options
 from cogvideox.vae.decoder import Decoder
 from cogvideox.vae.encoder import Encoder
 from cogvideox.vae.pieces import Passage
 from cogvideox.vae.posterior import DiagonalGaussian
-from cogvideox.vae.tiling import check_tile, nearest_multiples, tile_grid
+from cogvideox.vae.tiling import check_tile, tile_grid
 from cogvideox.weights import vae_map
 from cogvideox.weights.key_rules import check_finite_loaded, check_types
 from cogvideox.weights.sat_folder import read_vae
@@ -208,20 +209,13 @@ class VideoAutoencoder(nn.Module):
     def _check_video(self, video: Tensor) -> None:
         _check_rank(video, self.in_channels, "video", "b t c h w", or_uint8=True)
         frames, height, width = video.shape[1], *video.shape[-2:]
-        step = self.temporal_compression
-        if frames % step != 1 % step or frames < 1:
-            below = (frames - 1) // step * step + 1
-            nearest = [str(count) for count in (below, below + step) if count > 0]
-            raise ShapeError(
-                f"a clip of {frames} frames can't be encoded: the count must be {step}k + 1; "
-                f"nearest: {' or '.join(nearest)}"
-            )
-        for name, size in (("height", height), ("width", width)):
-            if size % self.spatial_compression or size == 0:
-                raise ShapeError(
-                    f"a video of {height} x {width} (height x width) can't be encoded: the {name} must be a multiple "
-                    f"of {self.spatial_compression}; nearest: {nearest_multiples(size, self.spatial_compression)}"
-                )
+        geometry = Geometry(self.temporal_compression, self.spatial_compression, (1, 1, 1))
+        problem = geometry.frames_problem(frames)
+        if problem:
+            raise ShapeError(f"a clip of {frames} frames can't be encoded: their number {problem}")
+        problem = geometry.size_problem((height, width))
+        if problem:
+            raise ShapeError(f"a video of {height} x {width} can't be encoded: [height, width] {problem}")
 
     def _check_latent(self, latent: Tensor) -> None:
         _check_rank(latent, self.z_channels, "latent", "b f c y x")

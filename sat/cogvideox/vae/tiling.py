@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.errors import ConfigError
+from cogvideox.geometry import multiple_problem
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,9 @@ def check_tile(tile_size: Sequence[int] | None, tile_overlap: int, unit: int) ->
     if len(tile_size) != 2:
         raise ConfigError(f"tile_size must be null or [height, width] in pixels, got {list(tile_size)}")
     for name, size in (("height", tile_size[0]), ("width", tile_size[1])):
-        if size < unit or size % unit:
-            raise ConfigError(
-                f"tile_size {list(tile_size)}: the {name} must be a multiple of {unit}; "
-                f"nearest: {nearest_multiples(size, unit)}"
-            )
+        problem = multiple_problem(size, unit)
+        if problem:
+            raise ConfigError(f"tile_size {list(tile_size)}: the {name} {problem}")
     if not 0 <= tile_overlap < min(tile_size) or tile_overlap % unit:
         largest = min(tile_size) - unit
         below = max(0, min(tile_overlap // unit * unit, largest))
@@ -126,9 +125,3 @@ def check_tile(tile_size: Sequence[int] | None, tile_overlap: int, unit: int) ->
             f"pixels; nearest: {' or '.join(nearest)}"
         )
     return TileSize(tile_size[0] // unit, tile_size[1] // unit, tile_overlap // unit)
-
-
-def nearest_multiples(size: int, unit: int) -> str:
-    """The positive multiples of `unit` on both sides of `size`, for messages."""
-    below = max(size, 0) // unit * unit
-    return " or ".join(str(value) for value in (below, below + unit) if value > 0)
