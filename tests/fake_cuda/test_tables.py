@@ -11,8 +11,8 @@ from simulated_cuda.cards import GIB, fitting, smallest
 from simulated_cuda.published import LAYOUTS, ROOT, key
 from simulated_cuda.table import BEGIN, END, PAGES, read_figures, with_table
 
-# Masters and two moments in fp32. Each of up to 2,000 tensors may fill a last block of 512 bytes, and has a count of
-# steps.
+# Masters and two moments in fp32. Each of up to 2,000 tensors may fill a last block of 512 bytes, here or among the
+# weights, and has a count of steps.
 BYTES, MOST_PADDING = 12, 2000 * 4 * 512
 
 
@@ -33,11 +33,11 @@ def test_a_page_without_marks_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: key(*layout))
 def test_weights_and_optimizer_take_what_arithmetic_says(name: str, layout: tuple[int, int]) -> None:
-    """Weights in 16 bits; the optimizer's state is shared out by ZeRO."""
+    """Weights in 16 bits; the optimizer's state is shared out by ZeRO. 2B is in fp16, which runs with stage 1 for 0."""
     gpus, stage = layout
     memory = read_figures()[name][key(gpus, stage)]["memory"]
-    expected = BYTES * memory["trained"] / 2 / (gpus if stage else 1)
-    assert 0 <= memory["optimizer"] - expected <= MOST_PADDING
+    expected = BYTES * memory["trained"] / 2 / (gpus if stage or name.startswith("2b") else 1)
+    assert abs(memory["optimizer"] - expected) <= MOST_PADDING
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -45,7 +45,7 @@ def test_it_says_the_peak_by_part(small: str) -> None:
         ((*DEMO, "--gpus"), "--gpus: '' is no number of GPUs"),
         ((*DEMO, "--gpus=0"), "--gpus: '0' is no number of GPUs"),
         (("--base", "configs/none.yaml"), "configs/none.yaml"),
-        ((*DEMO, "data.max_num_frames=50"), "must be 4k + 1 frames, not 50"),
+        ((*DEMO, "data.max_num_frames=50"), "must be 4k + 1, not 50"),
         ((*DEMO, "deepspeed.zero_optimization.stage=3"), "3"),
         (
             (*DEMO, "model.conditioner_config.params.encoder.params.model_dir=nowhere"),
