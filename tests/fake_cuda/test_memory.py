@@ -10,8 +10,8 @@ from simulated_cuda.published import SHIPPED, job, key
 
 pytestmark = pytest.mark.timeout(1800)  # a process of minutes on a busy machine, for all tests of this file
 
-# Half a minute of computing each; the others, up to two minutes each, are slow tests.
-DEFAULT = ("2b lora", "5b lora")
+# Half a minute of computing; the others, up to two minutes each, are slow tests.
+DEFAULT = ("5b lora",)
 OTHERS = tuple(name for name in ALL if name not in DEFAULT)
 
 

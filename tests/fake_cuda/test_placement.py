@@ -4,6 +4,7 @@ number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,28 +15,39 @@ from simulated_cuda.published import placement_job
 pytestmark = pytest.mark.timeout(1200)  # a process of minutes on a busy machine, for all tests of this file
 
 
+LORA = tuple(name for name in ALL if name.endswith("lora"))
+FULL = tuple(name for name in ALL if name not in LORA)
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, Any]]:
-    return count_here([placement_job(*name.split()) for name in ALL])
+    return _run(LORA)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_weight_that_trains_gets_its_gradient_on_the_device(found: dict[str, Any], name: str) -> None:
-    answer = found[f"{name}/placement"]
+@pytest.mark.parametrize("name", LORA)
+def test_lora(found: dict[str, Any], name: str) -> None:
+    _check(found[f"{name}/placement"], name)
+
+
+@pytest.mark.slow
+def test_all_weights() -> None:
+    answers = _run(FULL)
+    for name in FULL:
+        _check(answers[f"{name}/placement"], name)
+
+
+def _run(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return count_here([placement_job(*name.split()) for name in names])
+
+
+def _check(answer: dict[str, Any], name: str) -> None:
+    """Every weight that trains gets its gradient on the device; the host waits only where there is a reason, and as
+    often as was counted."""
     assert not answer["without_gradient"] and not answer["elsewhere"]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_host_waits_only_where_there_is_a_reason(found: dict[str, Any], name: str) -> None:
-    waits = found[f"{name}/placement"]["waits"]
-    assert waits, "saving alone waits"
-    strange = [wait for wait in waits if wait[0] not in WHOLE_PHASES and tuple(wait[1:3]) not in REASONS]
+    assert answer["waits"], "saving alone waits"
+    strange = [wait for wait in answer["waits"] if wait[0] not in WHOLE_PHASES and tuple(wait[1:3]) not in REASONS]
     assert not strange, "\n".join(map(str, strange))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_it_waits_as_often_as_was_counted(found: dict[str, Any], name: str) -> None:
-    assert found[f"{name}/placement"]["waits"] == written()[name]["placement"]["waits"]
+    assert answer["waits"] == written()[name]["placement"]["waits"]
 
 
 def test_reasons_name_functions_that_exist() -> None:

@@ -47,11 +47,16 @@ def test_it_says_the_peak_by_part(small: str) -> None:
         (("--base", "configs/none.yaml"), "configs/none.yaml"),
         ((*DEMO, "data.max_num_frames=50"), "must be 4k + 1, not 50"),
         ((*DEMO, "deepspeed.zero_optimization.stage=3"), "3"),
-        (
+        pytest.param(
             (*DEMO, "model.conditioner_config.params.encoder.params.model_dir=nowhere"),
             "model_dir: no nowhere/config.json",
+            marks=pytest.mark.slow,
         ),
-        ((*DEMO, "deepspeed.train_batch_size=7", "--gpus", "2"), "train_batch_size: 7 is not"),
+        pytest.param(
+            (*DEMO, "deepspeed.train_batch_size=7", "--gpus", "2"),
+            "train_batch_size: 7 is not",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(words: tuple[str, ...], message: str) -> None:

@@ -62,6 +62,7 @@ def build_without_vae_on_one(family: tiny.TinyFamily) -> str:
     return "built"
 
 
+@pytest.mark.slow
 def test_a_part_that_one_process_lacks_ends_all_at_once(family: tiny.TinyFamily) -> None:
     """None waits for the other in the groups that SAT makes for the transformer."""
     answers = run_processes(build_without_vae_on_one, 2, family)

@@ -108,7 +108,7 @@ def test_clips_that_do_not_fill_patches_are_refused(models: dict[str, VideoDiffu
     rows = batch()
     with pytest.raises(ShapeError, match=r"a clip of 2 latent frames .* patches hold 2 .*; nearest: 3"):
         models[name](replace(rows, video=rows.video[:, :5]))
-    with pytest.raises(ShapeError, match=r"a single latent \(an image\) doesn't fit patches of 2"):
+    with pytest.raises(ShapeError, match=r"a clip of 1 latent frames .* patches hold 2"):
         models[name](replace(rows, video=rows.video[:, :1]))
 
 

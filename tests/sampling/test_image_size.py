@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cogvideox.config.load import load_config
 from cogvideox.errors import DataError
+from cogvideox.geometry import Geometry
 from cogvideox.sampling.image_size import SizeRule, check_images, size_rule
 from cogvideox.sampling.prompts import Prompt
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from layout.source_tree import ROOT
 from PIL import Image
 
-LARGE = SizeRule(768, (16, 16), (2400, 2400))
+LARGE = SizeRule(768, Geometry(patch_size=(2, 2, 2)), (2400, 2400))
 
 
 def published(name: str) -> SizeRule:
@@ -22,7 +23,7 @@ def published(name: str) -> SizeRule:
 
 
 def test_rules_of_the_families() -> None:
-    assert published("cogvideox_5b_i2v.yaml") == SizeRule(480, (16, 16), (480, 720))
+    assert published("cogvideox_5b_i2v.yaml") == SizeRule(480, Geometry(), (480, 720))
     assert published("cogvideox1.5_5b_i2v.yaml") == LARGE
 
 
@@ -41,16 +42,16 @@ def test_the_short_side_is_the_familys(image: tuple[int, int], video: tuple[int,
 
 
 def test_the_trained_size_of_the_first_family() -> None:
-    rule = SizeRule(480, (16, 16), (480, 720))
+    rule = SizeRule(480, Geometry(), (480, 720))
     assert rule.size_for(960, 1440) == (480, 720) and rule.size_for(300, 300) == (480, 480)
     with pytest.raises(DataError, match=r"1080 x 1920 .* of 480 x 848, .* end at 480 x 720: .*=\[480,720\] crops"):
         rule.size_for(1080, 1920)
-    assert SizeRule(480, (16, 16), None).size_for(1080, 1920) == (480, 848)
+    assert SizeRule(480, Geometry(), None).size_for(1080, 1920) == (480, 848)
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))
 def test_sizes_are_legal_and_close_to_the_proportions(height: int, width: int) -> None:
-    video = SizeRule(768, (16, 16), None).size_for(height, width)
+    video = SizeRule(768, Geometry(), None).size_for(height, width)
     short, long = sorted(video)
     assert short == 768 and long % 16 == 0
     assert abs(long - 768 * max(height, width) / min(height, width)) <= 8
@@ -64,7 +65,7 @@ def test_each_image_is_read_and_the_first_bad_line_named(tmp_path: Path) -> None
     prompts = [
         Prompt(name, tmp_path / f"{name}.png", f"line {n}") for n, name in enumerate(("wide", "flat", "text"), 1)
     ]
-    rule = SizeRule(32, (16, 16), (64, 64))
+    rule = SizeRule(32, Geometry(), (64, 64))
     assert check_images(prompts[:1] * 2, rule) == [(32, 48)] * 2 and check_images(prompts[:2]) is None
     with pytest.raises(DataError, match=r"^line 2: an image of 30 x 400"):
         check_images(prompts, rule)

@@ -111,6 +111,7 @@ def sample_rank(model_yaml: str, overrides: list[str]) -> list[str]:
         groups.shut_down()
 
 
+@pytest.mark.slow
 def test_two_processes_make_every_video_once(family: tiny.TinyFamily, reference: Path, tmp_path: Path) -> None:
     overrides = settings(family, tmp_path, num_samples=2, only_save_latents=True)
     shares = run_processes(sample_rank, 2, str(family.model_yaml), overrides)

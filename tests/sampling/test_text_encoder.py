@@ -92,6 +92,7 @@ def encoded_by(family: tiny.TinyFamily, folder: Path) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_process_encodes_its_own_prompts_only(family: tiny.TinyFamily, tmp_path: Path) -> None:
     assert run_processes(encoded_by, 2, family, tmp_path) == [PROMPTS[:1], []]
 

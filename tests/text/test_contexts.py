@@ -130,6 +130,7 @@ def fill_slowly(place: Path, names: list[str]) -> tuple[list[str], float]:
     return mine, float(contexts.read(names).sum())
 
 
+@pytest.mark.slow
 def test_processes_share_the_file_and_encode_each_caption_once(tmp_path: Path) -> None:
     place, names = tmp_path / "contexts", [str(n) for n in range(30)]
     place.touch()

@@ -63,6 +63,7 @@ def _two_processes(folder: Path) -> list[bool]:
     return same
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_same_bits(tmp_path: Path) -> None:
     assert run_processes(_two_processes, 2, tmp_path) == [[True] * 3] * 2
 

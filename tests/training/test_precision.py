@@ -154,7 +154,7 @@ def test_bf16_states_of_earlier_versions_go_on() -> None:
     assert train(engine, range(4, 7)) == expected
 
 
-@pytest.mark.parametrize("before, after", [("bf16", "fp32"), ("fp32", "bf16"), ("fp32", "fp32")])
+@pytest.mark.parametrize("before, after", [("bf16", "fp32"), ("fp32", "bf16")])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_states_fit_whatever_the_sums_were_made_in(stage: int, before: str, after: str) -> None:
     """One micro batch per step: then both ways compute the same."""
@@ -171,6 +171,7 @@ def test_states_fit_whatever_the_sums_were_made_in(stage: int, before: str, afte
     assert train(resumed, range(4, 7)) == expected
 
 
+@pytest.mark.slow
 def test_slices_in_another_order_are_refused() -> None:
     state = build(section(1, **sums_in("bf16"))).capture()
     given = section(1, **sums_in("fp32"))

@@ -114,6 +114,7 @@ def test_each_block_has_the_one_before_it_fetched() -> None:
     assert lane.log == fetches + (LAYERS - 2) * [("wait", 0), *fetches, ("wait", 0)] + waits
 
 
+@pytest.mark.slow
 def test_memory_that_is_held_meanwhile() -> None:
     """During the forward pass no block's input but the last one's and the one under way; none after the step."""
     model, sample = build(family="2b"), family_inputs("2b")
