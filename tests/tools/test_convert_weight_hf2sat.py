@@ -268,10 +268,10 @@ def test_transformer_of_no_released_model(exported: Exported, tmp_path: Path, ca
 
 
 def test_no_space(exported: Exported, tmp_path: Path, monkeypatch: Any) -> None:
-    usage = shutil.disk_usage(tmp_path)
+    source, usage = exported("2b"), shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=65 * 2**20))
     with pytest.raises(CheckpointError, match=r"not enough space for .*sat: 6.* MiB needed, 6.* MiB free"):
-        back(exported("2b"), tmp_path / "sat")
+        back(source, tmp_path / "sat")
     assert not list((tmp_path / "sat").glob("transformer*"))
 
 

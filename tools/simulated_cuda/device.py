@@ -6,9 +6,7 @@ import ctypes
 import os
 import sys
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from cogvideox.errors import ConfigError
 
@@ -20,8 +18,8 @@ LEAST_TORCH = (2, 6)
 
 
 def start() -> None:
-    """Make this process one whose torch believes in a CUDA device; with a torch built without CUDA, once more from its
-    beginning, with a library preloaded. Before torch is imported; there is no way back.
+    """Make this process one whose torch believes in a CUDA device, once more from its beginning, with a library
+    preloaded. Real devices are hidden. Before torch is imported; there is no way back.
 
     Raises: ConfigError on another system than Linux, for a torch before 2.6, where a library can't be built.
     """
@@ -30,25 +28,14 @@ def start() -> None:
     torch_version = version("torch")
     if tuple(int(part) for part in torch_version.split(".")[:2]) < LEAST_TORCH:
         raise ConfigError(f"the simulated device needs torch 2.6 or newer, this is {torch_version}")
-    if not _is_built_with_cuda():
-        _preload()
-        import torch
+    _preload()
+    import torch
 
-        ctypes.CDLL(str(guard_library(Path(torch.__file__).parent, torch_version)))
+    ctypes.CDLL(str(guard_library(Path(torch.__file__).parent, torch_version)))
     from simulated_cuda import tensors, torch_cuda
 
     torch_cuda.install()
     tensors.install()
-
-
-def _is_built_with_cuda() -> bool:
-    """Such a torch makes its own guard and hooks for tensors without contents. Asked without importing it."""
-    found = find_spec("torch")
-    assert found is not None and found.origin is not None, "torch is a dependency"
-    text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
-    values: dict[str, Any] = {}
-    exec(compile(text, "version.py", "exec"), values)  # a generated file of assignments
-    return values.get("cuda") is not None
 
 
 def _preload() -> None:
@@ -61,6 +48,6 @@ def _preload() -> None:
         return
     if os.environ.get(_PRELOAD, "").startswith(library):
         raise ConfigError(f"{library} was not loaded although it stands in {_PRELOAD}: is this a static Python?")
-    environment = {**os.environ, _PRELOAD: ":".join([library, *others])}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", _PRELOAD: ":".join([library, *others])}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

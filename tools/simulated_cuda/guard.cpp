@@ -40,9 +40,7 @@ struct Hooks : at::CUDAHooksInterface {
 struct Register {
   Register() {
     fake_cuda_hooks(static_cast<const at::CUDAHooksInterface*>(new Hooks()));
-    if (!c10::impl::hasDeviceGuardImpl(DeviceType::CUDA)) {
-      c10::impl::registerDeviceGuard(DeviceType::CUDA, new Guard());
-    }
+    c10::impl::registerDeviceGuard(DeviceType::CUDA, new Guard());  // in place of a CUDA build's own
   }
 } at_load;
 }  // namespace fake_cuda
