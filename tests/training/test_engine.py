@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
@@ -12,7 +10,7 @@ from cogvideox.training.deepspeed_config import BatchSizes, read_batch_sizes, re
 from deepspeed.ops import op_builder
 from deepspeed.ops.op_builder.builder import MissingCUDAException
 from processes import run_processes
-from training.toy import Toy, build, inputs, section, train, weights
+from training.toy import Toy, after_three_steps, build, check_continues, inputs, section, train, weights
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -113,20 +111,8 @@ def test_fp16_finds_its_loss_scale_without_counting_as_bad(fp16_on_cpu, stage, s
 
 @pytest.mark.parametrize("given", [section(0), section(0, **BF16), section(1), section(2, **BF16)])
 def test_captured_state_continues_as_if_nothing_happened(given):
-    straight = build(given, schedule="cosine")
-    train(straight, range(1, 4))
-    file = io.BytesIO()
-    torch.save({"weights": weights(straight), "optimizer": straight.capture()}, file)
-    expected = train(straight, range(4, 7))
-
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    groups = start_process_groups("cpu")
-    resumed = build(given, groups, schedule="cosine")
-    resumed.module.load_state_dict(saved["weights"])
-    resumed.restore(saved["optimizer"])
-    assert train(resumed, range(4, 7)) == expected
-    assert all(torch.equal(weights(straight)[name], each) for name, each in weights(resumed).items())
+    saved, expected = after_three_steps(given, schedule="cosine")
+    check_continues(build(given, schedule="cosine"), saved, expected)
 
 
 def test_state_of_another_kind_of_run_is_refused():

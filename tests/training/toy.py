@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
@@ -59,6 +60,26 @@ def train(engine: TrainEngine, steps: range, world_size: int = 1, rank: int = 0)
         result = engine.step(step, mine.chunk(engine.sizes.accumulation))
         losses.append(float(result.loss))
     return losses
+
+
+def after_three_steps(given: dict[str, Any], schedule: str = "constant") -> tuple[dict[str, Any], Any]:
+    """Weights and optimizer state that went through a file; what three more steps make: losses and weights."""
+    straight = build(given, schedule=schedule)
+    train(straight, range(1, 4))
+    file = io.BytesIO()
+    torch.save({"weights": weights(straight), "optimizer": straight.capture()}, file)
+    expected = train(straight, range(4, 7)), weights(straight)
+    file.seek(0)
+    return torch.load(file, weights_only=True), expected
+
+
+def check_continues(engine: TrainEngine, saved: dict[str, Any], expected: tuple[list[float], Any]) -> None:
+    """What `after_three_steps` saved goes on in this engine with the same bits."""
+    engine.module.load_state_dict(saved["weights"])
+    engine.restore(saved["optimizer"])
+    losses, ends = expected
+    assert train(engine, range(4, 7)) == losses
+    assert all(torch.equal(ends[name], each) for name, each in weights(engine).items())
 
 
 def weights(engine: TrainEngine) -> dict[str, Tensor]:
