@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from simulated_cuda.phases import PhasedMode
 
 # Bookkeeping: memory without a kernel, or another name for the same memory.
 _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift", "aten::_local_scalar", "aten::detach",
          "aten::alias", "aten::set_", "prim::", "c10d::")  # fmt: skip
 
 
-class Launches(TorchDispatchMode):
+class Launches(PhasedMode):
     """Counts operators on the device while they run in this mode, by phase.
 
     launches: how many. touched: bytes of their inputs and outputs; what is changed in place is read and written. An
@@ -27,17 +26,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.touched: Counter[str] = Counter()
-        self._phases = ["between"]
         self._is_free: dict[Any, bool] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Counts belong to the innermost phase."""
-        self._phases.append(name)
-        try:
-            yield
-        finally:
-            self._phases.pop()
 
     def forget(self) -> None:
         """Start again from zero."""
@@ -54,8 +43,8 @@ class Launches(TorchDispatchMode):
                 each.numel() * each.element_size() for each in tree_leaves((args, kwargs, result)) if _is_there(each)
             ]
             if sizes:
-                self.launches[self._phases[-1]] += 1
-                self.touched[self._phases[-1]] += sum(sizes)
+                self.launches[self.current] += 1
+                self.touched[self.current] += sum(sizes)
         return result
 
 

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from simulated_cuda.phases import PhasedMode
 from simulated_cuda.torch_cuda import STATE
 
 _BLOCK = 512  # the allocator's granularity
-OUTSIDE = "between"  # the phase that runs where no other does
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(PhasedMode):
     """Counts what lives on the device while operators run in this mode.
 
     now: bytes, each storage rounded up to the allocator's 512. peaks: the most while each phase ran; phases of one
@@ -30,7 +29,6 @@ class LiveMemory(TorchDispatchMode):
         self.peaks: dict[str, int] = {}
         self.entered: dict[str, int] = {}
         self.left: dict[str, int] = {}
-        self._phases = [OUTSIDE]
         self._live: dict[int, int] = {}
         STATE.allocated, STATE.peak = lambda: self.now, lambda: self.peak
 
@@ -42,15 +40,14 @@ class LiveMemory(TorchDispatchMode):
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Peaks belong to the innermost phase."""
-        self._phases.append(name)
-        self.entered[name] = self.now
-        self._mark()
-        try:
-            yield
-        finally:
-            self.left[name] = self.now
-            self._phases.pop()
+        with super().phase(name):
+            self.entered[name] = self.now
             self._mark()
+            try:
+                yield
+            finally:
+                self.left[name] = self.now
+        self._mark()
 
     def forget(self, *names: str) -> None:
         """Drop the peaks of phases that are over."""
@@ -85,7 +82,7 @@ class LiveMemory(TorchDispatchMode):
         self._mark()
 
     def _mark(self) -> None:
-        name = self._phases[-1]
+        name = self.current
         if self.now > self.peaks.get(name, -1):
             self.peaks[name] = self.now
 

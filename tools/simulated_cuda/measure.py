@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from simulated_cuda.launches import Launches
-from simulated_cuda.live_memory import OUTSIDE, LiveMemory
+from simulated_cuda.live_memory import LiveMemory
+from simulated_cuda.phases import OUTSIDE
 from simulated_cuda.run import Setting, run_training
 from simulated_cuda.tensors import DeviceTensors
 

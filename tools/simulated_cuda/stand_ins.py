@@ -136,9 +136,8 @@ def no_files(config: Config, settings: Mapping[str, Any], clips: int) -> Iterato
     }
     with ExitStack() as stack:
         for place, value in places.items():
-            if not place.endswith("?") or exists(place):
-                owner, name, _ = find(place.removesuffix("?"))
-                stack.enter_context(patch.object(owner, name, value))
+            owner, name, _ = find(place)
+            stack.enter_context(patch.object(owner, name, value))
         stack.enter_context(patch.object(ThreadPoolExecutor, "submit", _at_once))
         yield
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from simulated_cuda.phases import PhasedMode
 from simulated_cuda.tensors import DeviceTensors
 from simulated_cuda.torch_cuda import STATE
 
@@ -33,7 +31,7 @@ class Wait(NamedTuple):
     place: str
 
 
-class Watch(TorchDispatchMode):
+class Watch(PhasedMode):
     """Notes every wait while operators run in this mode. waits: how often each; copies: bytes that were moved without
     waiting."""
 
@@ -42,17 +40,7 @@ class Watch(TorchDispatchMode):
         self.waits: Counter[Wait] = Counter()
         self.copies: Counter[Wait] = Counter()
         self._device = device
-        self._phases = ["between"]
         STATE.on_wait = lambda what: self._note("sync")
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Waits belong to the innermost phase."""
-        self._phases.append(name)
-        try:
-            yield
-        finally:
-            self._phases.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,12 +62,12 @@ class Watch(TorchDispatchMode):
             return
         host, kind = (source, "to device") if _is_there(target) else (target, "to host")
         if without_waiting and self._device.is_pinned(host):
-            self.copies[Wait(self._phases[-1], kind, _place())] += target.numel() * target.element_size()
+            self.copies[Wait(self.current, kind, _place())] += target.numel() * target.element_size()
         else:
             self._note(kind)
 
     def _note(self, kind: str) -> None:
-        self.waits[Wait(self._phases[-1], kind, _place())] += 1
+        self.waits[Wait(self.current, kind, _place())] += 1
 
 
 def _types(*tensors: Tensor) -> set[str]:
