@@ -235,6 +235,20 @@ def write_t5(folder: Path) -> None:
     T5EncoderModel(config).save_pretrained(folder)
 
 
+def sample_overrides(family: TinyFamily, output: Path, **args: Any) -> list[str]:
+    """Overrides of a short sampling run on the CPU; `args` are keys of its section, and win."""
+    given = {
+        "load": family.transformer,
+        "output_dir": output,
+        "sampling_image_size": [HEIGHT, WIDTH],
+        "sampling_num_frames": 3,
+        "device": "cpu",
+        "num_steps": 2,
+        **args,
+    }
+    return [f"args.{key}={'null' if value is None else value}" for key, value in given.items()]
+
+
 def write_clips(folder: Path, count: int) -> None:
     """Squares of four colours that move in four directions, one second and a bit each, with captions."""
     folder.mkdir(parents=True)

@@ -53,17 +53,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyFamily:
 
 def settings(family: tiny.TinyFamily, output: Path, **args: Any) -> list[str]:
     """Overrides for a short run."""
-    given = {
-        "load": family.transformer,
-        "prompts": PROMPTS,
-        "output_dir": output,
-        "sampling_image_size": [tiny.HEIGHT, tiny.WIDTH],
-        "sampling_num_frames": 3,
-        "device": "cpu",
-        "num_steps": 2,
-        **args,
-    }
-    return [f"args.{key}={'null' if value is None else value}" for key, value in given.items()]
+    return tiny.sample_overrides(family, output, **{"prompts": PROMPTS, **args})
 
 
 def run(family: tiny.TinyFamily, output: Path, groups: ProcessGroups = ALONE, **args: Any) -> list[Path]:

@@ -29,18 +29,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyFamily:
 
 
 def config_of(family: tiny.TinyFamily, output: Path, **args: Any) -> Any:
-    given = {
-        "load": family.transformer,
-        "prompts": PROMPTS,
-        "output_dir": output,
-        "sampling_image_size": [tiny.HEIGHT, tiny.WIDTH],
-        "sampling_num_frames": 3,
-        "device": "cpu",
-        "save_latents": True,
-        "num_steps": 1,
-        **args,
-    }
-    return load_config([str(family.model_yaml)], [f"args.{key}={value}" for key, value in given.items()], "sample")
+    given = {"prompts": PROMPTS, "save_latents": True, "num_steps": 1, **args}
+    return load_config([str(family.model_yaml)], tiny.sample_overrides(family, output, **given), "sample")
 
 
 @pytest.mark.parametrize("choice", ["auto", "cpu"])
