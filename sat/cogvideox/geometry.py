@@ -10,6 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Bucket(NamedTuple):
+    """What a clip is trained at: pixel frames, and height and width in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
 
 
 @dataclass(frozen=True)
