@@ -86,7 +86,9 @@ def compare(name: str, path: str, rounds: int) -> None:
     candidates: dict[str, Read] = {"original": read_like_the_original}
     for reader in ("decord", "pyav"):
         decoder = ClipDecoder(SPEC, open_reader(reader))
-        candidates[reader] = lambda path, decoder=decoder: decoder.read(ReadJob(path, 0, 0, 0)).video
+        candidates[reader] = lambda path, decoder=decoder: decoder.read(ReadJob(path, 0, SPEC.bucket, 0, 0)).values[
+            "video"
+        ]
     check(candidates, path)
     cpu: dict[str, list[float]] = {candidate: [] for candidate in candidates}
     wall: dict[str, list[float]] = {candidate: [] for candidate in candidates}

@@ -62,7 +62,7 @@ def read_clips(options: argparse.Namespace) -> list[Tensor]:
     )
     decoder = ClipDecoder(form, open_reader("pyav"))
     files = [Path(sample.video_path) for sample in find_pairs([options.clips], "error").samples][: options.count]
-    return [to_signed(decoder.read(ReadJob(str(file), 0, 0, 0)).video[None]) for file in files]
+    return [to_signed(decoder.read(ReadJob(str(file), 0, form.bucket, 0, 0)).values["video"][None]) for file in files]
 
 
 def report(clips: list[Tensor], node: dict, tiles: Tiles) -> None:

@@ -98,7 +98,7 @@ def test_build_dataset_logs_the_report(mixed: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO, logger="cogvideox"):
         dataset = build_dataset([mixed], spec, missing_captions="empty", max_failed_share=0.2, num_workers=0)
     assert "data: 6 of 8 videos usable" in caplog.text and "unreadable video: 1 (left out)" in caplog.text
-    assert len(dataset) == 6 and dataset.decoder.reader.name == "pyav"
+    assert len(dataset) == 6 and dataset.reader.name == "pyav"
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.samples == dataset.samples and copy.fingerprint() == dataset.fingerprint()
 

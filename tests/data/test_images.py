@@ -104,9 +104,10 @@ def test_unreadable_images_are_named_with_a_reason(tmp_path: Path) -> None:
 
 def test_an_image_is_a_clip_of_one_frame_from_which_nothing_is_dropped(tmp_path: Path) -> None:
     decoder = pickle.loads(pickle.dumps(ClipDecoder(ONE_FRAME, PyAVReader())))
-    clip = decoder.read(ReadJob(str(put_image(tmp_path / "x.png")), 1, 0, 0))
-    assert clip.video.shape == (1, 3, 16, 24) and clip.reader == "pillow"
-    assert clip.video[0, :, 8, 0].tolist() == [250, 10, 10] and clip.video[0, :, 8, -1].tolist() == [10, 10, 250]
+    clip = decoder.read(ReadJob(str(put_image(tmp_path / "x.png")), 1, ONE_FRAME.bucket, 0, 0))
+    video = clip.values["video"]
+    assert video.shape == (1, 3, 16, 24) and clip.reader == "pillow"
+    assert video[0, :, 8, 0].tolist() == [250, 10, 10] and video[0, :, 8, -1].tolist() == [10, 10, 250]
     info = decoder.run(ProbeJob(str(tmp_path / "x.png")))
     assert isinstance(info, ClipInfo) and Survey.of(info, ONE_FRAME).too_short is None
 
@@ -133,8 +134,8 @@ def test_folders_of_images_and_clips_train_on_single_frames(mixed: Path, caplog:
         with build_loader(dataset, 4, num_workers=0) as loader:
             batch = next(loader)
     assert batch.video.shape == (4, 1, 3, 16, 32)
-    assert sorted(batch.captions) == ["", "a clip", "a picture", "another picture"]
-    clip = batch.video[batch.captions.index("a clip"), 0]
+    assert sorted(batch.rows.captions) == ["", "a clip", "a picture", "another picture"]
+    clip = batch.video[batch.rows.captions.index("a clip"), 0]
     assert read_number(clip.permute(1, 2, 0).numpy()) == 3  # the first after those dropped
     assert "data: 4 of 5 videos and images usable" in caplog.text
     assert "unreadable image: 1 (left out)" in caplog.text and "broken.png" in caplog.text

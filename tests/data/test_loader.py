@@ -14,10 +14,10 @@ import psutil
 import pytest
 import torch
 from cogvideox import stopping
-from cogvideox.data.batches import DrawnBatch, drawn
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
-from cogvideox.data.loader import Batch, build_evaluation_loader, build_loader
+from cogvideox.data.loader import AnyBatch, build_evaluation_loader, build_loader
+from cogvideox.data.rows import ClipBatch, Rows, drawn
 from cogvideox.data.sources import Sample
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError, run_cli
@@ -32,16 +32,21 @@ def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, time
     samples = tuple(
         Sample(str(folder / name), f"caption {name}", index * 7 + 1, str(folder)) for index, name in enumerate(names)
     )
-    return VideoDataset(samples, ClipDecoder(SPEC, ScriptedReader()), timeout_s, max_failed_share)
+    reader = ClipDecoder(SPEC, ScriptedReader())
+    return VideoDataset(samples, reader, SPEC.bucket, SPEC.short_clips, timeout_s, max_failed_share)
 
 
 def letters(count: int) -> list[str]:
     return [chr(ord("A") + index) for index in range(count)]
 
 
-def rows(batch: Batch) -> list[tuple[int, int, str, int]]:
-    grey = batch.video.flatten(1).float().mean(1).int().tolist()
-    return list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), batch.captions, grey, strict=True))
+def clips_of(batch: AnyBatch) -> ClipBatch:
+    return batch if isinstance(batch, ClipBatch) else batch.batch
+
+
+def rows(batch: AnyBatch) -> list[tuple[int, int, str, int]]:
+    grey = clips_of(batch).video.flatten(1).float().mean(1).int().tolist()
+    return list(zip(batch.rows.sample_ids.tolist(), batch.rows.epochs.tolist(), batch.rows.captions, grey, strict=True))
 
 
 def global_batches(
@@ -57,11 +62,12 @@ def test_batch_fields(tmp_path: Path) -> None:
         assert loader.position == 0
         batch = next(loader)
     assert batch.video.shape == (2, 5, 3, 8, 8) and batch.video.dtype == torch.uint8 and batch.video.is_contiguous()
-    assert batch.sample_ids.dtype == batch.epochs.dtype == batch.positions.dtype == torch.int64
-    assert batch.positions.tolist() == [0, 1] and batch.counted.tolist() == [True, True] and batch.epoch == 0
-    for caption, path, row in zip(batch.captions, batch.paths, batch.video, strict=True):
+    assert batch.rows.sample_ids.dtype == batch.rows.epochs.dtype == batch.rows.positions.dtype == torch.int64
+    assert batch.rows.positions.tolist() == [0, 1] and batch.rows.counted.tolist() == [True, True]
+    assert batch.rows.epoch == 0 and batch.rows.bucket == SPEC.bucket and len(batch.rows) == 2
+    for caption, path, row in zip(batch.rows.captions, batch.rows.sources, batch.video, strict=True):
         assert caption == f"caption {Path(path).name}" and row.unique().tolist() == [ord(Path(path).name)]
-    assert loader.position == batch.next_position == 2
+    assert loader.position == batch.rows.next_position == 2
     assert batch.to("cpu").video is batch.video
 
 
@@ -146,7 +152,7 @@ def test_a_hanging_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         batches = [next(loader) for _ in range(4)]
         (reason,) = loader.failures.values()
     assert reason.endswith("hang: not decoded within clip_timeout_s=600 s")
-    assert all("hang" not in caption for batch in batches for caption in batch.captions)
+    assert all("hang" not in caption for batch in batches for caption in batch.rows.captions)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -163,9 +169,9 @@ def test_a_clip_that_turns_out_too_short_is_no_decoding_failure(
 ) -> None:
     names = [*letters(4), "short-1", "short-2", "short-3"]
     dataset = scripted(tmp_path, names, max_failed_share=0.0)
-    skipping = replace(dataset, decoder=ClipDecoder(replace(SPEC, short_clips="skip"), ScriptedReader()))
+    skipping = replace(dataset, short_clips="skip")
     with build_loader(skipping, 7, num_workers=0) as loader:
-        assert not any("short" in caption for caption in next(loader).captions)
+        assert not any("short" in caption for caption in next(loader).rows.captions)
     assert caplog.text.count("short-1: spans 0.25 s (3 frames at 8.00 fps)") == 1
     with (
         build_loader(dataset, 7, num_workers=0) as loader,
@@ -204,7 +210,7 @@ def test_evaluation_counts_every_sample_once(tmp_path: Path, world_size: int, mi
         counted = [
             row
             for batch in itertools.chain(*passes)
-            for row, counts in zip(rows(batch), batch.counted, strict=True)
+            for row, counts in zip(rows(batch), batch.rows.counted, strict=True)
             if counts
         ]
         assert sorted(row[0] for row in counted) == dataset.sample_ids().tolist()
@@ -215,13 +221,13 @@ def test_evaluation_does_not_count_substitutes(tmp_path: Path) -> None:
     dataset = scripted(tmp_path, ["A", "broken", "C"])
     for num_workers in (0, 1):
         batches = list(build_evaluation_loader(dataset, 1, num_workers=num_workers))
-        assert [batch.captions for batch in batches] == [("caption A",), ("caption C",), ("caption C",)]
-        assert [batch.counted.item() for batch in batches] == [True, False, True]
+        assert [batch.rows.captions for batch in batches] == [("caption A",), ("caption C",), ("caption C",)]
+        assert [batch.rows.counted.item() for batch in batches] == [True, False, True]
 
 
 def test_leaving_an_evaluation_pass_early_ends_its_workers(tmp_path: Path) -> None:
     for batch in build_evaluation_loader(scripted(tmp_path, letters(4)), 1, num_workers=1):
-        assert batch.captions == ("caption A",)
+        assert batch.rows.captions == ("caption A",)
         break
 
 
@@ -237,7 +243,7 @@ def test_random_start_is_a_function_of_seed_epoch_and_sample(tmp_path: Path) -> 
                 for _ in range(4):
                     batch = next(loader)
                     for sample, epoch, clip in zip(
-                        batch.sample_ids.tolist(), batch.epochs.tolist(), batch.video, strict=True
+                        batch.rows.sample_ids.tolist(), batch.rows.epochs.tolist(), batch.video, strict=True
                     ):
                         shown = [read_number(frame.permute(1, 2, 0).numpy()) for frame in clip]
                         assert shown == list(range(shown[0], shown[0] + 5))
@@ -259,7 +265,7 @@ def test_real_files_through_processes_equal_those_read_here(tmp_path: Path) -> N
     with build_loader(dataset, 5, num_workers=1) as there, build_loader(dataset, 5, num_workers=0) as here:
         first, second = next(there), next(here)
         assert here.read_by == {"decord": 4, "pyav": 1}
-    assert torch.equal(first.video, second.video) and first.captions == second.captions
+    assert torch.equal(first.video, second.video) and first.rows.captions == second.rows.captions
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -291,8 +297,8 @@ def test_workers_leave_signals_to_the_process_that_started_them(tmp_path: Path) 
         assert worker.is_running() and loader.failures == {}
 
 
-def identity(batch: Batch) -> tuple[list[int], list[int]]:
-    return batch.sample_ids.tolist(), batch.epochs.tolist()
+def identity(rows: Rows) -> tuple[list[int], list[int]]:
+    return rows.sample_ids.tolist(), rows.epochs.tolist()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -301,20 +307,19 @@ def test_randomness_is_drawn_beside_for_what_the_batch_holds(tmp_path: Path, num
     names = [*letters(3), "broken"]
     threads = set()
 
-    def draw(batch: Batch) -> tuple[list[int], list[int]]:
+    def draw(rows: Rows) -> tuple[list[int], list[int]]:
         threads.add(threading.current_thread().name)
-        return identity(batch)
+        return identity(rows)
 
     dataset = scripted(tmp_path, names)
     with build_loader(dataset, 2, seed=3, num_workers=num_workers, draw=draw) as loader:
         batches = [next(loader) for _ in range(5)]
-    assert [drawn(batch, pytest.fail) for batch in batches] == [identity(batch) for batch in batches]
+    assert [drawn(batch, pytest.fail)[1] for batch in batches] == [identity(batch.rows) for batch in batches]
     assert {name.split("_")[0] for name in threads} == {"draw"}
     with build_loader(dataset, 2, seed=3, num_workers=0) as plain:
         same = [next(plain) for _ in range(5)]
     assert [rows(batch) for batch in batches] == [rows(batch) for batch in same]
-    assert drawn(same[0], identity) == identity(same[0]), "without a thread it is drawn when asked for"
-    assert isinstance(batches[0].to("cpu"), DrawnBatch)
+    assert drawn(same[0], identity)[1] == identity(same[0].rows), "without a thread it is drawn when asked for"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -322,20 +327,20 @@ def test_many_micro_batches_do_not_wait_for_their_noise(tmp_path: Path, num_work
     """The step begins with the first of them while others are drawn, one after the other."""
     may_go_on, begun = threading.Event(), []
 
-    def draw(batch: Batch) -> int:
-        begun.append(batch.next_position)
+    def draw(rows: Rows) -> int:
+        begun.append(rows.next_position)
         assert may_go_on.wait(60)
-        return batch.next_position
+        return rows.next_position
 
     with build_loader(scripted(tmp_path, letters(5)), 1, num_workers=num_workers, draw=draw) as loader:
         batches = [next(loader) for _ in range(4)]
         assert begun == [1]
         may_go_on.set()
-        assert [drawn(batch, pytest.fail) for batch in batches] == [1, 2, 3, 4]
+        assert [drawn(batch, pytest.fail)[1] for batch in batches] == [1, 2, 3, 4]
 
 
 def test_a_draw_that_fails_is_known_to_who_needs_it(tmp_path: Path) -> None:
-    def draw(batch: Batch) -> None:
+    def draw(rows: Rows) -> None:
         raise ArithmeticError("no noise")
 
     with build_loader(scripted(tmp_path, letters(2)), 1, num_workers=1, draw=draw) as loader:
@@ -351,9 +356,9 @@ def test_evaluation_draws_beside_too(tmp_path: Path, num_workers: int) -> None:
     for _ in range(2):
         batches = list(loader)
         assert len(batches) == 3
-        assert [drawn(batch, pytest.fail) for batch in batches] == [identity(batch) for batch in batches]
+        assert [drawn(batch, pytest.fail)[1] for batch in batches] == [identity(batch.rows) for batch in batches]
     for batch in loader:
-        assert drawn(batch, pytest.fail) == identity(batch)
+        assert drawn(batch, pytest.fail)[1] == identity(batch.rows)
         break
     del batch
     wait_until(lambda: not beside(), "the threads to end")

@@ -24,7 +24,8 @@ TIMEOUT_S = 600.0
 
 def run(pool: object, folder: Path, names: list[str]) -> dict[object, object]:
     for name in names:
-        pool.submit(Task(name, ReadJob(str(folder / name), 1, 0, 0), torch.zeros(5, 3, 8, 8, dtype=torch.uint8)))  # type: ignore[attr-defined]
+        into = {"video": torch.zeros(5, 3, 8, 8, dtype=torch.uint8)}
+        pool.submit(Task(name, ReadJob(str(folder / name), 1, SPEC.bucket, 0, 0), into))  # type: ignore[attr-defined]
     return dict(pool.next_result() for _ in names)  # type: ignore[attr-defined]
 
 
@@ -83,7 +84,7 @@ def test_clips_arrive_in_their_memory(tmp_path: Path) -> None:
     try:
         pool.submit(Task(0, ProbeJob(str(tmp_path / "x"))))
         for row, name in enumerate("pq"):
-            pool.submit(Task(row + 1, ReadJob(str(tmp_path / name), 1, 0, 0), batch[row]))
+            pool.submit(Task(row + 1, ReadJob(str(tmp_path / name), 1, SPEC.bucket, 0, 0), {"video": batch[row]}))
         results = dict(result for result in (pool.next_result() for _ in range(3)) if result)
     finally:
         pool.close()
@@ -106,8 +107,8 @@ def test_processes_end_with_the_pool_and_with_the_parent(tmp_path: Path) -> None
         "from cogvideox.data.clips import *\nfrom cogvideox.data.pool import *\n"
         "from cogvideox.data.timing import ClipSpec\n"
         "pool = ProcessPool(ClipDecoder(ClipSpec((8, 8), 8, 5), ScriptedReader()), 1, 600.0)\n"
-        "into = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)\n"
-        "[pool.submit(Task(n, ReadJob(sys.argv[1] + n, 1, 0, 0), into)) for n in ('x', 'hang')]\n"
+        "into, bucket = {'video': torch.zeros(5, 3, 8, 8, dtype=torch.uint8)}, ClipSpec((8, 8), 8, 5).bucket\n"
+        "[pool.submit(Task(n, ReadJob(sys.argv[1] + n, 1, bucket, 0, 0), into)) for n in ('x', 'hang')]\n"
         "pool.next_result(); pool._hand_out()\n"
         "print(pool._processes[0]._process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )

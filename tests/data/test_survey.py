@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cogvideox.data.clips import Clip, ClipDecoder, ReadJob
+from cogvideox.data.clips import ClipDecoder, ReadJob, RowRead
 from cogvideox.data.decode import ClipInfo, PyAVReader
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
@@ -47,9 +47,9 @@ def test_what_is_said_is_what_is_read(tmp_path: Path, num_frames: int, fps: int,
     spec = ClipSpec((48, 96), 8, 9, skip_frms_num=skip, short_clips="pad")
     path = str(render(tmp_path / "x.mp4", num_frames=num_frames, fps=fps))
     survey = Survey.of(PyAVReader().probe(path), spec)
-    read = ClipDecoder(spec, PyAVReader()).run(ReadJob(path, 1, 0, 0))
-    assert isinstance(read, Clip)
-    numbers = [read_number(frame.permute(1, 2, 0).numpy()) for frame in read.video]
+    read = ClipDecoder(spec, PyAVReader()).run(ReadJob(path, 1, spec.bucket, 0, 0))
+    assert isinstance(read, RowRead)
+    numbers = [read_number(frame.permute(1, 2, 0).numpy()) for frame in read.values["video"]]
     assert survey.num_repeated + survey.num_padded == 9 - len(set(numbers))
     assert (survey.num_padded > 0) == (num_frames / fps < 1)
 

@@ -90,7 +90,7 @@ def test_too_short_is_said_by_the_survey_and_not_by_a_failing_run(clips: Path) -
     survey = Survey.of(decoder.reader.probe(str(clips / "cut33.mp4")), decoder.spec)
     assert survey.too_short is not None and "15 frames" in survey.too_short
     with pytest.raises(DataError, match=r"cut33\.mp4: spans 0\.88 s \(15 frames"):
-        decoder.read(ReadJob(str(clips / "cut33.mp4"), 0, 0, 0))
+        decoder.read(ReadJob(str(clips / "cut33.mp4"), 0, decoder.spec.bucket, 0, 0))
 
 
 @pytest.mark.parametrize("name", CUT_STREAMS)

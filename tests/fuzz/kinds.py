@@ -194,7 +194,7 @@ def _read_clip(folder: Path) -> None:
     decoder = ClipDecoder(spec, open_reader("pyav"))
     for file in sorted((folder / "clips").glob("*.mp4")):
         if Survey.of(decoder.reader.probe(str(file)), spec).too_short is None:
-            decoder.read(ReadJob(str(file), 0, 0, 0))
+            decoder.read(ReadJob(str(file), 0, spec.bucket, 0, 0))
 
 
 def _images(folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tiny
 import torch
 from cogvideox.config.schema import ModelConfig
-from cogvideox.data.batches import Batch
+from cogvideox.data.rows import ClipBatch, Rows
+from cogvideox.geometry import Bucket
 from cogvideox.model.build import build_model
 from cogvideox.model.video_diffusion import VideoDiffusion
 
@@ -38,19 +40,26 @@ def build(
     return model
 
 
-def batch(rows: slice = slice(0, 3), epoch: int = 0) -> Batch:
+def batch(rows: slice = slice(0, 3), epoch: int = 0) -> ClipBatch:
     """Rows of one fixed global batch of three clips."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, tiny.FRAMES, 3, tiny.HEIGHT, tiny.WIDTH)
     video = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)[rows]
     count = len(video)
-    return Batch(
-        video=video,
+    described = Rows(
         captions=CAPTIONS[rows],
         sample_ids=torch.tensor([11, 2**62, 13])[rows],
         epochs=torch.full((count,), epoch),
         positions=torch.arange(30, 33)[rows],
         counted=torch.ones(count, dtype=torch.bool),
-        paths=("a.mp4", "b.mp4", "c.mp4")[rows],
+        sources=("a.mp4", "b.mp4", "c.mp4")[rows],
+        bucket=Bucket(tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH),
         next_position=33,
     )
+    return ClipBatch(described, video)
+
+
+def cut(batch: ClipBatch, frames: int) -> ClipBatch:
+    """The first frames of the clips."""
+    rows = replace(batch.rows, bucket=batch.rows.bucket._replace(frames=frames))
+    return ClipBatch(rows, batch.video[:, :frames])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import tiny
 import torch
 from cogvideox.errors import ConfigError, ShapeError
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import VideoDiffusion
-from model.parts import CAPTIONS, batch, build
+from model.parts import CAPTIONS, batch, build, cut
 
 FAMILIES = ("2b", "5b", "5b_i2v", "1.5", "1.5_i2v")
 IMAGE_SCALE = {"5b_i2v": 0.7, "1.5_i2v": 1.0}
@@ -39,7 +37,7 @@ def model(models: dict[str, VideoDiffusion], family: str) -> VideoDiffusion:
 
 def test_the_loss_with_every_formula_written_out(model: VideoDiffusion, family: str) -> None:
     rows = batch()
-    randomness = model.draw(rows)
+    randomness = model.draw(rows.rows)
     scale = 1.15258426 if family == "2b" else 0.7
     with torch.no_grad():
         video = (rows.video.float() - 127.5) / 127.5
@@ -94,7 +92,7 @@ def test_what_is_sampled_decodes_to_as_many_frames_as_went_in(model: VideoDiffus
 
 def test_evaluation_draws_the_same_each_time_and_drops_nothing(model: VideoDiffusion, family: str) -> None:
     model.eval()
-    one, two = model.draw_fixed(batch(epoch=0), seed=5), model.draw_fixed(batch(epoch=3), seed=5)
+    one, two = model.draw_fixed(batch(epoch=0).rows, seed=5), model.draw_fixed(batch(epoch=3).rows, seed=5)
     assert torch.equal(one.noise, two.noise) and one.keep_caption.all()
     assert (one.image is not None) == (family in IMAGE_SCALE)
     if one.image is not None and two.image is not None:
@@ -107,15 +105,15 @@ def test_evaluation_draws_the_same_each_time_and_drops_nothing(model: VideoDiffu
 def test_clips_that_do_not_fill_patches_are_refused(models: dict[str, VideoDiffusion], name: str) -> None:
     rows = batch()
     with pytest.raises(ShapeError, match=r"a clip of 2 latent frames .* patches hold 2 .*; nearest: 3"):
-        models[name](replace(rows, video=rows.video[:, :5]))
+        models[name](cut(rows, 5))
     with pytest.raises(ShapeError, match=r"a clip of 1 latent frames .* patches hold 2"):
-        models[name](replace(rows, video=rows.video[:, :1]))
+        models[name](cut(rows, 1))
 
 
 @pytest.mark.parametrize("name", ["2b", "5b", "5b_i2v"])
 def test_single_frames_train_where_patches_are_one_frame(models: dict[str, VideoDiffusion], name: str) -> None:
     rows = batch()
-    loss = models[name](replace(rows, video=rows.video[:, :1]))
+    loss = models[name](cut(rows, 1))
     assert loss.shape == (3,) and (loss > 0).all()
 
 
@@ -139,8 +137,8 @@ def test_dropped_images_are_zeros_for_their_sample_only(paths: tiny.TinyFamily, 
     model = build(paths, family=name, noised_image_dropout=0.5)
     seen: list[torch.Tensor] = []
     model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0, 16:]))
-    epoch = next(e for e in range(20) if 0 < int(model.draw(batch(epoch=e)).image.keep.sum()) < 3)  # type: ignore[union-attr]
-    keep = model.draw(batch(epoch=epoch)).image.keep  # type: ignore[union-attr]
+    epoch = next(e for e in range(20) if 0 < int(model.draw(batch(epoch=e).rows).image.keep.sum()) < 3)  # type: ignore[union-attr]
+    keep = model.draw(batch(epoch=epoch).rows).image.keep  # type: ignore[union-attr]
     with torch.no_grad():
         model(batch(epoch=epoch))
         model.eval()(batch(epoch=epoch))
@@ -179,8 +177,8 @@ def test_image_conditions_out_of_range() -> None:
 def test_overfitting_one_batch(paths: tiny.TinyFamily, name: str) -> None:
     """The same latents, timesteps and noise over and over: the network learns them."""
     model, rows = build(paths, family=name), batch()
-    randomness = model.draw(rows)
-    latent, context = model.encode_video(rows.video), model.encode_text(rows.captions)
+    randomness = model.draw(rows.rows)
+    latent, context = model.encode_video(rows.video), model.encode_text(rows.rows.captions)
     image_latent = model.image_latent(rows.video[:, 0], 3) if model.image else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []

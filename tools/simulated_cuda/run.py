@@ -129,7 +129,7 @@ def _cheap_until_last(micro_batches: int, on_warm: Callable[[], object]) -> Iter
             on_warm()
             return own(model, batch, *rest)
         sums = [parameter.sum() for parameter in model.parameters() if parameter.requires_grad]
-        return torch.stack(sums).float().sum().expand(len(batch.captions))
+        return torch.stack(sums).float().sum().expand(len(batch.rows))
 
     with patch.object(VideoDiffusion, "forward", forward):
         yield

@@ -1,101 +1,31 @@
-"""A batch, and how its rows are read: by the pool's workers, failed files replaced by the samples that follow
-them.
+"""How the rows of batches are read: by the pool's workers, failed files replaced by the samples that follow them.
 
-Letters: b batch, t frames, c colours, h w pixels.
+Letters: b batch.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cogvideox.data.clips import ReadDone, ReadJob
+from cogvideox.data.clips import ReadDone
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleStream
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
+from cogvideox.data.rows import ClipBatch, Rows
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
-Drawn = TypeVar("Drawn")
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One process's rows of a global batch.
-
-    Args:
-        video: uint8 [b, t, c, h, w], 0 to 255; the only field that moves to a device.
-        captions: b texts.
-        sample_ids: int64 [b].
-        epochs: int64 [b]; a batch may straddle epochs. Randomness of a row is a function of (seed, its epoch,
-            its sample id).
-        positions: int64 [b]; place of each row in the endless stream of all epochs.
-        counted: bool [b]; all True in training. False for rows of evaluation batches that only fill them up.
-        paths: b files.
-        next_position: stream position after this batch on all processes; where training resumes.
-    """
-
-    video: Tensor
-    captions: tuple[str, ...]
-    sample_ids: Tensor
-    epochs: Tensor
-    positions: Tensor
-    counted: Tensor
-    paths: tuple[str, ...]
-    next_position: int
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of the first row, for display."""
-        return int(self.epochs[0])
-
-    def to(self, device: torch.device | str) -> Batch:
-        """With the video on a device; pinned memory is copied without waiting."""
-        return replace(self, video=self.video.to(device, non_blocking=True))
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnBatch(Batch):
-    """A batch whose randomness is being drawn, or is there already: see Drawing."""
-
-    drawn: Future[Any]
-
-
-class Drawing:
-    """Draws the randomness of batches in a thread, as soon as they are read: 157 ms for a clip of 81x768x1360.
-
-    One batch after the other, so that of many micro batches the first can be computed with while others are drawn.
-    draw: a function of a batch that may run in another thread than the model.
-    """
-
-    def __init__(self, draw: Callable[[Batch], Any]) -> None:
-        self._draw = draw
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
-
-    def begin(self, batch: Batch) -> DrawnBatch:
-        """The same batch, with what `draw` will give for it."""
-        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        return DrawnBatch(**values, drawn=self._thread.submit(self._draw, batch))
-
-    def close(self) -> None:
-        """End the thread once it has drawn for all batches that it was given. Waits for nothing."""
-        self._thread.shutdown(wait=False)
-
-
-def drawn(batch: Batch, draw: Callable[[Batch], Drawn]) -> Drawn:
-    """What was drawn for a batch beside, waiting for it if need be; without that, what `draw` gives now."""
-    return batch.drawn.result() if isinstance(batch, DrawnBatch) else draw(batch)
 
 
 @dataclass(frozen=True)
@@ -115,7 +45,7 @@ class _Row:
 
     position: int
     counted: bool
-    into: Tensor  # uint8 [t, c, h, w]
+    into: dict[str, Tensor]
     substitutes: int = 0
     epoch: int = 0
     index: int = 0
@@ -125,7 +55,8 @@ class _Row:
 @dataclass(frozen=True, eq=False)
 class _UnderWay:
     plan: BatchPlan
-    video: Tensor
+    bucket: Bucket
+    values: dict[str, Tensor]  # [b, ...]
     rows: tuple[_Row, ...]
 
 
@@ -142,7 +73,7 @@ class BatchReader:
         pin_memory: bool,
         count_substitutes: bool,
     ) -> None:
-        self.pool: DecodePool = open_pool(dataset.decoder, num_workers, dataset.clip_timeout_s)
+        self.pool: DecodePool = open_pool(dataset.reader, num_workers, dataset.clip_timeout_s)
         self.failures: dict[str, str] = {}
         self._num_unreadable = 0
         self.read_by: dict[str, int] = {}
@@ -153,7 +84,7 @@ class BatchReader:
         self._pin_memory = pin_memory
         self._count_substitutes = count_substitutes
 
-    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
+    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[ClipBatch]:
         """One batch for every plan; ends early when the pool is told to stop waiting.
 
         Raises:
@@ -181,12 +112,19 @@ class BatchReader:
         return not under_way or later < self._num_workers
 
     def _begin(self, plan: BatchPlan) -> _UnderWay:
-        shape = (len(plan.positions), *self._dataset.decoder.clip_shape)
-        video = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        rows = tuple(map(_Row, plan.positions, plan.counted, video))
+        bucket, size = self._dataset.bucket, len(plan.positions)
+        values = {
+            name: torch.empty((size, *field.shape), dtype=field.dtype, pin_memory=self._pin_memory)
+            for name, field in self._dataset.reader.fields(bucket).items()
+        }
+        rows = tuple(
+            _Row(position, counted, {name: value[row] for name, value in values.items()})
+            for row, (position, counted) in enumerate(zip(plan.positions, plan.counted, strict=True))
+        )
+        under_way = _UnderWay(plan, bucket, values, rows)
         for row in rows:
             self._try(row)
-        return _UnderWay(plan, video, rows)
+        return under_way
 
     def _try(self, row: _Row) -> None:
         """Ask for the row's sample, or the first one after it that has not failed."""
@@ -197,7 +135,8 @@ class BatchReader:
                 break
             row.substitutes += 1
             row.counted = row.counted and self._count_substitutes
-        self.pool.submit(Task(row, ReadJob(sample.video_path, sample.sample_id, self._seed, row.epoch), row.into))
+        job = self._dataset.reader.job(sample, self._dataset.bucket, self._seed, row.epoch)
+        self.pool.submit(Task(row, job, row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
@@ -206,7 +145,7 @@ class BatchReader:
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
-        path, asked = self._dataset.samples[key.index].video_path, self._dataset.decoder.reader.name
+        path, asked = self._dataset.samples[key.index].video_path, self._dataset.reader.name
         if outcome.reader not in (asked, *self.read_by) and not is_image(path):
             by = outcome.reader
             _log.info("%s is read by %s instead of %s; further ones are only counted", shown(path), by, asked)
@@ -219,7 +158,7 @@ class BatchReader:
         if path in self.failures:
             return
         reason = shown(failure.reason)
-        if failure.too_short and self._dataset.decoder.spec.short_clips == "error":
+        if failure.too_short and self._dataset.short_clips == "error":
             raise DataError(f"{reason}; data.short_clips=skip leaves such clips out, data.short_clips=pad takes them")
         self.failures[path] = failure.reason
         self._num_unreadable += not failure.too_short
@@ -233,15 +172,16 @@ class BatchReader:
         if len(self.failures) == total:
             raise DataError(f"none of the {total} videos can be used; the last: {reason}")
 
-    def _finish(self, batch: _UnderWay) -> Batch:
+    def _finish(self, batch: _UnderWay) -> ClipBatch:
         samples = [self._dataset.samples[row.index] for row in batch.rows]
-        return Batch(
-            video=batch.video,
-            captions=tuple(sample.caption for sample in samples),
+        rows = Rows(
             sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
             epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
             positions=torch.tensor([row.position for row in batch.rows], dtype=torch.int64),
             counted=torch.tensor([row.counted for row in batch.rows]),
-            paths=tuple(sample.video_path for sample in samples),
+            captions=tuple(sample.caption for sample in samples),
+            sources=tuple(sample.video_path for sample in samples),
+            bucket=batch.bucket,
             next_position=batch.plan.next_position,
         )
+        return self._dataset.reader.batch(rows, batch.values)

@@ -6,15 +6,21 @@ Letters: t frames, h w pixels, c = 3 colours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.order import uniform
+from cogvideox.data.rows import ClipBatch, Rows
+from cogvideox.data.sources import Sample
 from cogvideox.data.survey import reader_for
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.transforms import fit_to_bucket
+from cogvideox.geometry import Bucket
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,11 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class ReadJob:
-    """Decode a clip; seed, epoch and sample id decide on its augmentation."""
+    """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation."""
 
     path: str
     sample_id: int
+    bucket: Bucket
     seed: int
     epoch: int
 
@@ -37,19 +44,48 @@ class ReadJob:
 Job = ProbeJob | ReadJob
 
 
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Video uint8 [t, c, h, w], contiguous, and the name of the reader that read it."""
+@dataclass(frozen=True)
+class Field:
+    """Shape and type of one thing that every row holds."""
 
-    video: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class RowRead:
+    """What a row holds, contiguous, by the names of the fields, and who read it."""
+
+    values: dict[str, Tensor]
     reader: str
 
 
 @dataclass(frozen=True)
 class ReadDone:
-    """A clip is in its memory; the name of the reader that read it."""
+    """A row is in its memory; the name of the reader that read it."""
 
     reader: str
+
+
+class SampleReader(Protocol):
+    """How a sample becomes a row: decoded from its file, or read from a cache. Picklable: decoding processes get a
+    copy."""
+
+    @property
+    def name(self) -> str:
+        """Of the reader that is asked for; others may step in (RowRead.reader)."""
+
+    def fields(self, bucket: Bucket) -> Mapping[str, Field]:
+        """What a row of this bucket holds."""
+
+    def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
+        """What `run` has to know."""
+
+    def run(self, job: Job) -> ClipInfo | RowRead:
+        """Do a job. Raises: DataError."""
+
+    def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
+        """Rows that are read, each field [b, ...]."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +96,20 @@ class ClipDecoder:
     reader: VideoReader
 
     @property
-    def clip_shape(self) -> tuple[int, int, int, int]:
-        """t, c, h, w of every clip."""
-        return (self.spec.max_num_frames, 3, *self.spec.video_size)
+    def name(self) -> str:
+        return self.reader.name
 
-    def run(self, job: Job) -> ClipInfo | Clip:
+    def fields(self, bucket: Bucket) -> Mapping[str, Field]:
+        """The video, t c h w."""
+        return {"video": Field((bucket.frames, 3, bucket.height, bucket.width), torch.uint8)}
+
+    def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
+        return ReadJob(sample.video_path, sample.sample_id, bucket, seed, epoch)
+
+    def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
+        return ClipBatch(rows, values["video"])
+
+    def run(self, job: Job) -> ClipInfo | RowRead:
         """Do a job.
 
         Raises:
@@ -72,9 +117,9 @@ class ClipDecoder:
         """
         return reader_for(job.path, self.reader).probe(job.path) if isinstance(job, ProbeJob) else self.read(job)
 
-    def read(self, job: ReadJob) -> Clip:
+    def read(self, job: ReadJob) -> RowRead:
         """Decode a clip. Raises: DataError, of which ClipTooShortError."""
-        spec = self.spec
+        spec = replace(self.spec, max_num_frames=job.bucket.frames)
         start = uniform(job.seed, job.epoch, job.sample_id, "start") if spec.random_start else 0.0
 
         def choose(timestamps: Timestamps) -> FrameChoice:
@@ -84,4 +129,5 @@ class ClipDecoder:
                 raise ClipTooShortError(f"{job.path}: {error}") from None
 
         decoded = reader_for(job.path, self.reader).read(job.path, choose)
-        return Clip(fit_to_bucket(decoded.frames, spec.video_size), decoded.reader)
+        size = (job.bucket.height, job.bucket.width)
+        return RowRead({"video": fit_to_bucket(decoded.frames, size)}, decoded.reader)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cogvideox.data.clips import ClipDecoder, ProbeJob
+from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
 from cogvideox.data.order import SampleIds, hash_words
@@ -18,6 +18,7 @@ from cogvideox.data.sources import Sample
 from cogvideox.data.survey import Failure, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
@@ -29,13 +30,17 @@ class VideoDataset:
 
     Args:
         samples: at least one.
-        decoder: makes clips of files.
+        reader: makes rows of them.
+        bucket: frames, height and width of every sample.
+        short_clips: what happens to clips that turn out to be too short, see ClipSpec.
         clip_timeout_s: seconds that a clip may take to decode.
         max_failed_share: share of the samples that may fail before the run stops.
     """
 
     samples: tuple[Sample, ...]
-    decoder: ClipDecoder
+    reader: SampleReader
+    bucket: Bucket
+    short_clips: str = "error"
     clip_timeout_s: float = 60.0
     max_failed_share: float = 0.05
 
@@ -118,7 +123,7 @@ def build_dataset(
     )
     report.check()
     _log.info("%s", report.text())
-    return VideoDataset(tuple(samples), decoder, clip_timeout_s, max_failed_share)
+    return VideoDataset(tuple(samples), decoder, spec.bucket, spec.short_clips, clip_timeout_s, max_failed_share)
 
 
 def _look(

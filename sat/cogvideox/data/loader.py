@@ -17,12 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from cogvideox import stopping
-from cogvideox.data.batches import Batch, BatchPlan, BatchReader, Drawing
+from cogvideox.data.batches import BatchPlan, BatchReader
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.order import SampleStream
+from cogvideox.data.rows import AnyBatch, Drawing, Rows
 from cogvideox.errors import DataError, UserError
-
-__all__ = ["Batch", "EvaluationLoader", "VideoLoader", "build_evaluation_loader", "build_loader"]
 
 
 class VideoLoader:
@@ -36,7 +35,7 @@ class VideoLoader:
         plans: Iterator[BatchPlan],
         start_position: int,
         prefetch: bool,
-        draw: Callable[[Batch], Any] | None = None,
+        draw: Callable[[Rows], Any] | None = None,
     ) -> None:
         self.position = start_position
         self._reader = reader
@@ -56,7 +55,7 @@ class VideoLoader:
     def __iter__(self) -> VideoLoader:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         """The next micro batch; `position` then counts it.
 
         Raises:
@@ -66,7 +65,7 @@ class VideoLoader:
         assert not self._closed, "the loader is closed"
         batch = next(self._source, None)
         assert batch is not None, "training batches never end"
-        self.position = batch.next_position
+        self.position = batch.rows.next_position
         return batch
 
     def close(self) -> None:
@@ -93,7 +92,7 @@ class _Source:
         reader: BatchReader,
         plans: Iterator[BatchPlan],
         prefetch: bool,
-        draw: Callable[[Batch], Any] | None,
+        draw: Callable[[Rows], Any] | None,
     ) -> None:
         self._pool = reader.pool
         self._drawing = None if draw is None else Drawing(draw)
@@ -101,10 +100,10 @@ class _Source:
         self._batches = batches if self._drawing is None else map(self._drawing.begin, batches)
         self._ahead = _ReadAhead(self._batches) if prefetch else None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         return next(self._batches if self._ahead is None else self._ahead)
 
     def close(self) -> None:
@@ -121,9 +120,9 @@ class _ReadAhead:
     computes.
     """
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[AnyBatch]) -> None:
         self._batches = batches
-        self._queue: queue.Queue[Batch | None] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[AnyBatch | None] = queue.Queue(maxsize=1)
         self._error: UserError | None = None
         self._is_through = False
         self._stopped = threading.Event()
@@ -143,7 +142,7 @@ class _ReadAhead:
             # Whatever ended the thread, nobody may wait for it for ever.
             self._put(None)
 
-    def _put(self, item: Batch | None) -> None:
+    def _put(self, item: AnyBatch | None) -> None:
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=0.2)
@@ -151,10 +150,10 @@ class _ReadAhead:
                 continue
             return
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         """The first batch may take minutes, and a run that is asked to stop does not wait for it."""
         while True:
             stopping.check()
@@ -185,7 +184,7 @@ def build_loader(
     start_position: int = 0,
     num_workers: int = 2,
     pin_memory: bool = False,
-    draw: Callable[[Batch], Any] | None = None,
+    draw: Callable[[Rows], Any] | None = None,
 ) -> VideoLoader:
     """Training batches of one process.
 
@@ -202,7 +201,7 @@ def build_loader(
             there.
         num_workers: decoding processes of this process; 0 decodes on demand without reading ahead.
         pin_memory: for batches that go to a CUDA device.
-        draw: makes the randomness of a batch, in a thread beside (see batches.Drawing); None: nobody does.
+        draw: makes the randomness of a batch's rows, in a thread beside (see rows.Drawing); None: nobody does.
 
     Raises:
         DataError: for a batch size below 1, or more processes than samples.
@@ -246,7 +245,7 @@ class EvaluationLoader:
         world_size: int,
         num_workers: int,
         pin_memory: bool = False,
-        draw: Callable[[Batch], Any] | None = None,
+        draw: Callable[[Rows], Any] | None = None,
     ) -> None:
         self._dataset = dataset
         self._size = micro_batch_size
@@ -260,7 +259,7 @@ class EvaluationLoader:
         """Batches of each process in a pass."""
         return -(-len(self._dataset) // (self._size * self._world_size))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         """One pass. Workers start with it and end with it.
 
         Raises:
@@ -294,7 +293,7 @@ def build_evaluation_loader(
     world_size: int = 1,
     num_workers: int = 2,
     pin_memory: bool = False,
-    draw: Callable[[Batch], Any] | None = None,
+    draw: Callable[[Rows], Any] | None = None,
 ) -> EvaluationLoader:
     """Evaluation batches of one process; iterate as often as needed.
 

@@ -21,11 +21,10 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Protocol
 
-from torch import Tensor
-
 from cogvideox import stopping
-from cogvideox.data.clips import Clip, ClipDecoder, Job, ReadDone
+from cogvideox.data.clips import Job, ReadDone, RowRead, SampleReader
 from cogvideox.data.decode import ClipInfo
+from cogvideox.data.row_memory import Values, copy_row, read_row
 from cogvideox.data.survey import Failure
 from cogvideox.data.worker import READY
 from cogvideox.errors import DataError
@@ -36,13 +35,11 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A job, the key under which its result comes back, and for clips the uint8 [t, c, h, w] memory to put
-    them in.
-    """
+    """A job, the key under which its result comes back, and for rows the memory to put their fields in."""
 
     key: Hashable
     job: Job
-    into: Tensor | None = None
+    into: Values | None = None
 
 
 Outcome = ClipInfo | ReadDone | Failure
@@ -63,7 +60,7 @@ class DecodePool(Protocol):
         """End all workers. Not while another thread is inside `next_result`."""
 
 
-def open_pool(decoder: ClipDecoder, num_workers: int, timeout_s: float) -> DecodePool:
+def open_pool(reader: SampleReader, num_workers: int, timeout_s: float) -> DecodePool:
     """A pool of `num_workers` processes, or for 0 one that decodes in this process when asked for a result.
 
     Raises:
@@ -73,7 +70,7 @@ def open_pool(decoder: ClipDecoder, num_workers: int, timeout_s: float) -> Decod
         raise DataError(f"num_workers is {num_workers}; it has to be at least 0")
     if not timeout_s > 0:
         raise DataError(f"clip_timeout_s is {timeout_s}; it has to be above 0 seconds")
-    return ProcessPool(decoder, num_workers, timeout_s) if num_workers else ThreadPool(decoder, timeout_s)
+    return ProcessPool(reader, num_workers, timeout_s) if num_workers else ThreadPool(reader, timeout_s)
 
 
 def _timed_out(job: Job, timeout_s: float) -> Failure:
@@ -83,8 +80,8 @@ def _timed_out(job: Job, timeout_s: float) -> Failure:
 class ThreadPool:
     """No processes: each job runs in a thread that is left behind when it misses its deadline."""
 
-    def __init__(self, decoder: ClipDecoder, timeout_s: float) -> None:
-        self._decoder = decoder
+    def __init__(self, reader: SampleReader, timeout_s: float) -> None:
+        self._reader = reader
         self._timeout_s = timeout_s
         self._tasks: deque[Task] = deque()
 
@@ -94,11 +91,11 @@ class ThreadPool:
     def next_result(self) -> tuple[Hashable, Outcome] | None:
         assert self._tasks, "no task was submitted"
         task = self._tasks.popleft()
-        results: list[ClipInfo | Clip | Failure] = []
+        results: list[ClipInfo | RowRead | Failure] = []
 
         def work() -> None:
             try:
-                results.append(self._decoder.run(task.job))
+                results.append(self._reader.run(task.job))
             except DataError as error:
                 results.append(Failure.of(error))
 
@@ -113,9 +110,9 @@ class ThreadPool:
                 return task.key, _timed_out(task.job, self._timeout_s)
             return task.key, Failure(f"{task.job.path}: the decoder failed, see the traceback above")
         result = results[0]
-        if isinstance(result, Clip):
-            assert task.into is not None, "a clip needs memory to go to"
-            task.into.copy_(result.video)
+        if isinstance(result, RowRead):
+            assert task.into is not None, "a row needs memory to go to"
+            copy_row(result.values, task.into)
             return task.key, ReadDone(result.reader)
         return task.key, result
 
@@ -129,7 +126,7 @@ class ThreadPool:
 class _Process:
     """One decoding process: starting (not ready), idle (no task) or busy (a task with a deadline)."""
 
-    def __init__(self, decoder: ClipDecoder) -> None:
+    def __init__(self, reader: SampleReader) -> None:
         self.connection, theirs = Pipe()
         self._clip_fd = os.memfd_create("decoded-clip")
         # The same modules as here, wherever they came from, and none from the working folder.
@@ -147,7 +144,7 @@ class _Process:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         theirs.close()
-        self.connection.send(decoder)
+        self.connection.send(reader)
         self.ready = False
         self.task: Task | None = None
         self.deadline = time.monotonic() + _START_LIMIT_S
@@ -169,9 +166,8 @@ class _Process:
         assert task is not None, "a result without a task"
         self.task, self.deadline = None, float("inf")
         if isinstance(message, ReadDone):
-            assert task.into is not None, "a clip needs memory to go to"
-            size = os.preadv(self._clip_fd, [task.into.numpy().data], 0)
-            assert size == task.into.numel(), "the clip has another size than its memory"
+            assert task.into is not None, "a row needs memory to go to"
+            read_row(self._clip_fd, task.into)
         assert isinstance(message, Outcome), message
         return message
 
@@ -194,13 +190,13 @@ class _Process:
 class ProcessPool:
     """`num_workers` decoding processes, started here and kept until `close`."""
 
-    def __init__(self, decoder: ClipDecoder, num_workers: int, timeout_s: float) -> None:
-        self._decoder = decoder
+    def __init__(self, reader: SampleReader, num_workers: int, timeout_s: float) -> None:
+        self._reader = reader
         self._timeout_s = timeout_s
         self._tasks: deque[Task] = deque()
         self._finished: deque[tuple[Hashable, Outcome]] = deque()
         self._closing = threading.Event()
-        self._processes = [_Process(decoder) for _ in range(num_workers)]
+        self._processes = [_Process(reader) for _ in range(num_workers)]
 
     def submit(self, task: Task) -> None:
         self._tasks.append(task)
@@ -266,7 +262,7 @@ class ProcessPool:
 
     def _replace(self, process: _Process) -> None:
         process.stop()
-        self._processes[self._processes.index(process)] = _Process(self._decoder)
+        self._processes[self._processes.index(process)] = _Process(self._reader)
 
     def close(self) -> None:
         self._closing.set()

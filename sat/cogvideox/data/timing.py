@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.errors import DataError, ShapeError
-from cogvideox.geometry import Geometry
+from cogvideox.geometry import Bucket, Geometry
 
 SHORT_CLIPS = ("error", "skip", "pad")
 # Timestamps come rounded (milliseconds in Matroska). A target halfway between two frames takes the earlier one
@@ -63,6 +63,11 @@ class ClipSpec:
             raise DataError(f"skip_frms_num is {self.skip_frms_num}; it has to be a whole number of frames, at least 0")
         if self.short_clips not in SHORT_CLIPS:
             raise DataError(f"short_clips is {self.short_clips!r}; it has to be one of {', '.join(SHORT_CLIPS)}")
+
+    @property
+    def bucket(self) -> Bucket:
+        """The one that clips have where no others are configured."""
+        return Bucket(self.max_num_frames, *self.video_size)
 
     @property
     def duration_s(self) -> float:

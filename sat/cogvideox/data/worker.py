@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from cogvideox.data.clips import Clip, ClipDecoder, ReadDone
+from cogvideox.data.clips import ReadDone, RowRead, SampleReader
+from cogvideox.data.row_memory import write_row
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
 
@@ -31,17 +32,17 @@ def main(connection_fd: int, clip_fd: int, parent_pid: int) -> None:
     torch.set_num_threads(1)
     connection = Connection(connection_fd)
     try:
-        decoder: ClipDecoder = connection.recv()
+        reader: SampleReader = connection.recv()
         connection.send(READY)
         while True:
             job = connection.recv()
             try:
-                result = decoder.run(job)
+                result = reader.run(job)
             except DataError as error:
                 connection.send(Failure.of(error))
                 continue
-            if isinstance(result, Clip):
-                os.pwrite(clip_fd, result.video.numpy().data, 0)
+            if isinstance(result, RowRead):
+                write_row(clip_fd, result.values)
                 connection.send(ReadDone(result.reader))
             else:
                 connection.send(result)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from cogvideox.data.batches import drawn
+from cogvideox.data.rows import AnyBatch, drawn
 from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
@@ -28,7 +28,7 @@ from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.pieces import to_signed
 
 if TYPE_CHECKING:
-    from cogvideox.data.batches import Batch
+    from cogvideox.data.rows import Rows
     from cogvideox.transformer.model import DiffusionTransformer
 
 
@@ -103,20 +103,22 @@ class VideoDiffusion(nn.Module):
     def device(self) -> torch.device:
         return next(self.transformer.parameters()).device
 
-    def forward(self, batch: Batch, randomness: StepRandomness | None = None) -> Tensor:
+    def forward(self, batch: AnyBatch, randomness: StepRandomness | None = None) -> Tensor:
         """Loss per sample, fp32 [b].
 
-        Without `randomness` it is what was drawn for the batch beside (data.batches.DrawnBatch), or is drawn now, from
+        The randomness is what was drawn for the batch beside (data.rows.DrawnBatch), or is given, or is drawn now, from
         (seed, epoch, sample id); captions and images are dropped only in training mode. In evaluation mode the same
         batch therefore always has the same loss. Raises: ShapeError for a size that the VAE or the transformer can't
         take.
         """
-        randomness = (drawn(batch, self.draw) if randomness is None else randomness).to(self.device)
+        given = randomness
+        batch, known = drawn(batch, lambda rows: self.draw(rows) if given is None else given)
+        randomness = known.to(self.device)
         latent = self.encode_video(batch.video, randomness.posterior_noise)
-        context = self.encode_text(batch.captions, randomness.keep_caption)
+        context = self.encode_text(batch.rows.captions, randomness.keep_caption)
         image_latent = None
         if self.image is not None:
-            image_latent = self._noised_image_latent(batch.video[:, 0], latent.shape[1], randomness.image)
+            image_latent = self._noised_image_latent(batch.first_frame, latent.shape[1], randomness.image)
         return self.loss_of(latent, context, randomness, image_latent)
 
     def loss_of(
@@ -133,31 +135,31 @@ class VideoDiffusion(nn.Module):
         v_prediction = self._predict(noised_latent, randomness.timestep, context, image_latent)
         return self.loss(v_prediction, latent, randomness.noise, level)
 
-    def draw(self, batch: Batch, training: bool | None = None) -> StepRandomness:
-        """The randomness of a batch in training, on the CPU, pinned where the model is on CUDA.
+    def draw(self, rows: Rows, training: bool | None = None) -> StepRandomness:
+        """The randomness of a batch's rows in training, on the CPU, pinned where the model is on CUDA.
 
         training: whether captions and images may be dropped; None: as the model's mode is. May run in a thread, which
         states it: the mode changes meanwhile.
         """
-        positions = batch.positions.tolist() if self.loss.stratified_timesteps else None
+        positions = rows.positions.tolist() if self.loss.stratified_timesteps else None
         may_drop = self.training if training is None else training
-        return self._draw(batch, self.seed, batch.epochs.tolist(), positions, may_drop=may_drop)
+        return self._draw(rows, self.seed, rows.epochs.tolist(), positions, may_drop=may_drop)
 
-    def draw_fixed(self, batch: Batch, seed: int) -> StepRandomness:
+    def draw_fixed(self, rows: Rows, seed: int) -> StepRandomness:
         """For evaluation: each clip meets the same noise whenever it is evaluated; timesteps are spread evenly over
         the clips' positions; captions and images are kept. May run in a thread."""
-        return self._draw(batch, seed, [0] * len(batch.captions), batch.positions.tolist(), may_drop=False)
+        return self._draw(rows, seed, [0] * len(rows), rows.positions.tolist(), may_drop=False)
 
     def _draw(
-        self, batch: Batch, seed: int, epochs: list[int], positions: list[int] | None, *, may_drop: bool
+        self, rows: Rows, seed: int, epochs: list[int], positions: list[int] | None, *, may_drop: bool
     ) -> StepRandomness:
-        _, num_frames, _, height, width = batch.video.shape
+        num_frames, height, width = rows.bucket
         frames = self.num_latent_frames(num_frames)
         padded, *rest = self.latent_shape(frames, height, width)
         randomness = timesteps.draw(
             seed,
             epochs,
-            batch.sample_ids.tolist(),
+            rows.sample_ids.tolist(),
             (frames, *rest),
             self.schedule.num_timesteps,
             padded_frames=padded,

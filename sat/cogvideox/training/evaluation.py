@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideox import stopping
-from cogvideox.data.batches import Batch, drawn
+from cogvideox.data.rows import AnyBatch, drawn
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.errors import DataError, NotFiniteError
 from cogvideox.log import get_logger
@@ -36,7 +36,7 @@ EVALUATION_SEED = 20240806
 
 @torch.no_grad()
 def held_out_loss(
-    losses_of: Callable[..., Tensor], batches: Iterable[Batch], model: VideoDiffusion, groups: ProcessGroups
+    losses_of: Callable[..., Tensor], batches: Iterable[AnyBatch], model: VideoDiffusion, groups: ProcessGroups
 ) -> float:
     """Mean loss over the held-out clips.
 
@@ -47,11 +47,11 @@ def held_out_loss(
 
     def sum_mine() -> Tensor:
         total, count = torch.zeros((), device=groups.device), 0
-        for batch in batches:
+        for each in batches:
             stopping.check()
-            randomness = drawn(batch, lambda each: model.draw_fixed(each, EVALUATION_SEED))
+            batch, randomness = drawn(each, lambda rows: model.draw_fixed(rows, EVALUATION_SEED))
             losses = losses_of(batch.to(groups.device), randomness)
-            for loss, counts in zip(losses, batch.counted.tolist(), strict=True):
+            for loss, counts in zip(losses, batch.rows.counted.tolist(), strict=True):
                 if counts:  # on the host, which so waits for nothing
                     total, count = total + loss, count + 1
         return torch.stack([total, torch.full_like(total, count)])

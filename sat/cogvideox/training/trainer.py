@@ -12,7 +12,8 @@ import torch
 
 from cogvideox import stopping
 from cogvideox.config.schema import Config
-from cogvideox.data.loader import Batch, VideoLoader, build_evaluation_loader, build_loader
+from cogvideox.data.loader import VideoLoader, build_evaluation_loader, build_loader
+from cogvideox.data.rows import AnyBatch
 from cogvideox.diffusion.timesteps import random_word
 from cogvideox.log import get_logger, log_file
 from cogvideox.model.device_memory import ADAM_BYTES, fit_decoding
@@ -105,7 +106,7 @@ class Trainer:
             if evaluation_due(step):
                 self._evaluate(step)
 
-    def _next_batches(self, loader: VideoLoader) -> list[Batch]:
+    def _next_batches(self, loader: VideoLoader) -> list[AnyBatch]:
         """The micro batches of one step. Raises: Stopped, DataError."""
         stopping.check()
         return list(islice(loader, self._parts.engine.sizes.accumulation))
@@ -135,7 +136,7 @@ class Trainer:
             start_position=parts.progress.position,
             num_workers=self._args.num_workers,
             pin_memory=self._groups.device.type == "cuda",
-            draw=lambda batch: parts.model.draw(batch, training=True),
+            draw=lambda rows: parts.model.draw(rows, training=True),
         )
 
     def _open_log(self, first: int, last: int) -> RunLog:
@@ -199,7 +200,7 @@ class Trainer:
                     self._groups.world_size,
                     self._args.num_workers,
                     pin_memory=self._groups.device.type == "cuda",
-                    draw=lambda batch: parts.model.draw_fixed(batch, EVALUATION_SEED),
+                    draw=lambda rows: parts.model.draw_fixed(rows, EVALUATION_SEED),
                 )
                 loss = held_out_loss(losses_of, loader, parts.model, self._groups)
                 self._evaluations.append((step, loss))
