@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cogvideox.data.clips import ReadDone
 from cogvideox.data.dataset import VideoDataset
-from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleStream
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
@@ -131,7 +130,7 @@ class BatchReader:
         while True:
             row.epoch, row.index = self._stream.at(row.position, row.substitutes)
             sample = self._dataset.samples[row.index]
-            if sample.video_path not in self.failures:
+            if sample.label not in self.failures:
                 break
             row.substitutes += 1
             row.counted = row.counted and self._count_substitutes
@@ -141,14 +140,14 @@ class BatchReader:
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
         if isinstance(outcome, Failure):
-            self._note_failure(self._dataset.samples[key.index].video_path, outcome)
+            self._note_failure(self._dataset.samples[key.index].label, outcome)
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
-        path, asked = self._dataset.samples[key.index].video_path, self._dataset.reader.name
-        if outcome.reader not in (asked, *self.read_by) and not is_image(path):
+        media, asked = self._dataset.samples[key.index].media, self._dataset.reader.name
+        if outcome.reader not in (asked, *self.read_by) and not media.is_image:
             by = outcome.reader
-            _log.info("%s is read by %s instead of %s; further ones are only counted", shown(path), by, asked)
+            _log.info("%s is read by %s instead of %s; further ones are only counted", shown(media.label), by, asked)
         self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
         key.ready = True
 
@@ -179,8 +178,8 @@ class BatchReader:
             epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
             positions=torch.tensor([row.position for row in batch.rows], dtype=torch.int64),
             counted=torch.tensor([row.counted for row in batch.rows]),
-            captions=tuple(sample.caption for sample in samples),
-            sources=tuple(sample.video_path for sample in samples),
+            captions=tuple(sample.captions[0] for sample in samples),
+            sources=tuple(sample.label for sample in samples),
             bucket=batch.bucket,
             next_position=batch.plan.next_position,
         )

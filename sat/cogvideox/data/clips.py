@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from cogvideox.data.decode import ClipInfo, VideoReader
+from cogvideox.data.media import Media
 from cogvideox.data.order import uniform
 from cogvideox.data.rows import ClipBatch, Rows
-from cogvideox.data.sources import Sample
+from cogvideox.data.sample import Sample
 from cogvideox.data.survey import reader_for
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.transforms import fit_to_bucket
@@ -27,14 +28,14 @@ from cogvideox.geometry import Bucket
 class ProbeJob:
     """Look at a file: what it says about itself."""
 
-    path: str
+    media: Media
 
 
 @dataclass(frozen=True)
 class ReadJob:
     """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation."""
 
-    path: str
+    media: Media
     sample_id: int
     bucket: Bucket
     seed: int
@@ -104,7 +105,7 @@ class ClipDecoder:
         return {"video": Field((bucket.frames, 3, bucket.height, bucket.width), torch.uint8)}
 
     def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
-        return ReadJob(sample.video_path, sample.sample_id, bucket, seed, epoch)
+        return ReadJob(sample.media, sample.sample_id, bucket, seed, epoch)
 
     def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
         return ClipBatch(rows, values["video"])
@@ -115,7 +116,7 @@ class ClipDecoder:
         Raises:
             DataError: the file can't be read.
         """
-        return reader_for(job.path, self.reader).probe(job.path) if isinstance(job, ProbeJob) else self.read(job)
+        return reader_for(job.media, self.reader).probe(job.media) if isinstance(job, ProbeJob) else self.read(job)
 
     def read(self, job: ReadJob) -> RowRead:
         """Decode a clip. Raises: DataError, of which ClipTooShortError."""
@@ -126,8 +127,8 @@ class ClipDecoder:
             try:
                 return frame_indices(timestamps, spec, start)
             except ClipTooShortError as error:
-                raise ClipTooShortError(f"{job.path}: {error}") from None
+                raise ClipTooShortError(f"{job.media.label}: {error}") from None
 
-        decoded = reader_for(job.path, self.reader).read(job.path, choose)
+        decoded = reader_for(job.media, self.reader).read(job.media, choose)
         size = (job.bucket.height, job.bucket.width)
         return RowRead({"video": fit_to_bucket(decoded.frames, size)}, decoded.reader)

@@ -74,7 +74,7 @@ def open_pool(reader: SampleReader, num_workers: int, timeout_s: float) -> Decod
 
 
 def _timed_out(job: Job, timeout_s: float) -> Failure:
-    return Failure(f"{job.path}: not decoded within clip_timeout_s={timeout_s:g} s")
+    return Failure(f"{job.media.label}: not decoded within clip_timeout_s={timeout_s:g} s")
 
 
 class ThreadPool:
@@ -108,7 +108,7 @@ class ThreadPool:
         if not results:
             if thread.is_alive():
                 return task.key, _timed_out(task.job, self._timeout_s)
-            return task.key, Failure(f"{task.job.path}: the decoder failed, see the traceback above")
+            return task.key, Failure(f"{task.job.media.label}: the decoder failed, see the traceback above")
         result = results[0]
         if isinstance(result, RowRead):
             assert task.into is not None, "a row needs memory to go to"
@@ -245,7 +245,7 @@ class ProcessPool:
                 raise RuntimeError(
                     f"a decoding process could not start (exit status {status}); its message is above"
                 ) from None
-            reason = f"{task.job.path}: the decoding process died with status {status}"
+            reason = f"{task.job.media.label}: the decoding process died with status {status}"
             self._replace(process)
             outcome = Failure(reason)
         if outcome is not None:
