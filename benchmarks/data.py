@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
+from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, frame_indices
 from cogvideox.data.transforms import covering_size, fit_to_bucket
 
@@ -86,7 +87,7 @@ def compare(name: str, path: str, rounds: int) -> None:
     candidates: dict[str, Read] = {"original": read_like_the_original}
     for reader in ("decord", "pyav"):
         decoder = ClipDecoder(SPEC, open_reader(reader))
-        candidates[reader] = lambda path, decoder=decoder: decoder.read(ReadJob(path, 0, 0, 0)).video
+        candidates[reader] = lambda path, decoder=decoder: decoder.read(ReadJob(Media(path), 0, 0, 0)).video
     check(candidates, path)
     cpu: dict[str, list[float]] = {candidate: [] for candidate in candidates}
     wall: dict[str, list[float]] = {candidate: [] for candidate in candidates}
@@ -141,7 +142,7 @@ def resize_in_float(frames: Tensor) -> Tensor:
 
 def print_resize(path: str, rounds: int) -> None:
     """Resize alone, of the frames that are read."""
-    frames = open_reader("pyav").read(path, lambda times: frame_indices(times, SPEC)).frames
+    frames = open_reader("pyav").read(Media(path), lambda times: frame_indices(times, SPEC)).frames
     times: dict[str, list[float]] = {"float32": [], "uint8": []}
     for _ in range(rounds):
         for kind, resize in (

@@ -24,6 +24,7 @@ from cogvideox.config.load import load_config
 from cogvideox.config.targets import instantiate
 from cogvideox.data.clips import ClipDecoder, ClipSpec, ReadJob
 from cogvideox.data.decode import open_reader
+from cogvideox.data.media import Media
 from cogvideox.data.sources import find_pairs
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.pieces import to_signed
@@ -61,8 +62,8 @@ def read_clips(options: argparse.Namespace) -> list[Tensor]:
         random_start=False,
     )
     decoder = ClipDecoder(form, open_reader("pyav"))
-    files = [Path(sample.video_path) for sample in find_pairs([options.clips], "error").samples][: options.count]
-    return [to_signed(decoder.read(ReadJob(str(file), 0, 0, 0)).video[None]) for file in files]
+    files = [Path(sample.media.path) for sample in find_pairs([options.clips], "error").samples][: options.count]
+    return [to_signed(decoder.read(ReadJob(Media(str(file)), 0, 0, 0)).video[None]) for file in files]
 
 
 def report(clips: list[Tensor], node: dict, tiles: Tiles) -> None:

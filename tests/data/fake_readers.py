@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from cogvideox.data.decode import ClipInfo, DecodedFrames, FrameChooser
+from cogvideox.data.media import Media
 from cogvideox.errors import DataError
 
 
@@ -20,7 +21,8 @@ class ScriptedReader:
 
     name = "scripted"
 
-    def probe(self, path: str) -> ClipInfo:
+    def probe(self, media: Media) -> ClipInfo:
+        path = media.path
         file = os.path.basename(path)
         if "unreadable" in file:
             raise DataError(f"{path}: no good")
@@ -29,7 +31,8 @@ class ScriptedReader:
             time.sleep(600)
         return ClipInfo(16, 16, np.arange(49) / 8)
 
-    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
+        path = media.path
         file = os.path.basename(path)
         with open(f"{path}.reads", "a") as reads:
             reads.write("x")

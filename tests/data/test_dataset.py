@@ -55,7 +55,7 @@ def test_one_report_names_everything(mixed: Path) -> None:
     }
     assert {problem.kind: (Path(problem.path).name, problem.effect) for problem in report.problems} == expected
     assert (report.num_videos, report.num_samples) == (8, 5)
-    assert [Path(sample.video_path).name for sample in samples] == [
+    assert [Path(sample.media.path).name for sample in samples] == [
         "good.mp4",
         "lines.mp4",
         "long.mp4",
@@ -82,11 +82,11 @@ def test_one_report_names_everything(mixed: Path) -> None:
 def test_short_clips_skipped_or_padded(mixed: Path) -> None:
     spec = replace(SPEC, short_clips="skip")
     samples, report = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
-    assert "short.mp4" not in {Path(sample.video_path).name for sample in samples}
+    assert "short.mp4" not in {Path(sample.media.path).name for sample in samples}
     assert [(problem.effect) for problem in report.of_kind("too short")] == ["left out"]
     spec = replace(SPEC, short_clips="pad")
     samples, report = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
-    assert "short.mp4" in {Path(sample.video_path).name for sample in samples}
+    assert "short.mp4" in {Path(sample.media.path).name for sample in samples}
     assert names(report.of_kind("padded")) == ["short.mp4"]
     assert report.of_kind("padded")[0].reason == "its last frame is repeated 3 times"
     with pytest.raises(DataError, match=r"1 of 8 videos can't be read, more than max_failed_share=0\.05 allows"):
@@ -114,7 +114,7 @@ def test_looking_in_processes_at_a_hanging_file(
     monkeypatch.setattr("cogvideox.data.pool.time.monotonic", lambda: real() + 1000 * started.exists())
     with caplog.at_level(logging.INFO, logger="cogvideox"):
         dataset = build_dataset([tmp_path], SPEC, reader=ScriptedReader(), missing_captions="empty", num_workers=1)
-    assert [Path(sample.video_path).name for sample in dataset.samples] == [f"{index:02d}.mp4" for index in range(52)]
+    assert [Path(sample.media.path).name for sample in dataset.samples] == [f"{index:02d}.mp4" for index in range(52)]
     assert "probe-hang.mp4: not decoded within clip_timeout_s=60 s" in caplog.text
     assert "unreadable.mp4: no good" in caplog.text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cogvideox.data.decode import PyAVReader, VideoReader, open_reader
+from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.errors import DataError
 from data.clip_files import cut_without_encoding, read_number, render, render_audio
@@ -23,7 +24,7 @@ def numbers(
     def choose(timestamps: Timestamps) -> FrameChoice:
         return frame_indices(timestamps, ClipSpec((8, 8), fps, count), start)
 
-    decoded = reader.read(str(path), choose)
+    decoded = reader.read(Media(str(path)), choose)
     return [read_number(frame) for frame in decoded.frames], decoded.choice.indices.tolist(), decoded.reader
 
 
@@ -72,7 +73,7 @@ def test_readers_agree_on_pixels(clips: Path, name: str) -> None:
     def choose(timestamps: Timestamps) -> FrameChoice:
         return frame_indices(timestamps, ClipSpec((8, 8), 8, 9))
 
-    first, second = (open_reader(reader).read(str(clips / name), choose).frames for reader in READERS)
+    first, second = (open_reader(reader).read(Media(str(clips / name)), choose).frames for reader in READERS)
     assert first.shape == second.shape == (9, 48, 96, 3) and first.dtype == second.dtype == np.uint8
     assert np.max(np.abs(first.astype(int) - second.astype(int))) <= 2
 
@@ -82,10 +83,10 @@ def test_skipping_inside_the_codec_changes_nothing(clips: Path, monkeypatch: pyt
         return frame_indices(timestamps, ClipSpec((8, 8), 8, 13))
 
     for name in ("h264.mp4", "h264.mkv", "hevc.mp4", "mpeg4.mp4"):
-        thrifty = PyAVReader().read(str(clips / name), choose).frames
+        thrifty = PyAVReader().read(Media(str(clips / name)), choose).frames
         with monkeypatch.context() as patch:
             patch.setattr("cogvideox.data.decode._SKIPPING", ())
-            assert np.array_equal(thrifty, PyAVReader().read(str(clips / name), choose).frames)
+            assert np.array_equal(thrifty, PyAVReader().read(Media(str(clips / name)), choose).frames)
 
 
 def test_seeking_lands_before_the_first_frame(tmp_path: Path) -> None:
@@ -100,16 +101,16 @@ def test_seeking_lands_before_the_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotation_is_applied(tmp_path: Path, reader: str, rotation: int) -> None:
     path = render(tmp_path / "turned.mp4", num_frames=10, fps=8, rotation=rotation)
-    decoded = open_reader(reader).read(str(path), lambda times: frame_indices(times, ClipSpec((8, 8), 8, 5)))
+    decoded = open_reader(reader).read(Media(str(path)), lambda times: frame_indices(times, ClipSpec((8, 8), 8, 5)))
     upright = np.rot90(decoded.frames, k=-rotation // 90, axes=(1, 2))
     assert [read_number(frame) for frame in upright] == [0, 1, 2, 3, 4]
-    info = open_reader(reader).probe(str(path))
+    info = open_reader(reader).probe(Media(str(path)))
     assert (info.height, info.width) == decoded.frames.shape[1:3]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_probe(clips: Path, name: str) -> None:
-    info = open_reader("decord").probe(str(clips / name))
+    info = open_reader("decord").probe(Media(str(clips / name)))
     assert info.num_frames == 60
     assert (info.height, info.width) == FILES[name][0].get("size", (48, 96))  # type: ignore[attr-defined]
     expected = {"H264.MP4": 24000 / 1001, "variable.mp4": 59 / (FILES["variable.mp4"][0].get("times_s", [0, 0])[-1])}  # type: ignore[attr-defined]
@@ -121,7 +122,7 @@ def test_probe(clips: Path, name: str) -> None:
 def test_odd_sizes(tmp_path: Path, size: tuple[int, int], reader: str) -> None:
     # 4:2:0 has no odd sizes: VP9 stores the true size beside the coded one.
     path = render(tmp_path / "odd.webm", 20, 10, size, "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"})
-    decoded = open_reader(reader).read(str(path), lambda times: frame_indices(times, ClipSpec((8, 8), 10, 5)))
+    decoded = open_reader(reader).read(Media(str(path)), lambda times: frame_indices(times, ClipSpec((8, 8), 10, 5)))
     assert decoded.frames.shape == (5, *size, 3)
     assert [read_number(frame) for frame in decoded.frames] == [0, 1, 2, 3, 4]
 
@@ -150,7 +151,7 @@ def broken_files(folder: Path) -> dict[str, str]:
 def test_broken_files_are_named_with_a_reason(tmp_path: Path, reader: str) -> None:
     for name, message in broken_files(tmp_path).items():
         with pytest.raises(DataError, match=message):
-            open_reader(reader).probe(str(tmp_path / name))
+            open_reader(reader).probe(Media(str(tmp_path / name)))
         if name != "truncated.mp4":
             with pytest.raises(DataError, match=message):
                 numbers(open_reader(reader), tmp_path / name)

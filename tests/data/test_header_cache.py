@@ -11,14 +11,15 @@ import pytest
 from cogvideox.data import header_cache
 from cogvideox.data.decode import ClipInfo
 from cogvideox.data.header_cache import HeaderCache, cache_file
+from cogvideox.data.media import Media
 
 INFO = ClipInfo(96, 48, np.arange(181) * 1001 / 30000)
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> str:
+def clip(tmp_path: Path) -> Media:
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
-    return str(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    return Media(str(tmp_path / os.fsdecode(b"caf\xe9.mp4")))
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def cache(tmp_path: Path) -> HeaderCache:
     return HeaderCache(tmp_path / "cache" / "headers", "pyav")
 
 
-def test_a_header_comes_back_as_it_was(cache: HeaderCache, clip: str) -> None:
-    assert cache.get([clip, "/nowhere.mp4"]) == {}
+def test_a_header_comes_back_as_it_was(cache: HeaderCache, clip: Media) -> None:
+    assert cache.get([clip, Media("/nowhere.mp4")]) == {}
     cache.put({clip: INFO})
     back = cache.get([clip])[clip]
     assert (back.width, back.height) == (96, 48)
@@ -37,26 +38,26 @@ def test_a_header_comes_back_as_it_was(cache: HeaderCache, clip: str) -> None:
     assert cache.get([clip])[clip].timestamps.tolist() == [0.0]
 
 
-def test_changed_files_and_other_readers_are_looked_at_again(cache: HeaderCache, clip: str, tmp_path: Path) -> None:
+def test_changed_files_and_other_readers_are_looked_at_again(cache: HeaderCache, clip: Media, tmp_path: Path) -> None:
     cache.get([clip])
     cache.put({clip: INFO})
     assert not HeaderCache(tmp_path / "cache" / "headers", "decord").get([clip])
-    os.utime(clip, ns=(1, 1))
+    os.utime(clip.path, ns=(1, 1))
     assert not cache.get([clip])
     cache.put({clip: INFO})
-    Path(clip).write_bytes(b"xx")
-    os.utime(clip, ns=(1, 1))
+    Path(clip.path).write_bytes(b"xx")
+    os.utime(clip.path, ns=(1, 1))
     assert not cache.get([clip])
 
 
-def test_a_file_that_changes_while_it_is_looked_at_is_not_known(cache: HeaderCache, clip: str) -> None:
+def test_a_file_that_changes_while_it_is_looked_at_is_not_known(cache: HeaderCache, clip: Media) -> None:
     cache.get([clip])
-    Path(clip).write_bytes(b"another one")
+    Path(clip.path).write_bytes(b"another one")
     cache.put({clip: INFO})
     assert not cache.get([clip])
 
 
-def test_other_code_looks_again(cache: HeaderCache, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_looks_again(cache: HeaderCache, clip: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.get([clip])
     cache.put({clip: INFO})
     monkeypatch.setattr(header_cache.av, "__version__", "another")
@@ -64,7 +65,7 @@ def test_other_code_looks_again(cache: HeaderCache, clip: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("content", [b"no database " * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_damaged_memory_starts_anew(cache: HeaderCache, clip: str, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_memory_starts_anew(cache: HeaderCache, clip: Media, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "headers").write_bytes(content)
     assert cache.get([clip]) == {}
@@ -73,7 +74,7 @@ def test_a_damaged_memory_starts_anew(cache: HeaderCache, clip: str, tmp_path: P
 
 
 @pytest.mark.parametrize("column", ["facts", "times"])
-def test_damaged_rows_are_looked_at_again(cache: HeaderCache, clip: str, tmp_path: Path, column: str) -> None:
+def test_damaged_rows_are_looked_at_again(cache: HeaderCache, clip: Media, tmp_path: Path, column: str) -> None:
     cache.get([clip])
     cache.put({clip: INFO})
     with sqlite3.connect(tmp_path / "cache" / "headers") as table:
@@ -84,7 +85,7 @@ def test_damaged_rows_are_looked_at_again(cache: HeaderCache, clip: str, tmp_pat
     assert list(cache.get([clip])) == [clip]
 
 
-def test_without_a_place_nothing_is_remembered(clip: str, tmp_path: Path) -> None:
+def test_without_a_place_nothing_is_remembered(clip: Media, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "headers", None):
         cache = HeaderCache(place, "pyav")
@@ -93,7 +94,7 @@ def test_without_a_place_nothing_is_remembered(clip: str, tmp_path: Path) -> Non
 
 
 def test_a_locked_memory_is_not_waited_for(
-    cache: HeaderCache, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: HeaderCache, clip: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.get([clip])
     monkeypatch.setattr(header_cache, "_LOCK_WAIT_S", 0.0)

@@ -11,9 +11,10 @@ import pytest
 from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadJob
 from cogvideox.data.dataset import build_dataset
 from cogvideox.data.decode import ClipInfo, PyAVReader
-from cogvideox.data.images import IMAGE_SUFFIXES, ImageReader, is_image, read_image
+from cogvideox.data.images import ImageReader, read_image
 from cogvideox.data.listing import list_samples
 from cogvideox.data.loader import build_loader
+from cogvideox.data.media import IMAGE_SUFFIXES, Media
 from cogvideox.data.sources import find_pairs
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
@@ -38,11 +39,11 @@ def put_image(path: Path, caption: str | None = "an image") -> Path:
 @pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".PNG"])
 def test_every_format_gives_its_pixels(tmp_path: Path, suffix: str) -> None:
     path = put_image(tmp_path / f"x{suffix}")
-    pixels = read_image(path)
-    assert is_image(path) and pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
+    pixels = read_image(Media(str(path)))
+    assert Media(str(path)).is_image and pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
     error = np.abs(pixels.astype(int) - HALVES)[:, [0, -1]].max()
     assert error <= (0 if suffix.lower() in (".png", ".bmp") else 12)  # the others lose a little
-    info = ImageReader().probe(str(path))
+    info = ImageReader().probe(Media(str(path)))
     assert (info.width, info.height, info.num_frames) == (30, 20, 1)
 
 
@@ -52,8 +53,8 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, size: tuple[in
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(HALVES).save(tmp_path / "x.png", exif=exif)
     turned = {1: HALVES, 3: np.rot90(HALVES, 2), 6: np.rot90(HALVES, -1), 8: np.rot90(HALVES)}[orientation]
-    assert np.array_equal(read_image(tmp_path / "x.png"), turned)
-    info = ImageReader().probe(str(tmp_path / "x.png"))
+    assert np.array_equal(read_image(Media(str(tmp_path / "x.png"))), turned)
+    info = ImageReader().probe(Media(str(tmp_path / "x.png")))
     assert (info.height, info.width) == size
 
 
@@ -61,19 +62,19 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
     alpha = np.full((20, 30, 1), 255, dtype=np.uint8)
     alpha[:, 15:] = 0
     Image.fromarray(np.concatenate([HALVES, alpha], axis=2)).save(tmp_path / "x.png")
-    pixels = read_image(tmp_path / "x.png")
+    pixels = read_image(Media(str(tmp_path / "x.png")))
     assert pixels[0, 0].tolist() == [250, 10, 10] and pixels[0, -1].tolist() == [255, 255, 255]
     palette = Image.fromarray(HALVES).quantize(4)
     palette.save(tmp_path / "p.png", transparency=palette.getpixel((29, 0)))
-    assert read_image(tmp_path / "p.png")[0, -1].tolist() == [255, 255, 255]
+    assert read_image(Media(str(tmp_path / "p.png")))[0, -1].tolist() == [255, 255, 255]
 
 
 def test_grey_and_16_bits(tmp_path: Path) -> None:
     Image.fromarray(HALVES).convert("L").save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png").shape == (20, 30, 3)
+    assert read_image(Media(str(tmp_path / "grey.png"))).shape == (20, 30, 3)
     ramp = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    assert np.array_equal(read_image(tmp_path / "deep.png")[..., 0], (ramp // 257).astype(np.uint8))
+    assert np.array_equal(read_image(Media(str(tmp_path / "deep.png")))[..., 0], (ramp // 257).astype(np.uint8))
 
 
 def test_unreadable_images_are_named_with_a_reason(tmp_path: Path) -> None:
@@ -96,18 +97,18 @@ def test_unreadable_images_are_named_with_a_reason(tmp_path: Path) -> None:
     }
     for name, message in expected.items():
         with pytest.raises(DataError, match=message):
-            read_image(tmp_path / name)
+            read_image(Media(str(tmp_path / name)))
         if name != "float.png":  # which is found when it is read
             with pytest.raises(DataError, match=message):
-                ImageReader().probe(str(tmp_path / name))
+                ImageReader().probe(Media(str(tmp_path / name)))
 
 
 def test_an_image_is_a_clip_of_one_frame_from_which_nothing_is_dropped(tmp_path: Path) -> None:
     decoder = pickle.loads(pickle.dumps(ClipDecoder(ONE_FRAME, PyAVReader())))
-    clip = decoder.read(ReadJob(str(put_image(tmp_path / "x.png")), 1, 0, 0))
+    clip = decoder.read(ReadJob(Media(str(put_image(tmp_path / "x.png"))), 1, 0, 0))
     assert clip.video.shape == (1, 3, 16, 24) and clip.reader == "pillow"
     assert clip.video[0, :, 8, 0].tolist() == [250, 10, 10] and clip.video[0, :, 8, -1].tolist() == [10, 10, 250]
-    info = decoder.run(ProbeJob(str(tmp_path / "x.png")))
+    info = decoder.run(ProbeJob(Media(str(tmp_path / "x.png"))))
     assert isinstance(info, ClipInfo) and Survey.of(info, ONE_FRAME).too_short is None
 
 
@@ -143,7 +144,7 @@ def test_folders_of_images_and_clips_train_on_single_frames(mixed: Path, caplog:
 
 def test_images_among_clips_are_reported_when_clips_have_more_frames(mixed: Path) -> None:
     samples, report = list_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader())
-    assert [Path(sample.video_path).name for sample in samples] == ["c.mp4"]
+    assert [Path(sample.media.path).name for sample in samples] == ["c.mp4"]
     left = report.of_kind("image among clips")
     assert [Path(problem.path).name for problem in left] == ["a.png", "b.jpg", "broken.png"]
     assert {problem.reason for problem in left} == {"images are samples only with data.max_num_frames=1"}

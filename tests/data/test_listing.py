@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from cogvideox.data.decode import ClipInfo, PyAVReader
 from cogvideox.data.listing import held_out_count, list_samples, long_captions, trained_and_held_out
+from cogvideox.data.media import Media
 from cogvideox.data.report import SourceReport, describe
-from cogvideox.data.sources import Sample, find_pairs
+from cogvideox.data.sample import Sample
+from cogvideox.data.sources import find_pairs
 from cogvideox.data.survey import Failure
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -34,8 +36,8 @@ def report_on(root: Path, clips: dict[str, ClipInfo | Failure], spec: ClipSpec =
     """The report on clips of which no file is ever opened; names that aren't given weren't looked at."""
     put(root, *clips)
 
-    def look(paths: Sequence[str]) -> Iterator[tuple[str, ClipInfo | Failure]]:
-        return ((path, clips[Path(path).name]) for path in paths if Path(path).name in clips)
+    def look(medias: Sequence[Media]) -> Iterator[tuple[Media, ClipInfo | Failure]]:
+        return ((media, clips[Path(media.path).name]) for media in medias if Path(media.path).name in clips)
 
     return list_samples([root], spec, PyAVReader(), look=look)[1]
 
@@ -124,9 +126,9 @@ def test_files_are_looked_at_once(tmp_path: Path) -> None:
     render_pair(tmp_path / "a.mp4", "a clip")
     looked: list[str] = []
 
-    def look(paths: Sequence[str]) -> Iterator[tuple[str, ClipInfo | Failure]]:
-        looked.extend(paths)
-        return ((path, PyAVReader().probe(path)) for path in paths)
+    def look(medias: Sequence[Media]) -> Iterator[tuple[Media, ClipInfo | Failure]]:
+        looked.extend(media.path for media in medias)
+        return ((media, PyAVReader().probe(media)) for media in medias)
 
     spec = ClipSpec((48, 96), 8, 9)
     first, again = (list_samples([tmp_path], spec, PyAVReader(), look=look) for _ in range(2))
@@ -141,13 +143,13 @@ def test_files_are_looked_at_once(tmp_path: Path) -> None:
 def test_what_was_seen_is_remembered_when_looking_is_interrupted(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4", "b.mp4")
 
-    def look(paths: Sequence[str]) -> Iterator[tuple[str, ClipInfo | Failure]]:
-        yield paths[0], GOOD
+    def look(medias: Sequence[Media]) -> Iterator[tuple[Media, ClipInfo | Failure]]:
+        yield medias[0], GOOD
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         list_samples([tmp_path], SPEC, PyAVReader(), look=look)
-    samples, report = list_samples([tmp_path], SPEC, PyAVReader(), look=lambda paths: ())
+    samples, report = list_samples([tmp_path], SPEC, PyAVReader(), look=lambda medias: ())
     assert len(samples) == 1 and report.num_not_looked_at == 1
 
 
@@ -170,7 +172,7 @@ def test_held_out_clips_that_are_trained_on_are_named(tmp_path: Path) -> None:
 
 
 def test_captions_that_will_be_cut() -> None:
-    samples = [Sample(f"{count}.mp4", "word " * count, count, "root") for count in (3, 6, 9)]
+    samples = [Sample(Media(f"{count}.mp4"), ("word " * count,), count) for count in (3, 6, 9)]
     problems = long_captions(samples, lambda captions: [len(caption.split()) + 1 for caption in captions], 6)
     assert [(problem.path, problem.reason) for problem in problems] == [
         ("6.mp4", "7 tokens, the text encoder reads 6"),

@@ -18,7 +18,8 @@ from cogvideox.data.batches import DrawnBatch, drawn
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
 from cogvideox.data.loader import Batch, build_evaluation_loader, build_loader
-from cogvideox.data.sources import Sample
+from cogvideox.data.media import Media
+from cogvideox.data.sample import Sample
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError, run_cli
 from data.clip_files import read_number, render, render_pair
@@ -30,7 +31,7 @@ SPEC = ClipSpec((8, 8), 8, 5)
 
 def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, timeout_s: float = 600.0) -> VideoDataset:
     samples = tuple(
-        Sample(str(folder / name), f"caption {name}", index * 7 + 1, str(folder)) for index, name in enumerate(names)
+        Sample(Media(str(folder / name)), (f"caption {name}",), index * 7 + 1) for index, name in enumerate(names)
     )
     return VideoDataset(samples, ClipDecoder(SPEC, ScriptedReader()), timeout_s, max_failed_share)
 

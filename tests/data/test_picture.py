@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
+from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, frame_indices
 from cogvideox.errors import DataError
 from data.clip_files import flat_frame, write_frames
@@ -25,8 +26,8 @@ COLOUR = (200, 50, 40)
 
 def read(path: Path, reader: str = "pyav", count: int = 5) -> NDArray[np.uint8]:
     spec = ClipSpec((8, 8), 8, count, short_clips="pad")
-    frames = open_reader(reader).read(str(path), lambda times: frame_indices(times, spec)).frames
-    info = open_reader(reader).probe(str(path))
+    frames = open_reader(reader).read(Media(str(path)), lambda times: frame_indices(times, spec)).frames
+    info = open_reader(reader).probe(Media(str(path)))
     assert (info.height, info.width) == frames.shape[1:3]
     return frames
 
@@ -74,7 +75,7 @@ def test_other_angles_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"slanted\.mp4: is to be turned by an angle that is no multiple of 90"):
             read(path, reader)
         with pytest.raises(DataError, match="no multiple of 90"):
-            open_reader(reader).probe(str(path))
+            open_reader(reader).probe(Media(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_one_colour_in_every_kind_of_video(tmp_path: Path, kind: str) -> None:
 def test_decord_leaves_colours_that_it_would_change_to_pyav(tmp_path: Path) -> None:
     frames = [flat_frame(yuv(VALUES, "709"), "yuv420p", HD) for _ in range(5)]
     path = write_frames(tmp_path / "hd.mp4", frames, options={"qp": "0", "preset": "ultrafast"})
-    decoded = open_reader("decord").read(str(path), lambda times: frame_indices(times, ClipSpec((8, 8), 8, 5)))
+    decoded = open_reader("decord").read(Media(str(path)), lambda times: frame_indices(times, ClipSpec((8, 8), 8, 5)))
     assert decoded.reader == "pyav"
     assert np.max(np.abs(decoded.frames.astype(int) - COLOUR)) <= TOLERANCE
 
@@ -247,7 +248,8 @@ def test_transparent_parts_are_white_as_in_images(tmp_path: Path, name: str) -> 
     path = write_frames(tmp_path / name, frames, codec, options=options, set_up=set_alpha)
     for reader in READERS:
         middles = read(path, reader, 1)[0, 32, 16::32].astype(int)
-        assert np.max(np.abs(middles - read_image(tmp_path / "image.png")[32, 16::32])) <= 4  # lossy, and 4:2:0
+        image = read_image(Media(str(tmp_path / "image.png")))
+        assert np.max(np.abs(middles - image[32, 16::32])) <= 4  # lossy, and 4:2:0
 
 
 def test_transparent_gif(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadDone, ReadJob
 from cogvideox.data.decode import ClipInfo
+from cogvideox.data.media import Media
 from cogvideox.data.pool import ProcessPool, Task, open_pool
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -24,7 +25,7 @@ TIMEOUT_S = 600.0
 
 def run(pool: object, folder: Path, names: list[str]) -> dict[object, object]:
     for name in names:
-        pool.submit(Task(name, ReadJob(str(folder / name), 1, 0, 0), torch.zeros(5, 3, 8, 8, dtype=torch.uint8)))  # type: ignore[attr-defined]
+        pool.submit(Task(name, ReadJob(Media(str(folder / name)), 1, 0, 0), torch.zeros(5, 3, 8, 8, dtype=torch.uint8)))  # type: ignore[attr-defined]
     return dict(pool.next_result() for _ in names)  # type: ignore[attr-defined]
 
 
@@ -81,9 +82,9 @@ def test_clips_arrive_in_their_memory(tmp_path: Path) -> None:
     batch = torch.zeros(2, 5, 3, 8, 8, dtype=torch.uint8)
     pool = open_pool(ClipDecoder(SPEC, ScriptedReader()), 1, TIMEOUT_S)
     try:
-        pool.submit(Task(0, ProbeJob(str(tmp_path / "x"))))
+        pool.submit(Task(0, ProbeJob(Media(str(tmp_path / "x")))))
         for row, name in enumerate("pq"):
-            pool.submit(Task(row + 1, ReadJob(str(tmp_path / name), 1, 0, 0), batch[row]))
+            pool.submit(Task(row + 1, ReadJob(Media(str(tmp_path / name)), 1, 0, 0), batch[row]))
         results = dict(result for result in (pool.next_result() for _ in range(3)) if result)
     finally:
         pool.close()
@@ -104,10 +105,10 @@ def test_processes_end_with_the_pool_and_with_the_parent(tmp_path: Path) -> None
         "import os, sys, torch\n"
         "from data.fake_readers import ScriptedReader\n"
         "from cogvideox.data.clips import *\nfrom cogvideox.data.pool import *\n"
-        "from cogvideox.data.timing import ClipSpec\n"
+        "from cogvideox.data.media import Media\nfrom cogvideox.data.timing import ClipSpec\n"
         "pool = ProcessPool(ClipDecoder(ClipSpec((8, 8), 8, 5), ScriptedReader()), 1, 600.0)\n"
         "into = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)\n"
-        "[pool.submit(Task(n, ReadJob(sys.argv[1] + n, 1, 0, 0), into)) for n in ('x', 'hang')]\n"
+        "[pool.submit(Task(n, ReadJob(Media(sys.argv[1] + n), 1, 0, 0), into)) for n in ('x', 'hang')]\n"
         "pool.next_result(); pool._hand_out()\n"
         "print(pool._processes[0]._process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
@@ -148,7 +149,7 @@ def test_a_worker_that_can_not_start_is_said_at_once() -> None:
     pool = open_pool(ClipDecoder(SPEC, Local()), 1, TIMEOUT_S)
     del module.Nowhere  # type: ignore[attr-defined]
     try:
-        pool.submit(Task(0, ProbeJob("x")))
+        pool.submit(Task(0, ProbeJob(Media("x"))))
         with pytest.raises(RuntimeError, match=r"a decoding process could not start \(exit status 1\)"):
             pool.next_result()
     finally:

@@ -19,7 +19,7 @@ def put(root: Path, *names: str, text: str = "") -> None:
 
 
 def captions(pairs: Pairs, root: Path) -> dict[str, str]:
-    return {os.path.relpath(sample.video_path, root): sample.caption for sample in pairs.samples}
+    return {os.path.relpath(sample.media.path, root): sample.captions[0] for sample in pairs.samples}
 
 
 def test_both_layouts_at_any_depth_in_order(tmp_path: Path) -> None:
@@ -58,16 +58,16 @@ def test_folder_names_that_contain_the_word_are_left_alone(tmp_path: Path) -> No
 
 def test_the_root_itself_may_be_the_videos_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "videos/a/x.mp4", "labels/a/x.txt")
-    assert [sample.caption for sample in find_pairs([tmp_path / "videos"]).samples] == ["caption of labels/a/x.txt"]
+    assert [sample.captions[0] for sample in find_pairs([tmp_path / "videos"]).samples] == ["caption of labels/a/x.txt"]
     monkeypatch.chdir(tmp_path / "videos")
-    assert [sample.caption for sample in find_pairs(["."]).samples] == ["caption of labels/a/x.txt"]
+    assert [sample.captions[0] for sample in find_pairs(["."]).samples] == ["caption of labels/a/x.txt"]
 
 
 def test_several_roots_in_the_given_order_with_distinct_ids(tmp_path: Path) -> None:
     for root in ("one", "two"):
         put(tmp_path / root, "same/x.mp4", "same/x.txt", f"only_{root}.mp4", f"only_{root}.txt")
     pairs = find_pairs([tmp_path / "two", tmp_path / "one"])
-    assert [sample.root for sample in pairs.samples] == [str(tmp_path / "two")] * 2 + [str(tmp_path / "one")] * 2
+    assert [sample.source for sample in pairs.samples] == [0, 0, 1, 1]
     ids = [sample.sample_id for sample in pairs.samples]
     assert len(set(ids)) == 4 and all(0 <= number < 2**63 for number in ids)
     moved = tmp_path / "elsewhere"
@@ -79,7 +79,7 @@ def test_unicode_names_match_composed_and_decomposed(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café 猫 🎬") for form in ("NFC", "NFD"))
     put(tmp_path, f"{composed}.mp4", f"{decomposed}.txt", text="ein Kätzchen läuft")
     pairs = find_pairs([tmp_path])
-    assert [sample.caption for sample in pairs.samples] == ["ein Kätzchen läuft"]
+    assert [sample.captions[0] for sample in pairs.samples] == ["ein Kätzchen läuft"]
     assert not pairs.problems
 
 
@@ -88,7 +88,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     put(tmp_path, f"{name}.mp4", text="x")
     pairs = find_pairs([tmp_path], missing_captions="empty")
     assert len(pairs.samples) == 1
-    assert os.path.isfile(pairs.samples[0].video_path)
+    assert os.path.isfile(pairs.samples[0].media.path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_caption_files(tmp_path: Path, content: bytes, caption: str | None, kind
     put(tmp_path, "x.mp4")
     (tmp_path / "x.txt").write_bytes(content)
     pairs = find_pairs([tmp_path])
-    assert [sample.caption for sample in pairs.samples] == ([] if caption is None else [caption])
+    assert [sample.captions[0] for sample in pairs.samples] == ([] if caption is None else [caption])
     assert [problem.kind for problem in pairs.problems] == kinds
 
 
@@ -140,7 +140,7 @@ def test_missing_ambiguous_and_orphaned_captions_are_named(tmp_path: Path) -> No
 def test_missing_captions_may_be_empty(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4")
     pairs = find_pairs([tmp_path], missing_captions="empty")
-    assert [sample.caption for sample in pairs.samples] == [""]
+    assert [sample.captions[0] for sample in pairs.samples] == [""]
     assert [(problem.kind, problem.effect) for problem in pairs.problems] == [("missing caption", "kept")]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cogvideox.data.clips import Clip, ClipDecoder, ReadJob
 from cogvideox.data.decode import ClipInfo, PyAVReader
+from cogvideox.data.media import Media
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
 from data.clip_files import read_number, render, render_audio
@@ -45,7 +46,7 @@ def test_crop_and_enlargement(size: tuple[int, int], kept: float, enlarged: floa
 @pytest.mark.parametrize("skip", [0, 3])
 def test_what_is_said_is_what_is_read(tmp_path: Path, num_frames: int, fps: int, skip: int) -> None:
     spec = ClipSpec((48, 96), 8, 9, skip_frms_num=skip, short_clips="pad")
-    path = str(render(tmp_path / "x.mp4", num_frames=num_frames, fps=fps))
+    path = Media(str(render(tmp_path / "x.mp4", num_frames=num_frames, fps=fps)))
     survey = Survey.of(PyAVReader().probe(path), spec)
     read = ClipDecoder(spec, PyAVReader()).run(ReadJob(path, 1, 0, 0))
     assert isinstance(read, Clip)
@@ -55,38 +56,38 @@ def test_what_is_said_is_what_is_read(tmp_path: Path, num_frames: int, fps: int,
 
 
 def test_too_short_is_known_as_such(tmp_path: Path) -> None:
-    path = str(render(tmp_path / "x.mp4", num_frames=20, fps=30))
+    path = Media(str(render(tmp_path / "x.mp4", num_frames=20, fps=30)))
     assert Survey.of(PyAVReader().probe(path), replace(SPEC, max_num_frames=9)).too_short is not None
-    (result,) = dict(look_here([str(render_audio(tmp_path / "a.mp4"))], PyAVReader(), 600.0)).values()
+    (result,) = dict(look_here([Media(str(render_audio(tmp_path / "a.mp4")))], PyAVReader(), 600.0)).values()
     assert isinstance(result, Failure) and not result.too_short
 
 
 def test_looking_stops_when_the_time_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr("cogvideox.data.survey.time.monotonic", lambda: float(next(now)))
-    paths = [str(tmp_path / name) for name in "abcde"]
+    paths = [Media(str(tmp_path / name)) for name in "abcde"]
     assert [path for path, _ in look_here(paths, ScriptedReader(), 600.0, 3.5, num_threads=1)] == paths[:3]
 
 
 def test_a_file_that_takes_all_the_time_was_not_looked_at(tmp_path: Path) -> None:
-    hanging = str(tmp_path / "hang")
+    hanging = Media(str(tmp_path / "hang"))
     started = time.monotonic()
-    others = [str(tmp_path / name) for name in "abc"]
+    others = [Media(str(tmp_path / name)) for name in "abc"]
     results = dict(look_here([hanging, *others], ScriptedReader(), 60.0, budget_s=2.0, num_threads=2))
-    assert sorted(results) == others  # one thread hangs, the other goes on
+    assert sorted(results, key=lambda media: media.path) == others  # one thread hangs, the other goes on
     (result,) = look_here([hanging], ScriptedReader(), 0.2)
-    assert result == (hanging, Failure(f"{hanging}: not decoded within clip_timeout_s=0.2 s"))
+    assert result == (hanging, Failure(f"{hanging.path}: not decoded within clip_timeout_s=0.2 s"))
     assert time.monotonic() - started < 60
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_mistake_in_a_reader_is_a_failure(tmp_path: Path) -> None:
     class Mistaken(ScriptedReader):
-        def probe(self, path: str) -> ClipInfo:
+        def probe(self, media: Media) -> ClipInfo:
             raise ZeroDivisionError
 
-    paths = [str(tmp_path / name) for name in "ab"]
-    expected = {path: Failure(f"{path}: the decoder failed, see the traceback above") for path in paths}
+    paths = [Media(str(tmp_path / name)) for name in "ab"]
+    expected = {path: Failure(f"{path.path}: the decoder failed, see the traceback above") for path in paths}
     before = set(threading.enumerate())
     assert dict(look_here(paths, Mistaken(), 600.0)) == expected
     for thread in set(threading.enumerate()) - before:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import PyAVReader, open_reader
-from cogvideox.data.sources import VIDEO_SUFFIXES
+from cogvideox.data.media import VIDEO_SUFFIXES, Media
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.video_file import FrameTimes
@@ -23,7 +23,7 @@ READERS = ("pyav", "decord")
 
 def read(path: Path, reader: str = "pyav", count: int = 9, fps: float = 8) -> NDArray[np.uint8]:
     spec = ClipSpec((8, 8), fps, count, short_clips="pad")
-    return open_reader(reader).read(str(path), lambda times: frame_indices(times, spec)).frames
+    return open_reader(reader).read(Media(str(path)), lambda times: frame_indices(times, spec)).frames
 
 
 def cut_between_key_frames(path: Path, codec: str) -> Path:
@@ -70,8 +70,8 @@ def test_the_survey_says_what_reading_finds(clips: Path, name: str, reader: str)
         choices.append(frame_indices(times, spec))
         return choices[-1]
 
-    info = open_reader(reader).probe(str(clips / name))
-    open_reader(reader).read(str(clips / name), choose)
+    info = open_reader(reader).probe(Media(str(clips / name)))
+    open_reader(reader).read(Media(str(clips / name)), choose)
     assert all(np.array_equal(info.timestamps, times) for times in seen)
     survey = Survey.of(info, spec)
     assert (survey.num_repeated, survey.num_padded) == (choices[-1].num_repeated, choices[-1].num_padded)
@@ -80,29 +80,29 @@ def test_the_survey_says_what_reading_finds(clips: Path, name: str, reader: str)
 @pytest.mark.parametrize("number", [3, 10, 33])
 def test_hidden_frames_of_an_edit_list_are_neither_counted_nor_read(clips: Path, number: int) -> None:
     path = clips / f"cut{number}.mp4"
-    assert open_reader("pyav").probe(str(path)).num_frames == 48 - number
+    assert open_reader("pyav").probe(Media(str(path))).num_frames == 48 - number
     for reader in READERS:
         assert [read_number(frame) for frame in read(path, reader, 5, 16)] == list(range(number, number + 5))
 
 
 def test_too_short_is_said_by_the_survey_and_not_by_a_failing_run(clips: Path) -> None:
     decoder = ClipDecoder(ClipSpec((8, 8), 8, 9), PyAVReader())
-    survey = Survey.of(decoder.reader.probe(str(clips / "cut33.mp4")), decoder.spec)
+    survey = Survey.of(decoder.reader.probe(Media(str(clips / "cut33.mp4"))), decoder.spec)
     assert survey.too_short is not None and "15 frames" in survey.too_short
     with pytest.raises(DataError, match=r"cut33\.mp4: spans 0\.88 s \(15 frames"):
-        decoder.read(ReadJob(str(clips / "cut33.mp4"), 0, 0, 0))
+        decoder.read(ReadJob(Media(str(clips / "cut33.mp4")), 0, 0, 0))
 
 
 @pytest.mark.parametrize("name", CUT_STREAMS)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_stream_cut_between_key_frames_starts_where_it_can_be_decoded(clips: Path, name: str, reader: str) -> None:
     assert [read_number(frame) for frame in read(clips / name, reader, 5, 16)] == [12, 13, 14, 15, 16]
-    assert open_reader(reader).probe(str(clips / name)).num_frames == 28
+    assert open_reader(reader).probe(Media(str(clips / name))).num_frames == 28
 
 
 def test_usual_files_are_surveyed_by_their_header(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(FrameTimes, "scan")
-    assert PyAVReader().probe(str(clips / "usual.mp4")).num_frames == 48
+    assert PyAVReader().probe(Media(str(clips / "usual.mp4"))).num_frames == 48
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -124,7 +124,7 @@ def test_matroska_may_start_before_zero(tmp_path: Path, reader: str, name: str, 
     with av.open(str(path)) as container:
         first = next(container.demux(video=0))
         assert first.pts is None or first.pts < 0
-    assert open_reader(reader).probe(str(path)).num_frames == len(shown)
+    assert open_reader(reader).probe(Media(str(path))).num_frames == len(shown)
     assert [read_number(frame) for frame in read(path, reader, 29, 16)] == list(shown[:29])
 
 
@@ -148,7 +148,7 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
     path = write_frames(tmp_path / f"clip{suffix}", frames, codec, 25)
     for reader in READERS:
         assert [read_number(frame) for frame in read(path, reader, 9, 25)] == list(range(9))
-        info = open_reader(reader).probe(str(path))
+        info = open_reader(reader).probe(Media(str(path)))
         assert info.num_frames == 40 and info.fps == pytest.approx(25, rel=0.02)
 
 
@@ -232,9 +232,9 @@ def test_whatever_a_file_holds_the_error_is_ours(busy: Path, clips: Path, tmp_pa
                 damaged[place] = rng.integers(256)
             path = tmp_path / f"damaged{source.suffix}"
             path.write_bytes(damaged)
-            for action in (PyAVReader().probe, lambda name: read(Path(name))):
+            for action in (PyAVReader().probe, lambda media: read(Path(media.path))):
                 try:
-                    action(str(path))
+                    action(Media(str(path)))
                 except DataError as error:
                     assert str(error).startswith(f"{path}: ")
 

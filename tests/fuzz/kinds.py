@@ -16,6 +16,7 @@ from cogvideox.config.load import load_config, read_trained_model
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
+from cogvideox.data.media import Media
 from cogvideox.data.sources import find_pairs
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
@@ -193,8 +194,8 @@ def _read_clip(folder: Path) -> None:
     spec = ClipSpec((tiny.HEIGHT, tiny.WIDTH), tiny.FPS, tiny.FRAMES, 0.0, "skip", False)
     decoder = ClipDecoder(spec, open_reader("pyav"))
     for file in sorted((folder / "clips").glob("*.mp4")):
-        if Survey.of(decoder.reader.probe(str(file)), spec).too_short is None:
-            decoder.read(ReadJob(str(file), 0, 0, 0))
+        if Survey.of(decoder.reader.probe(Media(str(file))), spec).too_short is None:
+            decoder.read(ReadJob(Media(str(file)), 0, 0, 0))
 
 
 def _images(folder: Path) -> None:
@@ -206,7 +207,7 @@ def _images(folder: Path) -> None:
 
 def _read_images(folder: Path) -> None:
     for name in ("a.png", "a.jpg", "a.webp"):
-        read_image(folder / name)
+        read_image(Media(str(folder / name)))
 
 
 def _prompts(folder: Path) -> None:

@@ -21,8 +21,9 @@ from cogvideox.config.schema import Config
 from cogvideox.data.clips import ClipDecoder, ReadDone
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.decode import open_reader
+from cogvideox.data.media import Media
 from cogvideox.data.pool import Task
-from cogvideox.data.sources import Sample
+from cogvideox.data.sample import Sample
 from cogvideox.errors import ConfigError
 from cogvideox.training.preflight import clip_spec, data_section
 from cogvideox.training.which_run import RunChoice
@@ -102,7 +103,7 @@ def text_settings(config: Config, layers: int | None = None) -> dict[str, Any]:
 def data_sets(config: Config, clips: int) -> tuple[VideoDataset, VideoDataset | None]:
     """In place of the clips in train_data; as many are held out as are evaluated at once by each of the processes."""
     spec = clip_spec(data_section(config))
-    samples = tuple(Sample(f"{n}.mp4", CAPTION, n, "clips") for n in range(clips))
+    samples = tuple(Sample(Media(f"{n}.mp4"), (CAPTION,), n) for n in range(clips))
     data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")))
     args = config.train_args
     return data, data.first(args.eval_batch_size) if args.valid_data or args.eval_split > 0 else None

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from cogvideox.data.clips import ReadDone, ReadJob
 from cogvideox.data.dataset import VideoDataset
-from cogvideox.data.images import is_image
 from cogvideox.data.order import SampleStream
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
@@ -193,23 +192,23 @@ class BatchReader:
         while True:
             row.epoch, row.index = self._stream.at(row.position, row.substitutes)
             sample = self._dataset.samples[row.index]
-            if sample.video_path not in self.failures:
+            if sample.label not in self.failures:
                 break
             row.substitutes += 1
             row.counted = row.counted and self._count_substitutes
-        self.pool.submit(Task(row, ReadJob(sample.video_path, sample.sample_id, self._seed, row.epoch), row.into))
+        self.pool.submit(Task(row, ReadJob(sample.media, sample.sample_id, self._seed, row.epoch), row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
         if isinstance(outcome, Failure):
-            self._note_failure(self._dataset.samples[key.index].video_path, outcome)
+            self._note_failure(self._dataset.samples[key.index].label, outcome)
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
-        path, asked = self._dataset.samples[key.index].video_path, self._dataset.decoder.reader.name
-        if outcome.reader not in (asked, *self.read_by) and not is_image(path):
+        media, asked = self._dataset.samples[key.index].media, self._dataset.decoder.reader.name
+        if outcome.reader not in (asked, *self.read_by) and not media.is_image:
             by = outcome.reader
-            _log.info("%s is read by %s instead of %s; further ones are only counted", shown(path), by, asked)
+            _log.info("%s is read by %s instead of %s; further ones are only counted", shown(media.label), by, asked)
         self.read_by[outcome.reader] = self.read_by.get(outcome.reader, 0) + 1
         key.ready = True
 
@@ -237,11 +236,11 @@ class BatchReader:
         samples = [self._dataset.samples[row.index] for row in batch.rows]
         return Batch(
             video=batch.video,
-            captions=tuple(sample.caption for sample in samples),
+            captions=tuple(sample.captions[0] for sample in samples),
             sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
             epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
             positions=torch.tensor([row.position for row in batch.rows], dtype=torch.int64),
             counted=torch.tensor([row.counted for row in batch.rows]),
-            paths=tuple(sample.video_path for sample in samples),
+            paths=tuple(sample.label for sample in samples),
             next_position=batch.plan.next_position,
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cogvideox.data.decode import ClipInfo, VideoReader
+from cogvideox.data.media import Media
 from cogvideox.data.order import uniform
 from cogvideox.data.survey import reader_for
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
@@ -21,14 +22,14 @@ from cogvideox.data.transforms import fit_to_bucket
 class ProbeJob:
     """Look at a file: what it says about itself."""
 
-    path: str
+    media: Media
 
 
 @dataclass(frozen=True)
 class ReadJob:
     """Decode a clip; seed, epoch and sample id decide on its augmentation."""
 
-    path: str
+    media: Media
     sample_id: int
     seed: int
     epoch: int
@@ -70,7 +71,7 @@ class ClipDecoder:
         Raises:
             DataError: the file can't be read.
         """
-        return reader_for(job.path, self.reader).probe(job.path) if isinstance(job, ProbeJob) else self.read(job)
+        return reader_for(job.media, self.reader).probe(job.media) if isinstance(job, ProbeJob) else self.read(job)
 
     def read(self, job: ReadJob) -> Clip:
         """Decode a clip. Raises: DataError, of which ClipTooShortError."""
@@ -81,7 +82,7 @@ class ClipDecoder:
             try:
                 return frame_indices(timestamps, spec, start)
             except ClipTooShortError as error:
-                raise ClipTooShortError(f"{job.path}: {error}") from None
+                raise ClipTooShortError(f"{job.media.label}: {error}") from None
 
-        decoded = reader_for(job.path, self.reader).read(job.path, choose)
+        decoded = reader_for(job.media, self.reader).read(job.media, choose)
         return Clip(fit_to_bucket(decoded.frames, spec.video_size), decoded.reader)

@@ -12,9 +12,10 @@ import numpy as np
 from cogvideox.data.clips import ClipDecoder, ProbeJob
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
+from cogvideox.data.media import Media
 from cogvideox.data.order import SampleIds, hash_words
 from cogvideox.data.pool import Task, open_pool
-from cogvideox.data.sources import Sample
+from cogvideox.data.sample import Sample
 from cogvideox.data.survey import Failure, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -112,7 +113,7 @@ def build_dataset(
         roots,
         spec,
         decoder.reader,
-        look=lambda paths: _look(paths, decoder, num_workers, clip_timeout_s),
+        look=lambda medias: _look(medias, decoder, num_workers, clip_timeout_s),
         missing_captions=missing_captions,
         max_failed_share=max_failed_share,
     )
@@ -122,22 +123,22 @@ def build_dataset(
 
 
 def _look(
-    paths: Sequence[str], decoder: ClipDecoder, num_workers: int, timeout_s: float
-) -> Iterator[tuple[str, ClipInfo | Failure]]:
+    medias: Sequence[Media], decoder: ClipDecoder, num_workers: int, timeout_s: float
+) -> Iterator[tuple[Media, ClipInfo | Failure]]:
     # Starting a process takes a second or two; a handful of files is looked at sooner right here.
-    if len(paths) <= 50:
-        yield from look_here(paths, decoder.reader, timeout_s)
+    if len(medias) <= 50:
+        yield from look_here(medias, decoder.reader, timeout_s)
         return
-    _log.info("looking at %d files", len(paths))
+    _log.info("looking at %d files", len(medias))
     pool = open_pool(decoder, num_workers, timeout_s)
     try:
-        for path in paths:
-            pool.submit(Task(path, ProbeJob(path)))
-        for _ in paths:
+        for media in medias:
+            pool.submit(Task(media, ProbeJob(media)))
+        for _ in medias:
             result = pool.next_result()
             assert result is not None, "the pool was closed while looking at files"
             key, outcome = result
-            assert isinstance(key, str) and isinstance(outcome, ClipInfo | Failure), result
+            assert isinstance(key, Media) and isinstance(outcome, ClipInfo | Failure), result
             yield key, outcome
     finally:
         pool.close()

@@ -1,6 +1,6 @@
 """Two readers of video files behind one small interface: PyAV (the default) and decord.
 
-`read(path, choose)` asks `choose` which frames are wanted, and decodes no more than it has to. The frames are what
+`read(media, choose)` asks `choose` which frames are wanted, and decodes no more than it has to. The frames are what
 players show (picture.py). What decord can't read, or doesn't read exactly, is read by PyAV instead; the result says
 which reader it was.
 
@@ -19,6 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideox.data.media import Media
 from cogvideox.data.picture import Picture, deinterlaced
 from cogvideox.data.timing import FrameChoice, Timestamps, average_fps
 from cogvideox.data.video_file import FrameTimes, VideoFile, open_video, times_of_header, whole_frames
@@ -70,10 +71,10 @@ class VideoReader(Protocol):
 
     name: str
 
-    def probe(self, path: str) -> ClipInfo:
+    def probe(self, media: Media) -> ClipInfo:
         """What the file says about itself, cheaply. Raises DataError for a file that can't be read."""
 
-    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
         """The chosen frames. Raises DataError for a file that can't be read; what `choose` raises passes
         through.
         """
@@ -102,23 +103,23 @@ class PyAVReader:
 
     name = "pyav"
 
-    def probe(self, path: str) -> ClipInfo:
+    def probe(self, media: Media) -> ClipInfo:
         """From the header and the first frame; the file is scanned where its header doesn't say all times."""
-        with open_video(path) as video:
+        with open_video(media) as video:
             seconds = times_of_header(video)
             if seconds is not None:
                 return _info(video, seconds)
             seconds = FrameTimes.scan(video).seconds
-        with open_video(path) as video:
+        with open_video(media) as video:
             return _info(video, seconds)
 
-    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
         """Frames are found by their presentation times, never by counting on an assumed rate."""
-        with open_video(path) as video:
+        with open_video(media) as video:
             request = _Request.make(video, choose)
             pixels = request.quickly(video)
         if pixels is None:
-            pixels = request.carefully(path)
+            pixels = request.carefully(media)
         return DecodedFrames(pixels, request.choice, self.name)
 
 
@@ -133,24 +134,25 @@ class DecordReader:
 
     decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), returns neighbours of the wanted frames for edit
     lists, HEVC with open groups, MPEG-4 with B frames and AVI, hides damage, and stretches pictures to the size of the
-    first one. It scans a whole file to open it. Files and pictures that it doesn't treat as players do go to PyAV, and
-    its key frames are decoded by PyAV too, to find other sizes and damage; damage elsewhere stays unseen.
+    first one. It scans a whole file to open it, and opens no parts of files. Files and pictures that it doesn't treat
+    as players do go to PyAV, and its key frames are decoded by PyAV too, to find other sizes and damage; damage elsewhere
+    stays unseen.
     """
 
     name = "decord"
 
-    def probe(self, path: str) -> ClipInfo:
+    def probe(self, media: Media) -> ClipInfo:
         """See PyAVReader.probe."""
-        return PyAVReader().probe(path)
+        return PyAVReader().probe(media)
 
-    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
         """The frames; `reader` of the result says who read them."""
-        with open_video(path) as video:
+        with open_video(media) as video:
             request = _Request.make(video, choose)
-            size = request.plain_size(video) if video.decoder.name in _DECORD_EXACT else None
-        pixels = _by_decord(path, request, size) if size else None
+            size = request.plain_size(video) if video.decoder.name in _DECORD_EXACT and not media.is_part else None
+        pixels = _by_decord(media.path, request, size) if size else None
         if pixels is None:
-            return PyAVReader().read(path, choose)
+            return PyAVReader().read(media, choose)
         return DecodedFrames(pixels, request.choice, self.name)
 
 
@@ -212,25 +214,25 @@ class _Request:
         except _CantReadError:
             return None
 
-    def carefully(self, path: str) -> NDArray[np.uint8]:
+    def carefully(self, media: Media) -> NDArray[np.uint8]:
         """The wanted frames, deinterlaced; where decoding from the key frame before them fails, from the
         start of the file. Raises: DataError.
         """
         # Deinterlacing takes a frame's neighbours: one frame earlier.
         key = self.times.key_before(max(0, int(self.choice.indices[0]) - 1))
         try:
-            with open_video(path) as video:
+            with open_video(media) as video:
                 packets = None if key is None else video.packets_from(key)
                 if key is not None and packets is not None:
                     return self._pixels(deinterlaced(self._decoded(video, packets, key), video.stream.time_base), video)
         except _CantReadError:
             pass
         try:
-            with open_video(path) as video:
+            with open_video(media) as video:
                 frames = self._decoded(video, video.packets(), self.times.whole_from)
                 return self._pixels(deinterlaced(frames, video.stream.time_base), video)
         except _CantReadError as error:
-            raise DataError(f"{path}: {error}") from None
+            raise DataError(f"{media.label}: {error}") from None
 
     def plain_size(self, video: VideoFile) -> tuple[int, int] | None:
         """Height and width, if all key frames among the wanted ones are whole, plain, and of one size."""
@@ -265,7 +267,7 @@ class _Request:
             if picture.is_interlaced:
                 raise _CantReadError("its frames are interlaced in a format that can't be deinterlaced")
             if pixels is None:
-                pixels = self._room_for(video.path, picture.shown)
+                pixels = self._room_for(video.media.label, picture.shown)
             pixels[self.wanted[time]] = picture.show(frame)
             missing.remove(time)
             if not missing:
@@ -312,7 +314,7 @@ class _Request:
                 first = first or frame
                 if (frame.width, frame.height) != (first.width, first.height):
                     raise DataError(
-                        f"{video.path}: the picture's size changes from {first.width}x{first.height} to "
+                        f"{video.media.label}: the picture's size changes from {first.width}x{first.height} to "
                         f"{frame.width}x{frame.height} at {self._named(frame.pts)}; encode it again in one size, "
                         "or cut it there"
                     )

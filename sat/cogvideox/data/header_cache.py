@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from cogvideox.data.decode import ClipInfo
+from cogvideox.data.media import Media
 from cogvideox.data.timing import Timestamps
 from cogvideox.log import get_logger
 
@@ -46,28 +47,28 @@ class HeaderCache:
 
     def __init__(self, file: Path | None, reader: str) -> None:
         self._file, self._reader = file, reader
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._stamps: dict[Media, tuple[int, int]] = {}
 
-    def get(self, paths: Sequence[str]) -> dict[str, ClipInfo]:
+    def get(self, medias: Sequence[Media]) -> dict[Media, ClipInfo]:
         """What is known of these files as they are now."""
-        self._stamps = {path: stamp for path in paths if (stamp := _stamp(path)) is not None}
-        found: dict[str, ClipInfo] = {}
+        self._stamps = {media: stamp for media in medias if (stamp := _stamp(media.path)) is not None}
+        found: dict[Media, ClipInfo] = {}
         try:
             with self._connect() as table:
-                for path, stamp in self._stamps.items():
-                    row = table.execute(_FIND, (_key(path), self._reader, *stamp)).fetchone()
+                for media, stamp in self._stamps.items():
+                    row = table.execute(_FIND, (_key(media), self._reader, *stamp)).fetchone()
                     if row is not None:
-                        found[path] = ClipInfo(**json.loads(row[0]), timestamps=_unpack(row[1]))
+                        found[media] = ClipInfo(**json.loads(row[0]), timestamps=_unpack(row[1]))
         except (sqlite3.Error, OSError, ValueError, TypeError, zlib.error) as error:
             self._give_up(error)
         return found
 
-    def put(self, found: Mapping[str, ClipInfo]) -> None:
+    def put(self, found: Mapping[Media, ClipInfo]) -> None:
         """Remember files that `get` was asked for, as they were then."""
         rows = [
-            (_key(path), self._reader, *self._stamps[path], json.dumps(_facts(info)), _pack(info.timestamps))
-            for path, info in found.items()
-            if path in self._stamps
+            (_key(media), self._reader, *self._stamps[media], json.dumps(_facts(info)), _pack(info.timestamps))
+            for media, info in found.items()
+            if media in self._stamps
         ]
         try:
             with self._connect() as table:
@@ -119,8 +120,9 @@ def _version() -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def _key(path: str) -> bytes:
-    return os.fsencode(os.path.abspath(path))
+def _key(media: Media) -> bytes:
+    path = os.fsencode(os.path.abspath(media.path))
+    return path if media.num_bytes is None else path + f"\0{media.offset}+{media.num_bytes}".encode()
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

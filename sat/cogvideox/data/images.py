@@ -5,7 +5,6 @@ Letters: h w pixels, c = 3 colours (RGB).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cogvideox.data.decode import ClipInfo, DecodedFrames, FrameChooser
+from cogvideox.data.media import Media
 from cogvideox.data.picture import on_white
 from cogvideox.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _ONE_FRAME = np.zeros(1)  # timestamps
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
@@ -27,10 +26,10 @@ class ImageReader:
 
     name = "pillow"
 
-    def probe(self, path: str) -> ClipInfo:
+    def probe(self, media: Media) -> ClipInfo:
         """The size as shown, from decoding the file (JPEG at an eighth of its size): nothing less shows that it is
         whole. Raises: DataError."""
-        with _open(path) as image:
+        with _open(media) as image:
             width, height = image.size
             if image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE:
                 width, height = height, width
@@ -38,36 +37,28 @@ class ImageReader:
             image.load()
         return ClipInfo(width, height, _ONE_FRAME)
 
-    def read(self, path: str, choose: FrameChooser) -> DecodedFrames:
+    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
         """The image. Raises: DataError."""
-        return DecodedFrames(read_image(path)[None], choose(_ONE_FRAME), self.name)
+        return DecodedFrames(read_image(media)[None], choose(_ONE_FRAME), self.name)
 
 
-def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the file's name is an image's."""
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+def read_image(media: Media) -> NDArray[np.uint8]:
     """uint8 [h, w, c] as a viewer shows it: turned as its EXIF data says, transparent parts white, the first image
     of an animation.
 
     Raises: DataError that names the file when it is missing, no image, truncated, or of unusual sample values.
     """
-    with _open(path) as image:
+    with _open(media) as image:
         return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _open(media: Media) -> Iterator[Image.Image]:
     """An image whose pixels are not read yet; Pillow's and the file system's errors become DataErrors."""
-    name = os.fspath(path)
-    if not os.path.isfile(path):
-        raise DataError(f"{name}: is not a file")
-    if os.path.getsize(path) == 0:
-        raise DataError(f"{name}: is empty (0 bytes)")
+    name = media.label
+    media.check()
     try:
-        with Image.open(path) as image:
+        with media.open_bytes() as file, Image.open(file) as image:
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: can't be read as an image: not of a known format") from error

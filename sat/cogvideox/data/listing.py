@@ -11,9 +11,10 @@ from pathlib import Path
 
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.header_cache import HeaderCache, cache_file
-from cogvideox.data.images import is_image
+from cogvideox.data.media import Media
 from cogvideox.data.report import Problem, SourceReport, Spread
-from cogvideox.data.sources import Sample, find_pairs
+from cogvideox.data.sample import Sample
+from cogvideox.data.sources import find_pairs
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -21,7 +22,7 @@ from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
 
-Look = Callable[[Sequence[str]], Iterable[tuple[str, ClipInfo | Failure]]]
+Look = Callable[[Sequence[Media]], Iterable[tuple[Media, ClipInfo | Failure]]]
 CountTokens = Callable[[list[str]], Sequence[int]]
 # Below and above these a clip is named. A square clip keeps 67 % at 480 x 720, one of 9:16 keeps 38 %.
 KEPT_SHARE_TO_NAME = 0.6
@@ -44,7 +45,7 @@ def list_samples(
         roots: folders, see sources.find_pairs; images count where clips have one frame.
         spec: decides on what is long enough.
         reader: for videos.
-        look: gives what is known of each path, in any order, or leaves some out; None looks at all of them here.
+        look: gives what is known of each file, in any order, or leaves some out; None looks at all of them here.
         missing_captions: "error" or "empty".
         max_failed_share: for the report's verdict.
 
@@ -56,23 +57,23 @@ def list_samples(
         DataError: for the roots themselves, see sources.find_pairs.
     """
     pairs = find_pairs(roots, missing_captions, with_images=spec.max_num_frames == 1)
-    outcomes = _look_at([sample.video_path for sample in pairs.samples], reader, look)
+    outcomes = _look_at([sample.media for sample in pairs.samples], reader, look)
     problems = list(pairs.problems)
     usable: list[Sample] = []
     good: list[Survey] = []
     short: list[Survey] = []
     for sample in pairs.samples:
-        outcome = outcomes.get(sample.video_path)
+        outcome = outcomes.get(sample.media)
         if isinstance(outcome, ClipInfo):
             survey = Survey.of(outcome, spec)
-            problems += _judge(sample.video_path, survey, spec)
+            problems += _judge(sample.label, survey, spec)
             if survey.too_short is None:
                 usable.append(sample)
                 good.append(survey)
             else:
                 short.append(survey)
         elif outcome is not None:
-            problems.append(_unreadable(sample.video_path, outcome))
+            problems.append(_unreadable(sample.media, outcome))
     report = SourceReport(
         roots=tuple(str(root) for root in roots),
         num_videos=pairs.num_videos,
@@ -91,21 +92,21 @@ def list_samples(
     return usable, report
 
 
-def _look_at(paths: Sequence[str], reader: VideoReader, look: Look | None) -> dict[str, ClipInfo | Failure]:
+def _look_at(medias: Sequence[Media], reader: VideoReader, look: Look | None) -> dict[Media, ClipInfo | Failure]:
     """What is remembered or found of these files."""
     cache = HeaderCache(cache_file(), reader.name)
-    outcomes: dict[str, ClipInfo | Failure] = dict(cache.get(paths))
+    outcomes: dict[Media, ClipInfo | Failure] = dict(cache.get(medias))
     # In an order of their own, so that the first of them, where time doesn't suffice for all, are of all sorts.
-    unknown = sorted((path for path in paths if path not in outcomes), key=lambda path: zlib.crc32(os.fsencode(path)))
-    found: dict[str, ClipInfo] = {}
+    unknown = sorted((media for media in medias if media not in outcomes), key=_shuffled)
+    found: dict[Media, ClipInfo] = {}
     since = time.monotonic()
     try:
-        for path, outcome in (look or _all_here(reader))(unknown):
-            outcomes[path] = outcome
+        for media, outcome in (look or _all_here(reader))(unknown):
+            outcomes[media] = outcome
             if isinstance(outcome, ClipInfo):
-                found[path] = outcome
+                found[media] = outcome
             if time.monotonic() - since > _REMEMBER_EVERY_S:
-                _log.info("looked at %d of %d files", len(outcomes), len(paths))
+                _log.info("looked at %d of %d files", len(outcomes), len(medias))
                 cache.put(found)
                 found, since = {}, time.monotonic()
     finally:  # also when it is interrupted
@@ -114,13 +115,17 @@ def _look_at(paths: Sequence[str], reader: VideoReader, look: Look | None) -> di
     return outcomes
 
 
+def _shuffled(media: Media) -> int:
+    return zlib.crc32(os.fsencode(media.label))
+
+
 def _all_here(reader: VideoReader) -> Look:
-    return lambda paths: look_here(paths, reader, timeout_s=60.0)
+    return lambda medias: look_here(medias, reader, timeout_s=60.0)
 
 
-def _unreadable(path: str, outcome: Failure) -> Problem:
-    kind = "unreadable image" if is_image(path) else "unreadable video"
-    return Problem(kind, path, outcome.reason.removeprefix(f"{path}: "), effect="left out")
+def _unreadable(media: Media, outcome: Failure) -> Problem:
+    kind = "unreadable image" if media.is_image else "unreadable video"
+    return Problem(kind, media.label, outcome.reason.removeprefix(f"{media.label}: "), effect="left out")
 
 
 def _judge(path: str, survey: Survey, spec: ClipSpec) -> list[Problem]:
@@ -174,9 +179,9 @@ def long_captions(samples: Sequence[Sample], count: CountTokens, limit: int) -> 
         count: gives the tokens of each caption, its end token included.
         limit: what the text encoder takes.
     """
-    tokens = count([sample.caption for sample in samples])
+    tokens = count([sample.captions[0] for sample in samples])
     return [
-        Problem("long caption", sample.video_path, f"{number} tokens, the text encoder reads {limit}", "kept", number)
+        Problem("long caption", sample.label, f"{number} tokens, the text encoder reads {limit}", "kept", number)
         for sample, number in zip(samples, tokens, strict=True)
         if number > limit
     ]
@@ -200,24 +205,24 @@ def held_out_count(num_samples: int, share: float) -> int:
 
 def trained_and_held_out(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Problem]:
     """Held-out samples whose very file, links included, is trained on as well."""
-    trained = {identity: sample for sample in train if (identity := _file_identity(sample.video_path)) is not None}
+    trained = {identity: sample for sample in train if (identity := _file_identity(sample.media)) is not None}
     problems = []
     for sample in held_out:
-        twin = trained.get(_file_identity(sample.video_path) or (-1, -1))
+        twin = trained.get(_file_identity(sample.media) or (-1, -1, -1))
         if twin is not None:
-            where = "" if twin.video_path == sample.video_path else f", as {twin.video_path}"
-            problems.append(Problem("held out and trained on", sample.video_path, f"in train_data too{where}", "kept"))
+            where = "" if twin.label == sample.label else f", as {twin.label}"
+            problems.append(Problem("held out and trained on", sample.label, f"in train_data too{where}", "kept"))
     return problems
 
 
-def _file_identity(path: str) -> tuple[int, int] | None:
+def _file_identity(media: Media) -> tuple[int, int, int] | None:
     try:
-        status = os.stat(path)
+        status = os.stat(media.path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, media.offset
 
 
 def _noun(samples: Sequence[Sample]) -> str:
-    images = sum(is_image(sample.video_path) for sample in samples)
+    images = sum(sample.media.is_image for sample in samples)
     return "videos" if not images else "images" if images == len(samples) else "videos and images"

@@ -58,14 +58,14 @@ class Picture:
         """Of a decoded frame. Raises: DataError for what can't be shown rightly."""
         if frame.colorspace not in _KNOWN_MATRICES:
             raise DataError(
-                f"{video.path}: its colours are coded by matrix {frame.colorspace} of H.273, which can't be read; "
-                "encode it again as BT.709"
+                f"{video.media.label}: its colours are coded by matrix {frame.colorspace} of H.273, "
+                "which can't be read; encode it again as BT.709"
             )
         stored = (frame.height, frame.width)
         return cls(
             stored=stored,
-            square=_square_pixels(video.path, stored, video.stream.sample_aspect_ratio),
-            flips=_flips(video.path, frame),
+            square=_square_pixels(video.media.label, stored, video.stream.sample_aspect_ratio),
+            flips=_flips(video.media.label, frame),
             matrix=_matrix(frame),
             transfer=frame.color_trc,
             primaries=frame.color_primaries,

@@ -77,7 +77,7 @@ def open_pool(decoder: ClipDecoder, num_workers: int, timeout_s: float) -> Decod
 
 
 def _timed_out(job: Job, timeout_s: float) -> Failure:
-    return Failure(f"{job.path}: not decoded within clip_timeout_s={timeout_s:g} s")
+    return Failure(f"{job.media.label}: not decoded within clip_timeout_s={timeout_s:g} s")
 
 
 class ThreadPool:
@@ -111,7 +111,7 @@ class ThreadPool:
         if not results:
             if thread.is_alive():
                 return task.key, _timed_out(task.job, self._timeout_s)
-            return task.key, Failure(f"{task.job.path}: the decoder failed, see the traceback above")
+            return task.key, Failure(f"{task.job.media.label}: the decoder failed, see the traceback above")
         result = results[0]
         if isinstance(result, Clip):
             assert task.into is not None, "a clip needs memory to go to"
@@ -249,7 +249,7 @@ class ProcessPool:
                 raise RuntimeError(
                     f"a decoding process could not start (exit status {status}); its message is above"
                 ) from None
-            reason = f"{task.job.path}: the decoding process died with status {status}"
+            reason = f"{task.job.media.label}: the decoding process died with status {status}"
             self._replace(process)
             outcome = Failure(reason)
         if outcome is not None:

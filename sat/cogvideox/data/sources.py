@@ -13,37 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cogvideox.data.images import IMAGE_SUFFIXES, is_image
+from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media, suffix_of
 from cogvideox.data.order import hash_words
 from cogvideox.data.report import Problem, shown
+from cogvideox.data.sample import Sample
 from cogvideox.errors import DataError
 from cogvideox.text_files import UnreadableTextError, read_text, split_lines
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
-    *(".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".wmv", ".ogv"),
-)
 MISSING_CAPTIONS = ("error", "empty")
 MAX_CAPTION_BYTES = 100_000  # a text encoder reads about 1,000 letters
 _VIDEO_FOLDER, _LABEL_FOLDER = "videos", "labels"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A clip with its caption.
-
-    Args:
-        video_path: where the file is; an image counts as a clip of one frame.
-        caption: first line of the caption file, stripped; empty where there is none and that is allowed.
-        sample_id: 63 bits from the path relative to its root: the same on every machine and for every order
-            of roots, unless two roots hold the same relative path (then the later one counts on).
-        root: the root as it was given.
-    """
-
-    video_path: str
-    caption: str
-    sample_id: int
-    root: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +60,7 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, 
     seen: dict[str, int] = {}
     num_videos = 0
     reached: dict[str, Path] = {}
-    for root in roots:
+    for source, root in enumerate(roots):
         files = _Files.walk(Path(root), with_images, reached)
         num_videos += len(files.videos)
         for relative in files.videos:
@@ -91,7 +70,7 @@ def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, 
                 name = _identity(relative)
                 seen[name] = seen.get(name, -1) + 1
                 sample_id = hash_words("sample", name, seen[name])
-                samples.append(Sample(str(files.root / relative), caption, sample_id, str(root)))
+                samples.append(Sample(Media(str(files.root / relative)), (caption,), sample_id, source))
         problems += files.captioned_images() + files.captions_without_video()
     return Pairs(tuple(samples), tuple(problems), num_videos)
 
@@ -121,10 +100,10 @@ class _Files:
         images: list[PurePosixPath] = []
         captions: dict[str, PurePosixPath] = {}
         for relative in _walk(root, reached):
-            suffix = relative.suffix.lower()
-            if suffix in VIDEO_SUFFIXES or (with_images and is_image(relative)):
+            suffix = suffix_of(relative.name)
+            if suffix in VIDEO_SUFFIXES or (with_images and suffix in IMAGE_SUFFIXES):
                 videos.append(relative)
-            elif is_image(relative):
+            elif suffix in IMAGE_SUFFIXES:
                 images.append(relative)
             elif suffix == ".txt":
                 captions[_identity(relative.with_suffix(""))] = relative

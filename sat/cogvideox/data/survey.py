@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cogvideox.data.decode import ClipInfo, VideoReader
-from cogvideox.data.images import ImageReader, is_image
+from cogvideox.data.images import ImageReader
+from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices
 from cogvideox.errors import DataError
 
@@ -81,55 +82,55 @@ class Survey:
         )
 
 
-def reader_for(path: str, reader: VideoReader) -> VideoReader:
+def reader_for(media: Media, reader: VideoReader) -> VideoReader:
     """`reader` for videos; image files are clips of one frame and have a reader of their own."""
-    return ImageReader() if is_image(path) else reader
+    return ImageReader() if media.is_image else reader
 
 
 def look_here(
-    paths: Sequence[str],
+    medias: Sequence[Media],
     reader: VideoReader,
     timeout_s: float,
     budget_s: float = float("inf"),
     num_threads: int = NUM_THREADS,
-) -> Iterator[tuple[str, ClipInfo | Failure]]:
+) -> Iterator[tuple[Media, ClipInfo | Failure]]:
     """Look at files in threads of this process, until the budget is spent. Results come when they are ready.
 
     Args:
-        paths: the files, each once.
+        medias: the files, each once.
         reader: for videos.
         timeout_s: seconds that one file may take; one that takes longer is a Failure.
         budget_s: seconds for all. A file that is being looked at when they end counts as not looked at.
         num_threads: files at a time; libraries that read files leave Python's lock.
     """
     end = time.monotonic() + budget_s
-    waiting, running = deque(paths), dict[str, float]()  # path -> when it has to be done
-    results: queue.SimpleQueue[tuple[str, ClipInfo | Failure]] = queue.SimpleQueue()
+    waiting, running = deque(medias), dict[Media, float]()  # media -> when it has to be done
+    results: queue.SimpleQueue[tuple[Media, ClipInfo | Failure]] = queue.SimpleQueue()
     while waiting or running:
         now = time.monotonic()
         if now >= end:
             return
         while waiting and len(running) < num_threads:
-            path = waiting.popleft()
-            running[path] = now + timeout_s
+            media = waiting.popleft()
+            running[media] = now + timeout_s
             # One thread per file: a library that hangs can't be interrupted, so its thread is left behind.
-            threading.Thread(target=_probe, args=(path, reader, results), daemon=True).start()
+            threading.Thread(target=_probe, args=(media, reader, results), daemon=True).start()
         try:
-            path, found = results.get(timeout=max(0.0, min(end, *running.values()) - now))
+            media, found = results.get(timeout=max(0.0, min(end, *running.values()) - now))
         except queue.Empty:
-            for path in [path for path, deadline in running.items() if deadline <= time.monotonic()]:
-                del running[path]
-                yield path, Failure(f"{path}: not decoded within clip_timeout_s={timeout_s:g} s")
+            for media in [media for media, deadline in running.items() if deadline <= time.monotonic()]:
+                del running[media]
+                yield media, Failure(f"{media.label}: not decoded within clip_timeout_s={timeout_s:g} s")
             continue
-        if running.pop(path, None) is not None:
-            yield path, found
+        if running.pop(media, None) is not None:
+            yield media, found
 
 
-def _probe(path: str, reader: VideoReader, results: queue.SimpleQueue[tuple[str, ClipInfo | Failure]]) -> None:
-    found: ClipInfo | Failure = Failure(f"{path}: the decoder failed, see the traceback above")
+def _probe(media: Media, reader: VideoReader, results: queue.SimpleQueue[tuple[Media, ClipInfo | Failure]]) -> None:
+    found: ClipInfo | Failure = Failure(f"{media.label}: the decoder failed, see the traceback above")
     try:
-        found = reader_for(path, reader).probe(path)
+        found = reader_for(media, reader).probe(media)
     except DataError as error:
         found = Failure.of(error)
     finally:
-        results.put((path, found))
+        results.put((media, found))

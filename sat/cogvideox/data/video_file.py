@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
+from cogvideox.data.media import Media
 from cogvideox.data.timing import Timestamps
 from cogvideox.errors import DataError, UserError
 
@@ -44,7 +44,7 @@ class VideoFile:
     thread, and reports damage instead of hiding it.
     """
 
-    path: str
+    media: Media
     container: Any
     stream: Any
     decoder: Any
@@ -72,24 +72,22 @@ class VideoFile:
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[VideoFile]:
+def open_video(media: Media) -> Iterator[VideoFile]:
     """Open a file. Whatever libav, PyAV or the file system raises until it is closed becomes a DataError with the
     file's name.
 
     Raises: DataError.
     """
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: is not a file")
-    if os.path.getsize(path) == 0:
-        raise DataError(f"{path}: is empty (0 bytes)")
+    media.check()
+    path = media.label
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with av.open(media.url, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{path}: holds no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise DataError(f"{path}: its video is in a format that libav can't decode")
-            yield VideoFile(path, container, stream, _decoder(stream))
+            yield VideoFile(media, container, stream, _decoder(stream))
     except UserError:
         raise
     except MemoryError as error:
@@ -126,7 +124,7 @@ def whole_frames(video: VideoFile) -> Iterator[Any]:
             if found:
                 yield frame
     if not found:
-        raise DataError(f"{video.path}: holds no frame that can be decoded")
+        raise DataError(f"{video.media.label}: holds no frame that can be decoded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,16 +154,16 @@ class FrameTimes:
         # Discarded: before the start or after the end that an edit list sets, as in clips cut without encoding.
         shown = [time for time, _, is_discard in packets if not is_discard]
         if not shown:
-            raise DataError(f"{video.path}: holds no video data")
+            raise DataError(f"{video.media.label}: holds no video data")
         if video.counts_frames:
             return cls._counted(video, len(shown), -math.inf)
         if any(time is None for time, _, _ in packets):
-            with open_video(video.path) as again:
+            with open_video(video.media) as again:
                 return cls._counted(video, sum(1 for _ in whole_frames(again)), math.inf)
         times, whole_from = sorted(set(shown)), -math.inf
         first, first_is_key, _ = packets[0]
         if not first_is_key or first > min(time for time, _, _ in packets):
-            with open_video(video.path) as again:
+            with open_video(video.media) as again:
                 whole_from = next(whole_frames(again)).pts
             times = [time for time in times if time >= whole_from]
         keys = sorted(time for time, is_key, _ in packets if is_key)
@@ -176,7 +174,7 @@ class FrameTimes:
     def _counted(cls, video: VideoFile, count: int, whole_from: float) -> FrameTimes:
         rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
         if rate <= 0:
-            raise DataError(f"{video.path}: gives neither times nor a frame rate")
+            raise DataError(f"{video.media.label}: gives neither times nor a frame rate")
         return cls(list(range(count)), [], True, whole_from, np.arange(count, dtype=np.float64) / rate)
 
     def key_before(self, index: int) -> int | None:
@@ -199,9 +197,9 @@ def times_of_header(video: VideoFile) -> Timestamps | None:
     entries = list(video.stream.index_entries)
     if not entries:
         return None
-    end, size = max(entry.pos + entry.size for entry in entries), os.path.getsize(video.path)
+    end, size = max(entry.pos + entry.size for entry in entries), video.media.check()
     if end > size:
-        raise DataError(f"{video.path}: is truncated: it has {size} bytes of at least {end}")
+        raise DataError(f"{video.media.label}: is truncated: it has {size} bytes of at least {end}")
     times = np.array([entry.timestamp for entry in entries], dtype=np.float64)
     steps = np.diff(times)
     is_usual = len(entries) == video.stream.frames and entries[0].is_keyframe

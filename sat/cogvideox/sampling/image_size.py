@@ -9,6 +9,7 @@ from pathlib import Path
 from cogvideox.config.clip_sizes import read_sizes
 from cogvideox.config.schema import ModelConfig
 from cogvideox.data.images import read_image
+from cogvideox.data.media import Media
 from cogvideox.errors import DataError
 from cogvideox.geometry import Geometry
 from cogvideox.sampling.prompts import Prompt
@@ -67,7 +68,7 @@ def check_images(prompts: Sequence[Prompt], rule: SizeRule | None = None) -> lis
         assert prompt.image is not None, "prompts of an image-to-video model"
         try:
             if prompt.image not in found:
-                height, width, _ = read_image(prompt.image).shape
+                height, width, _ = read_image(Media(str(prompt.image))).shape
                 found[prompt.image] = (height, width)
             if rule is not None:
                 sizes.append(rule.size_for(*found[prompt.image]))

@@ -21,6 +21,7 @@ from cogvideox import stopping
 from cogvideox.config.schema import ComponentNode, Config, ModelConfig, SampleArgs
 from cogvideox.config.targets import instantiate
 from cogvideox.data.images import read_image
+from cogvideox.data.media import Media
 from cogvideox.data.transforms import fit_to_bucket
 from cogvideox.diffusion.samplers import Denoise, Sampler
 from cogvideox.diffusion.timesteps import gaussian, to_device
@@ -281,7 +282,7 @@ def first_frame(job: SampleJob, form: VideoFormat) -> Tensor:
     """The job's image as training sees a frame: resized to cover the format and cropped, uint8 [3, h, w]. Raises:
     DataError."""
     assert job.image is not None, f"{job.prompt!r} has no image, which this image-to-video model starts from"
-    return fit_to_bucket(read_image(job.image)[None], (form.height, form.width))[0]
+    return fit_to_bucket(read_image(Media(str(job.image)))[None], (form.height, form.width))[0]
 
 
 def _noise(jobs: Sequence[SampleJob], shape: Sequence[int], use: int | str) -> Tensor:

@@ -6,7 +6,7 @@ from cogvideox.config.schema import Config, DataConfig
 from cogvideox.data.decode import open_reader
 from cogvideox.data.listing import held_out_count, list_samples, trained_and_held_out
 from cogvideox.data.report import describe
-from cogvideox.data.sources import Sample
+from cogvideox.data.sample import Sample
 from cogvideox.data.survey import look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import ConfigError
@@ -68,7 +68,7 @@ def _check_folders(config: Config, roots: list[str]) -> tuple[list[str], list[Sa
         roots,
         clip_spec(data),
         reader,
-        look=lambda paths: look_here(paths, reader, data.clip_timeout_s, CHECK_BUDGET_S),
+        look=lambda medias: look_here(medias, reader, data.clip_timeout_s, CHECK_BUDGET_S),
         missing_captions=data.missing_captions,
         max_failed_share=data.max_failed_share,
     )

@@ -183,7 +183,7 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
 def all_captions(train: VideoDataset, held_out: VideoDataset | None, previews: Sequence[Prompt]) -> list[str]:
     """Whatever the run will ask the text encoder for."""
     samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
-    return [*(sample.caption for sample in samples), *(prompt.text for prompt in previews)]
+    return [*(caption for sample in samples for caption in sample.captions), *(prompt.text for prompt in previews)]
 
 
 def _name_long_captions(model: VideoDiffusion, train: VideoDataset, held_out: VideoDataset | None) -> None:

@@ -253,6 +253,6 @@ class Trainer:
             place = parts.folder / SUMMARY_FILE
             OptionalOutput().write("the summary", lambda: write_text_atomically(place, text + "\n"))
             _log.info("finished after %.0f s: %s", seconds, self._checkpoint)
-            caption = parts.train_data.samples[0].caption
+            caption = parts.train_data.samples[0].captions[0]
             _log.info("%s", after_training(self._config, parts.folder, self._groups.world_size, caption))
         return summary
