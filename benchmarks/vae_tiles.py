@@ -25,7 +25,7 @@ from cogvideox.config.targets import instantiate
 from cogvideox.data.clips import ClipDecoder, ClipSpec, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.media import Media
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources.pairs import find_pairs
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.pieces import to_signed
 from cogvideox.weights import vae_map

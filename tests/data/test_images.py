@@ -15,7 +15,7 @@ from cogvideox.data.images import ImageReader, read_image
 from cogvideox.data.listing import list_samples
 from cogvideox.data.loader import build_loader
 from cogvideox.data.media import IMAGE_SUFFIXES, Media
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources.pairs import find_pairs
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError

@@ -15,7 +15,7 @@ from cogvideox.data.listing import held_out_count, list_samples, long_captions, 
 from cogvideox.data.media import Media
 from cogvideox.data.report import SourceReport, describe
 from cogvideox.data.sample import Sample
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources.pairs import find_pairs
 from cogvideox.data.survey import Failure
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError

@@ -17,7 +17,7 @@ from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources.pairs import find_pairs
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file

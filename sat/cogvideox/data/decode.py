@@ -135,8 +135,8 @@ class DecordReader:
     decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), returns neighbours of the wanted frames for edit
     lists, HEVC with open groups, MPEG-4 with B frames and AVI, hides damage, and stretches pictures to the size of the
     first one. It scans a whole file to open it, and opens no parts of files. Files and pictures that it doesn't treat
-    as players do go to PyAV, and its key frames are decoded by PyAV too, to find other sizes and damage; damage elsewhere
-    stays unseen.
+    as players do go to PyAV, and its key frames are decoded by PyAV too, to find other sizes and damage; damage
+    elsewhere stays unseen.
     """
 
     name = "decord"

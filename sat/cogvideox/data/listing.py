@@ -14,7 +14,7 @@ from cogvideox.data.header_cache import HeaderCache, cache_file
 from cogvideox.data.media import Media
 from cogvideox.data.report import Problem, SourceReport, Spread
 from cogvideox.data.sample import Sample
-from cogvideox.data.sources import find_pairs
+from cogvideox.data.sources.pairs import find_pairs
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from cogvideox.data.sources import Pairs, find_pairs
+from cogvideox.data.sources.pairs import Pairs, find_pairs
 from cogvideox.errors import DataError
 
 
