@@ -77,6 +77,11 @@ class Geometry:
         why = f" because patches hold {deep} latent frames" if deep > 1 else ""
         return f"must be {step}k + 1{why}, not {frames}; nearest: {nearest}"
 
+    def longest_frames(self, available: int) -> int:
+        """The largest legal number of pixel frames that is at most `available`; 0 where there is none."""
+        step, smallest = self.temporal_compression * self.patch_size[0], self.pixel_frames(self.least_latent_frames)
+        return 0 if available < smallest else (available - 1) // step * step + 1
+
     def latent_frames_problem(self, latent_frames: int) -> str:
         """The same of a number of real latent frames."""
         deep, smallest = self.patch_size[0], self.least_latent_frames
