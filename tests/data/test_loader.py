@@ -18,6 +18,7 @@ from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
 from cogvideox.data.loader import AnyBatch, build_evaluation_loader, build_loader
 from cogvideox.data.media import Media
+from cogvideox.data.plans import StreamPosition
 from cogvideox.data.rows import ClipBatch, Rows, drawn
 from cogvideox.data.sample import Sample
 from cogvideox.data.timing import ClipSpec
@@ -34,7 +35,7 @@ def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, time
         Sample(Media(str(folder / name)), (f"caption {name}",), index * 7 + 1) for index, name in enumerate(names)
     )
     reader = ClipDecoder(SPEC, ScriptedReader())
-    return VideoDataset(samples, reader, SPEC.bucket, SPEC.short_clips, timeout_s, max_failed_share)
+    return VideoDataset(samples, reader, (SPEC.bucket,), SPEC.short_clips, timeout_s, max_failed_share)
 
 
 def letters(count: int) -> list[str]:
@@ -60,7 +61,7 @@ def global_batches(
 
 def test_batch_fields(tmp_path: Path) -> None:
     with build_loader(scripted(tmp_path, letters(5)), 2, seed=3, num_workers=0) as loader:
-        assert loader.position == 0
+        assert loader.position.total == 0
         batch = next(loader)
     assert batch.video.shape == (2, 5, 3, 8, 8) and batch.video.dtype == torch.uint8 and batch.video.is_contiguous()
     assert batch.rows.sample_ids.dtype == batch.rows.epochs.dtype == batch.rows.positions.dtype == torch.int64
@@ -68,7 +69,7 @@ def test_batch_fields(tmp_path: Path) -> None:
     assert batch.rows.epoch == 0 and batch.rows.bucket == SPEC.bucket and len(batch.rows) == 2
     for caption, path, row in zip(batch.rows.captions, batch.rows.sources, batch.video, strict=True):
         assert caption == f"caption {Path(path).name}" and row.unique().tolist() == [ord(Path(path).name)]
-    assert loader.position == batch.rows.next_position == 2
+    assert loader.position == batch.rows.after == StreamPosition(2, {"5x8x8": 2})
     assert batch.to("cpu").video is batch.video
 
 
@@ -104,17 +105,17 @@ def test_resume_goes_on_at_the_exact_sample(tmp_path: Path) -> None:
         for _ in range(3):
             next(loader)
         position = loader.position
-    assert position == 12
-    assert global_batches(dataset, 2, 2, 5, seed=9, start_position=position) == whole[3:]
+    assert position.total == 12
+    assert global_batches(dataset, 2, 2, 5, seed=9, start=position) == whole[3:]
     # Also on another number of processes.
-    assert global_batches(dataset, 1, 4, 5, seed=9, start_position=position) == whole[3:]
+    assert global_batches(dataset, 1, 4, 5, seed=9, start=position) == whole[3:]
 
 
 def test_position_counts_what_was_handed_out_not_what_was_read_ahead(tmp_path: Path) -> None:
     dataset = scripted(tmp_path, letters(6))
     with build_loader(dataset, 2, num_workers=2, seed=1) as loader:
         ahead = [rows(next(loader)) for _ in range(4)]
-        assert loader.position == 8
+        assert loader.position.total == 8
         assert loader.read_by["scripted"] >= 8
     assert ahead == global_batches(dataset, 1, 2, 4, seed=1)
     loader.close()
@@ -329,9 +330,9 @@ def test_many_micro_batches_do_not_wait_for_their_noise(tmp_path: Path, num_work
     may_go_on, begun = threading.Event(), []
 
     def draw(rows: Rows) -> int:
-        begun.append(rows.next_position)
+        begun.append(rows.after.total)
         assert may_go_on.wait(60)
-        return rows.next_position
+        return rows.after.total
 
     with build_loader(scripted(tmp_path, letters(5)), 1, num_workers=num_workers, draw=draw) as loader:
         batches = [next(loader) for _ in range(4)]

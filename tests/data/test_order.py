@@ -5,9 +5,8 @@ size.
 from __future__ import annotations
 
 import numpy as np
-from cogvideox.data.loader import training_plans
-from cogvideox.data.order import SampleStream, epoch_order, uniform
-from hypothesis import given, settings
+from cogvideox.data.order import OrderedSamples, SampleOrder, epoch_order, uniform
+from hypothesis import given
 from hypothesis import strategies as st
 
 ids_of_samples = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=40, unique=True).map(
@@ -55,7 +54,7 @@ def test_uniform_is_uniform_and_depends_on_everything() -> None:
 
 @given(ids_of_samples, st.integers(0, 100))
 def test_the_stream_is_all_epochs_in_a_row(ids: np.ndarray, seed: int) -> None:
-    stream, count = SampleStream(ids, seed), len(ids)
+    stream, count = SampleOrder(OrderedSamples(ids), seed), len(ids)
     for epoch in range(3):
         places = [stream.at(epoch * count + place) for place in range(count)]
         assert [found for found, _ in places] == [epoch] * count
@@ -64,23 +63,7 @@ def test_the_stream_is_all_epochs_in_a_row(ids: np.ndarray, seed: int) -> None:
 
 @given(ids_of_samples, st.integers(0, 500), st.integers(1, 40))
 def test_substitutes_go_through_the_same_epoch(ids: np.ndarray, position: int, count: int) -> None:
-    stream = SampleStream(ids, 0)
+    stream = SampleOrder(OrderedSamples(ids), 0)
     tried = [stream.at(position, substitute) for substitute in range(len(ids))]
     assert {epoch for epoch, _ in tried} == {position // len(ids)}
     assert sorted(index for _, index in tried) == list(range(len(ids)))
-
-
-@settings(deadline=None)
-@given(
-    st.sampled_from([(1, 12, 1), (12, 1, 1), (3, 2, 2), (2, 2, 3), (4, 3, 1), (1, 1, 12), (6, 1, 2)]), st.integers(0, 5)
-)
-def test_a_global_batch_is_the_same_for_every_split(split: tuple[int, int, int], batch: int) -> None:
-    """Twelve rows as processes x micro batch x accumulation."""
-    world_size, micro_batch, accumulation = split
-    rows: list[int] = []
-    for rank in range(world_size):
-        plans = training_plans(micro_batch, rank, world_size, 0)
-        mine = [next(plans) for _ in range((batch + 1) * accumulation)][-accumulation:]
-        rows += [position for plan in mine for position in plan.positions]
-        assert mine[-1].next_position == (batch + 1) * 12
-    assert sorted(rows) == list(range(batch * 12, (batch + 1) * 12))

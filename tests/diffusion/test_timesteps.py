@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from cogvideox.data.loader import training_plans
+from cogvideox.data.order import OrderedSamples, SampleOrder
+from cogvideox.data.plans import BatchShare, StreamPosition, training_plans
 from cogvideox.diffusion.timesteps import StepRandomness, draw, gaussian, stratified_timestep, uniform_timestep
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,7 +153,9 @@ def test_stratified_timesteps_spread_over_any_global_batch(batch: int, start: in
 def test_stratified_timesteps_spread_over_any_world_size(world: int, micro: int, accumulation: int, step: int) -> None:
     """Whatever the processes, micro batches and accumulation: an optimizer step has one run of positions."""
     batch = world * micro * accumulation
-    plans = [training_plans(micro, rank, world, step * batch) for rank in range(world)]
+    order, start = SampleOrder(OrderedSamples(np.arange(7)), seed=0), StreamPosition(step * batch)
+    shares = [BatchShare(rank, world, accumulation) for rank in range(world)]
+    plans = [training_plans(order, [""], [micro], share, 0, start) for share in shares]
     positions = [place for each in plans for plan in islice(each, accumulation) for place in plan.positions]
     assert sorted(positions) == list(range(step * batch, (step + 1) * batch))
     steps = sorted(stratified_timestep(1000, 9, position) for position in positions)

@@ -8,6 +8,7 @@ from typing import Any
 import tiny
 import torch
 from cogvideox.config.schema import ModelConfig
+from cogvideox.data.plans import StreamPosition
 from cogvideox.data.rows import ClipBatch, Rows
 from cogvideox.geometry import Bucket
 from cogvideox.model.build import build_model
@@ -54,7 +55,7 @@ def batch(rows: slice = slice(0, 3), epoch: int = 0) -> ClipBatch:
         counted=torch.ones(count, dtype=torch.bool),
         sources=("a.mp4", "b.mp4", "c.mp4")[rows],
         bucket=Bucket(tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH),
-        next_position=33,
+        after=StreamPosition(33),
     )
     return ClipBatch(described, video)
 

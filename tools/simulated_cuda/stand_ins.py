@@ -104,7 +104,7 @@ def data_sets(config: Config, clips: int) -> tuple[VideoDataset, VideoDataset | 
     """In place of the clips in train_data; as many are held out as are evaluated at once by each of the processes."""
     spec = clip_spec(data_section(config))
     samples = tuple(Sample(Media(f"{n}.mp4"), (CAPTION,), n) for n in range(clips))
-    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), spec.bucket)
+    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), (spec.bucket,))
     args = config.train_args
     return data, data.first(args.eval_batch_size) if args.valid_data or args.eval_split > 0 else None
 

@@ -15,33 +15,24 @@ from torch import Tensor
 
 from cogvideox.data.clips import ReadDone
 from cogvideox.data.dataset import VideoDataset
-from cogvideox.data.order import SampleStream
+from cogvideox.data.order import SampleOrder
+from cogvideox.data.plans import BatchPlan
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
 from cogvideox.data.rows import ClipBatch, Rows
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
-from cogvideox.geometry import Bucket
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """Stream positions of one process's rows, which of them count, and the stream position after all
-    processes' rows.
-    """
-
-    positions: tuple[int, ...]
-    counted: tuple[bool, ...]
-    next_position: int
-
-
 @dataclass(eq=False)
 class _Row:
-    """A row under way: the sample that is tried now, after so many substitutes."""
+    """A row under way: the sample that is tried now, after so many substitutes. place: in its bucket's stream."""
 
+    bucket: int
+    place: int
     position: int
     counted: bool
     into: dict[str, Tensor]
@@ -54,7 +45,6 @@ class _Row:
 @dataclass(frozen=True, eq=False)
 class _UnderWay:
     plan: BatchPlan
-    bucket: Bucket
     values: dict[str, Tensor]  # [b, ...]
     rows: tuple[_Row, ...]
 
@@ -65,7 +55,7 @@ class BatchReader:
     def __init__(
         self,
         dataset: VideoDataset,
-        stream: SampleStream,
+        order: SampleOrder,
         *,
         seed: int,
         num_workers: int,
@@ -75,9 +65,10 @@ class BatchReader:
         self.pool: DecodePool = open_pool(dataset.reader, num_workers, dataset.clip_timeout_s)
         self.failures: dict[str, str] = {}
         self._num_unreadable = 0
+        self._last_failure = ""
         self.read_by: dict[str, int] = {}
         self._dataset = dataset
-        self._stream = stream
+        self._order = order
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory
@@ -111,30 +102,33 @@ class BatchReader:
         return not under_way or later < self._num_workers
 
     def _begin(self, plan: BatchPlan) -> _UnderWay:
-        bucket, size = self._dataset.bucket, len(plan.positions)
+        bucket, size = self._dataset.buckets[plan.bucket], len(plan.positions)
         values = {
             name: torch.empty((size, *field.shape), dtype=field.dtype, pin_memory=self._pin_memory)
             for name, field in self._dataset.reader.fields(bucket).items()
         }
         rows = tuple(
-            _Row(position, counted, {name: value[row] for name, value in values.items()})
-            for row, (position, counted) in enumerate(zip(plan.positions, plan.counted, strict=True))
+            _Row(plan.bucket, *where, {name: value[row] for name, value in values.items()})
+            for row, where in enumerate(zip(plan.places, plan.positions, plan.counted, strict=True))
         )
-        under_way = _UnderWay(plan, bucket, values, rows)
+        under_way = _UnderWay(plan, values, rows)
         for row in rows:
             self._try(row)
         return under_way
 
     def _try(self, row: _Row) -> None:
         """Ask for the row's sample, or the first one after it that has not failed."""
+        bucket = self._dataset.buckets[row.bucket]
         while True:
-            row.epoch, row.index = self._stream.at(row.position, row.substitutes)
+            row.epoch, row.index = self._order.at(row.place, row.substitutes, row.bucket)
             sample = self._dataset.samples[row.index]
             if sample.label not in self.failures:
                 break
             row.substitutes += 1
             row.counted = row.counted and self._count_substitutes
-        job = self._dataset.reader.job(sample, self._dataset.bucket, self._seed, row.epoch)
+            if row.substitutes == self._order.size(row.place, row.bucket):
+                raise DataError(f"none of the videos of bucket {bucket} can be used; the last: {self._last_failure}")
+        job = self._dataset.reader.job(sample, bucket, self._seed, row.epoch)
         self.pool.submit(Task(row, job, row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
@@ -159,7 +153,7 @@ class BatchReader:
         reason = shown(failure.reason)
         if failure.too_short and self._dataset.short_clips == "error":
             raise DataError(f"{reason}; data.short_clips=skip leaves such clips out, data.short_clips=pad takes them")
-        self.failures[path] = failure.reason
+        self.failures[path] = self._last_failure = failure.reason
         self._num_unreadable += not failure.too_short
         total, share = len(self._dataset), self._dataset.max_failed_share
         _log.warning("left out from now on, another clip takes its place: %s", reason)
@@ -180,7 +174,7 @@ class BatchReader:
             counted=torch.tensor([row.counted for row in batch.rows]),
             captions=tuple(sample.captions[0] for sample in samples),
             sources=tuple(sample.label for sample in samples),
-            bucket=batch.bucket,
-            next_position=batch.plan.next_position,
+            bucket=self._dataset.buckets[batch.plan.bucket],
+            after=batch.plan.after,
         )
         return self._dataset.reader.batch(rows, batch.values)

@@ -13,7 +13,7 @@ from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
 from cogvideox.data.media import Media
-from cogvideox.data.order import SampleIds, hash_words
+from cogvideox.data.order import OrderedSamples, SampleIds, hash_words
 from cogvideox.data.pool import Task, open_pool
 from cogvideox.data.sample import Sample
 from cogvideox.data.survey import Failure, look_here
@@ -30,20 +30,25 @@ class VideoDataset:
     """Samples in a fixed order, and how to read them.
 
     Args:
-        samples: at least one.
+        samples: at least one, each with its bucket.
         reader: makes rows of them.
-        bucket: frames, height and width of every sample.
+        buckets: all that samples have, at most 64.
         short_clips: what happens to clips that turn out to be too short, see ClipSpec.
         clip_timeout_s: seconds that a clip may take to decode.
         max_failed_share: share of the samples that may fail before the run stops.
+        choices: for each sample, the numbers of the buckets that it may be drawn for in training, anew in each epoch;
+            empty where each keeps its own.
+        repeats: how often the samples of each source are seen per epoch; empty: once.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     reader: SampleReader
-    bucket: Bucket
+    buckets: tuple[Bucket, ...]
     short_clips: str = "error"
     clip_timeout_s: float = 60.0
     max_failed_share: float = 0.05
+    choices: tuple[tuple[int, ...], ...] = ()
+    repeats: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,6 +56,19 @@ class VideoDataset:
     def sample_ids(self) -> SampleIds:
         """int64 [number of samples]."""
         return np.array([sample.sample_id for sample in self.samples], dtype=np.int64)
+
+    def ordered(self, for_evaluation: bool = False) -> OrderedSamples:
+        """What their order is a function of. In evaluation each comes once, in its own bucket."""
+        numbers = {bucket: number for number, bucket in enumerate(self.buckets)}
+        buckets = choices = sources = None
+        if len(self.buckets) > 1:
+            buckets = np.array([numbers[sample.bucket] for sample in self.samples])  # type: ignore[index]
+        if self.choices and not for_evaluation:
+            choices = np.array([sum(1 << bucket for bucket in each) for each in self.choices], dtype=np.uint64)
+        if self.repeats and not for_evaluation:
+            sources = np.array([sample.source for sample in self.samples], dtype=np.int64)
+        repeats = () if sources is None else self.repeats
+        return OrderedSamples(self.sample_ids(), buckets, choices, sources, repeats, len(self.buckets))
 
     def fingerprint(self) -> str:
         """Hexadecimal hash of which samples there are; a data position is only meaningful for the same
@@ -60,8 +78,12 @@ class VideoDataset:
 
     def first(self, count: int) -> VideoDataset:
         """At most `count` samples, chosen by their ids: the same ones whatever the order of folders."""
-        chosen = {sample.sample_id for sample in sorted(self.samples, key=_held_out_rank)[:count]}
-        return replace(self, samples=tuple(sample for sample in self.samples if sample.sample_id in chosen))
+        return self.only(sorted(_by_rank(self)[:count]))
+
+    def only(self, indices: Sequence[int]) -> VideoDataset:
+        """Some of the samples, in this order."""
+        choices = tuple(self.choices[index] for index in indices) if self.choices else ()
+        return replace(self, samples=tuple(self.samples[index] for index in indices), choices=choices)
 
 
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
@@ -77,14 +99,13 @@ def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, V
         DataError: see listing.held_out_count.
     """
     count = held_out_count(len(dataset), share)
-    chosen = {sample.sample_id for sample in sorted(dataset.samples, key=_held_out_rank)[:count]}
-    train = tuple(sample for sample in dataset.samples if sample.sample_id not in chosen)
-    held_out = tuple(sample for sample in dataset.samples if sample.sample_id in chosen)
-    return replace(dataset, samples=train), replace(dataset, samples=held_out)
+    ranked = _by_rank(dataset)
+    return dataset.only(sorted(ranked[count:])), dataset.only(sorted(ranked[:count]))
 
 
-def _held_out_rank(sample: Sample) -> int:
-    return hash_words("held out", sample.sample_id)
+def _by_rank(dataset: VideoDataset) -> list[int]:
+    ranks = [hash_words("held out", sample_id) for sample_id in dataset.sample_ids().tolist()]
+    return sorted(range(len(ranks)), key=ranks.__getitem__)
 
 
 def build_dataset(
@@ -124,7 +145,7 @@ def build_dataset(
     )
     report.check()
     _log.info("%s", report.text())
-    return VideoDataset(tuple(samples), decoder, spec.bucket, spec.short_clips, clip_timeout_s, max_failed_share)
+    return VideoDataset(tuple(samples), decoder, (spec.bucket,), spec.short_clips, clip_timeout_s, max_failed_share)
 
 
 def _look(

@@ -1,8 +1,7 @@
 """Loaders: an endless one for training, a repeatable one for evaluation.
 
-The samples of all epochs form one endless stream (order.SampleStream). A global batch is the next range of
-positions in it, and every process takes its rows of every such range, so what a global batch holds depends
-neither on the number of processes nor on how it is split into micro batches.
+What they hold is planned beforehand (plans, order): a function of the seed and of how many samples a global batch
+has, not of the number of processes or of how it is split into micro batches.
 
 Letters: b batch.
 """
@@ -11,15 +10,22 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 from cogvideox import stopping
-from cogvideox.data.batches import BatchPlan, BatchReader
+from cogvideox.data.batches import BatchReader
 from cogvideox.data.dataset import VideoDataset
-from cogvideox.data.order import SampleStream
+from cogvideox.data.order import SampleOrder
+from cogvideox.data.plans import (
+    BatchPlan,
+    BatchShare,
+    StreamPosition,
+    count_batches,
+    evaluation_plans,
+    training_plans,
+)
 from cogvideox.data.rows import AnyBatch, Drawing, Rows
 from cogvideox.errors import DataError, UserError
 
@@ -33,11 +39,11 @@ class VideoLoader:
         self,
         reader: BatchReader,
         plans: Iterator[BatchPlan],
-        start_position: int,
+        start: StreamPosition,
         prefetch: bool,
         draw: Callable[[Rows], Any] | None = None,
     ) -> None:
-        self.position = start_position
+        self.position = start
         self._reader = reader
         self._source = _Source(reader, plans, prefetch, draw)
         self._closed = False
@@ -65,7 +71,7 @@ class VideoLoader:
         assert not self._closed, "the loader is closed"
         batch = next(self._source, None)
         assert batch is not None, "training batches never end"
-        self.position = batch.rows.next_position
+        self.position = batch.rows.after
         return batch
 
     def close(self) -> None:
@@ -177,28 +183,25 @@ class _ReadAhead:
 
 def build_loader(
     dataset: VideoDataset,
-    micro_batch_size: int,
+    micro_batch_size: int | Sequence[int],
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
-    start_position: int = 0,
+    start: StreamPosition | None = None,
+    accumulation: int = 1,
     num_workers: int = 2,
     pin_memory: bool = False,
     draw: Callable[[Rows], Any] | None = None,
 ) -> VideoLoader:
-    """Training batches of one process.
-
-    Micro batch number q of all processes together is the range of `world_size * micro_batch_size` stream
-    positions from start_position on; gradient accumulation takes consecutive micro batches. So the same
-    product of processes, micro batch size and accumulation steps sees the same data in every optimizer step.
+    """Training batches of one process, see plans.training_plans.
 
     Args:
         dataset: what to read.
-        micro_batch_size: b.
+        micro_batch_size: b; one for all buckets, or one for each of the data set's.
         rank, world_size: which process this is, and of how many.
         seed: of order and augmentation; the same on all processes.
-        start_position: a loader's `position` (count of samples that all processes have taken), to go on from
-            there.
+        start: a loader's `position`, to go on from there; None begins.
+        accumulation: micro batches of a step, which are all of one bucket.
         num_workers: decoding processes of this process; 0 decodes on demand without reading ahead.
         pin_memory: for batches that go to a CUDA device.
         draw: makes the randomness of a batch's rows, in a thread beside (see rows.Drawing); None: nobody does.
@@ -206,35 +209,26 @@ def build_loader(
     Raises:
         DataError: for a batch size below 1, or more processes than samples.
     """
-    _check_sizes(micro_batch_size, rank, world_size)
+    sizes = [micro_batch_size] * len(dataset.buckets) if isinstance(micro_batch_size, int) else list(micro_batch_size)
+    assert len(sizes) == len(dataset.buckets) and accumulation >= 1, (sizes, accumulation)
+    _check_sizes(min(sizes), rank, world_size)
     if world_size > len(dataset):
         raise DataError(
             f"{world_size} processes but {len(dataset)} samples; use at most {len(dataset)} processes, or more clips"
         )
-    assert start_position >= 0, start_position
-    stream = SampleStream(dataset.sample_ids(), seed)
+    order = SampleOrder(dataset.ordered(), seed)
     reader = BatchReader(
-        dataset, stream, seed=seed, num_workers=num_workers, pin_memory=pin_memory, count_substitutes=True
+        dataset, order, seed=seed, num_workers=num_workers, pin_memory=pin_memory, count_substitutes=True
     )
-    plans = training_plans(micro_batch_size, rank, world_size, start_position)
-    return VideoLoader(reader, plans, start_position, prefetch=num_workers > 0, draw=draw)
-
-
-def training_plans(size: int, rank: int, world_size: int, start: int) -> Iterator[BatchPlan]:
-    while True:
-        end = start + size * world_size
-        first = start + rank * size
-        yield BatchPlan(tuple(range(first, first + size)), (True,) * size, end)
-        start = end
+    start = StreamPosition() if start is None else start
+    names = [str(bucket) for bucket in dataset.buckets]
+    plans = training_plans(order, names, sizes, BatchShare(rank, world_size, accumulation), seed, start)
+    return VideoLoader(reader, plans, start, prefetch=num_workers > 0, draw=draw)
 
 
 class EvaluationLoader:
-    """Passes over a data set in a fixed order; every pass gives every process the same number of batches.
-
-    Row j of global batch k is sample k * world_size * b + j, so rows don't depend on anything but the number
-    of processes, and the sum over counted rows on that neither. Rows beyond the last sample repeat others and
-    are not counted. A file that
-    fails is not replaced for good: its row is filled by another sample and not counted.
+    """Passes over a data set in a fixed order, see plans.evaluation_plans: the sum over counted rows depends on nothing
+    but the data. A file that fails is not replaced for good: its row is filled by another sample and not counted.
     """
 
     def __init__(
@@ -248,16 +242,16 @@ class EvaluationLoader:
         draw: Callable[[Rows], Any] | None = None,
     ) -> None:
         self._dataset = dataset
+        self._order = SampleOrder(dataset.ordered(for_evaluation=True), seed=0, shuffle=False)
         self._size = micro_batch_size
-        self._rank = rank
-        self._world_size = world_size
+        self._share = BatchShare(rank, world_size)
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._draw = draw
 
     def __len__(self) -> int:
         """Batches of each process in a pass."""
-        return -(-len(self._dataset) // (self._size * self._world_size))
+        return count_batches(self._order, self._size, self._share.world_size)
 
     def __iter__(self) -> Iterator[AnyBatch]:
         """One pass. Workers start with it and end with it.
@@ -267,23 +261,18 @@ class EvaluationLoader:
         """
         reader = BatchReader(
             self._dataset,
-            SampleStream(self._dataset.sample_ids(), seed=0, shuffle=False),
+            self._order,
             seed=0,
             num_workers=min(self._num_workers, len(self)),
             pin_memory=self._pin_memory,
             count_substitutes=False,
         )
-        source = _Source(reader, self._plans(), prefetch=self._num_workers > 0, draw=self._draw)
+        plans = evaluation_plans(self._order, self._size, self._share)
+        source = _Source(reader, plans, prefetch=self._num_workers > 0, draw=self._draw)
         try:
             yield from source
         finally:
             source.close()
-
-    def _plans(self) -> Iterator[BatchPlan]:
-        for plan in training_plans(self._size, self._rank, self._world_size, 0):
-            yield replace(plan, counted=tuple(position < len(self._dataset) for position in plan.positions))
-            if plan.next_position >= len(self._dataset):
-                return
 
 
 def build_evaluation_loader(

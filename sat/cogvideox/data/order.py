@@ -7,8 +7,11 @@ every resume, and they don't depend on how a version of numpy or torch draws.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,43 +31,202 @@ def uniform(seed: int, epoch: int, sample_id: int, what: str) -> float:
 
 
 def epoch_order(sample_ids: SampleIds, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A shuffled order, int64 [number of samples]: the samples sorted by a hash of (seed, epoch, sample id).
+    """A shuffled order, int64 [number of samples]: the samples sorted by a hash of (seed, epoch, sample id)."""
+    return np.argsort(_order_keys(sample_ids, seed, epoch), kind="stable")
 
-    The mixing is the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection: distinct ids never tie.
-    """
+
+def _order_keys(sample_ids: SampleIds, seed: int, epoch: int) -> NDArray[np.uint64]:
+    """The mixing is the finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection: distinct ids never tie."""
+    return _mix(sample_ids.astype(np.uint64) ^ np.uint64(hash_words("order", seed, epoch)))
+
+
+def _mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        keys = sample_ids.astype(np.uint64) ^ np.uint64(hash_words("order", seed, epoch))
         keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        keys = keys ^ (keys >> np.uint64(31))
-    return np.argsort(keys, kind="stable")
+        return keys ^ (keys >> np.uint64(31))
 
 
-class SampleStream:
-    """All epochs' orders one after the other: an endless sequence in which every epoch holds every sample
-    once.
+@dataclass(frozen=True, eq=False)
+class OrderedSamples:
+    """What an order is a function of, beside its seed.
 
-    Position p lies in epoch p // n at place p % n. A global batch is a range of positions, so one may
-    straddle two epochs, and nothing is ever left over; with fewer samples than the batch has rows a batch
-    holds several epochs.
+    Args:
+        ids: int64 [n], the samples' ids.
+        buckets: int64 [n], the bucket of each; None where there is one.
+        choices: uint64 [n], a bit for every bucket that the sample may be drawn for, anew in each epoch; None where
+            each keeps its own.
+        sources: int64 [n], the number of the source that each comes from; None where there is one.
+        repeats: how often the samples of each source are seen per epoch, above 0; for all sources or none.
+        num_buckets: of which the above are numbers, at most 64.
     """
 
-    def __init__(self, sample_ids: SampleIds, seed: int, shuffle: bool = True) -> None:
-        assert len(sample_ids) > 0, "a stream needs samples"
-        self._ids = sample_ids
-        self._seed = seed
-        self._shuffle = shuffle
-        self._order = lru_cache(maxsize=3)(self._compute_order)
+    ids: SampleIds
+    buckets: NDArray[np.int64] | None = None
+    choices: NDArray[np.uint64] | None = None
+    sources: NDArray[np.int64] | None = None
+    repeats: tuple[float, ...] = ()
+    num_buckets: int = 1
 
-    def _compute_order(self, epoch: int) -> NDArray[np.int64]:
-        return epoch_order(self._ids, self._seed, epoch) if self._shuffle else np.arange(len(self._ids))
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def at(self, position: int, substitute: int = 0) -> tuple[int, int]:
-        """(epoch, index of the sample) at a position.
 
-        `substitute` = k > 0 gives the k-th sample after it in the same epoch's order (going round at its
-        end): what takes the place of files that can't be decoded. It is the same sample on every world size.
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """One epoch: samples and how often each was there before, grouped by bucket. starts: [number of buckets + 1]."""
+
+    indices: NDArray[np.int64]
+    visits: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+class SampleOrder:
+    """Endless streams of samples, one for every bucket: all epochs' orders one after the other.
+
+    An epoch holds every sample as often as its source's repeats say: once, where there are none. Position p of a
+    bucket's stream lies in the epoch that the bucket's earlier epochs end before. A batch is a range of positions of
+    one stream, so it may straddle epochs, and nothing is ever left over: what doesn't fill a batch goes on into the
+    next epoch. A bucket with fewer samples than a batch has rows fills it from several epochs.
+    """
+
+    def __init__(self, samples: OrderedSamples, seed: int, shuffle: bool = True) -> None:
+        assert len(samples) > 0, "an order needs samples"
+        self._samples, self._seed, self._shuffle = samples, seed, shuffle
+        self._epoch = lru_cache(maxsize=3)(self._compute_epoch)
+        self._ends: list[NDArray[np.int64]] = []  # of epochs in every bucket's stream, where they differ
+        self._is_regular = samples.choices is None and all(each == int(each) for each in samples.repeats)
+        self.counts = np.diff(self._epoch(0).starts)
+
+    @cached_property
+    def used(self) -> tuple[int, ...]:
+        """The buckets that samples may have."""
+        samples = self._samples
+        if samples.choices is not None:
+            bits = int(np.bitwise_or.reduce(samples.choices))
+            return tuple(bucket for bucket in range(samples.num_buckets) if bits >> bucket & 1)
+        return (0,) if samples.buckets is None else tuple(np.unique(samples.buckets).tolist())
+
+    def at(self, position: int, substitute: int = 0, bucket: int = 0) -> tuple[int, int]:
+        """(how often it was there before, index of the sample) at a position of a bucket's stream.
+
+        The first number is the epoch where all sources are seen once per epoch. `substitute` = k > 0 gives the k-th
+        sample after it in the same epoch's order (going round at its end): what takes the place of files that can't be
+        read. It is the same sample on every number of processes.
         """
-        epoch, place = divmod(position, len(self._ids))
-        order = self._order(epoch)
-        return epoch, int(order[(place + substitute) % len(self._ids)])
+        number, place = self._locate(bucket, position)
+        epoch = self._epoch(number)
+        first, end = int(epoch.starts[bucket]), int(epoch.starts[bucket + 1])
+        entry = first + (place + substitute) % (end - first)
+        return int(epoch.visits[entry]), int(epoch.indices[entry])
+
+    def size(self, position: int, bucket: int = 0) -> int:
+        """How many entries the epoch has in which a position of a bucket's stream lies."""
+        starts = self._epoch(self._locate(bucket, position)[0]).starts
+        return int(starts[bucket + 1] - starts[bucket])
+
+    def time(self, position: float, bucket: int = 0) -> float:
+        """Where a position of a bucket's stream lies, counted in epochs."""
+        number, place = self._locate(bucket, int(position))
+        starts = self._epoch(number).starts
+        return number + (place + position - int(position)) / int(starts[bucket + 1] - starts[bucket])
+
+    def _locate(self, bucket: int, position: int) -> tuple[int, int]:
+        """(number of the epoch, place in it)."""
+        assert bucket in self.used, f"bucket {bucket} is empty"
+        if self._is_regular:
+            return divmod(position, int(self.counts[bucket]))
+        while not self._ends or self._ends[-1][bucket] <= position:
+            before = self._ends[-1] if self._ends else np.zeros(self._samples.num_buckets, np.int64)
+            self._ends.append(before + np.diff(self._epoch(len(self._ends)).starts))
+        number = bisect.bisect_right(self._ends, position, key=lambda ends: ends[bucket])
+        return number, position - int(self._ends[number - 1][bucket] if number else 0)
+
+    def _compute_epoch(self, number: int) -> _Epoch:
+        indices, visits = self._entries(number)
+        buckets = self._buckets_of(indices, visits)
+        if buckets is None:
+            return _Epoch(indices, visits, np.array([0, len(indices)]))
+        grouped = np.argsort(buckets, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=self._samples.num_buckets))])
+        return _Epoch(indices[grouped], visits[grouped], starts)
+
+    def _entries(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The samples of an epoch in their order, and how often each was there before."""
+        ids = self._samples.ids
+        if not self._samples.repeats or set(self._samples.repeats) == {1.0}:
+            order = epoch_order(ids, self._seed, number) if self._shuffle else np.arange(len(ids))
+            return order, np.full(len(order), number)
+        parts = [self._share_of(source, number) for source in range(len(self._samples.repeats))]
+        indices, visits, again = (np.concatenate(each) for each in zip(*parts, strict=True))
+        if not self._shuffle:
+            return indices, visits
+        # A sample's second entry in an epoch has an id of its own.
+        other = ids[indices] ^ np.where(again > 0, _mix(again.astype(np.uint64)).astype(np.int64), 0)
+        order = epoch_order(other, self._seed, number)
+        return indices[order], visits[order]
+
+    def _share_of(self, source: int, number: int) -> tuple[NDArray[np.int64], ...]:
+        """A source's entries of an epoch: the next ones of its own endless stream, as many in every epoch."""
+        assert self._samples.sources is not None, "repeats are those of sources"
+        members = np.flatnonzero(self._samples.sources == source)
+        if not len(members):
+            return members, members, members
+        count = len(members)
+        per_epoch = max(1, round(count * self._samples.repeats[source]))
+        positions = np.arange(number * per_epoch, (number + 1) * per_epoch)
+        rounds, places = positions // count, positions % count
+        orders = {int(each): self._round(members, source, int(each)) for each in np.unique(rounds)}
+        indices = np.concatenate([orders[each][places[rounds == each]] for each in orders])
+        return indices, rounds, rounds - number * per_epoch // count
+
+    def _round(self, members: NDArray[np.int64], source: int, number: int) -> NDArray[np.int64]:
+        if not self._shuffle:
+            return members
+        return members[epoch_order(self._samples.ids[members], hash_words("source", self._seed, source), number)]
+
+    def _buckets_of(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        if self._samples.choices is not None:
+            return self._drawn_buckets(indices, visits)
+        return None if self._samples.buckets is None else self._samples.buckets[indices]
+
+    def _drawn_buckets(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One of each sample's choices, a function of (seed, visit, sample id)."""
+        assert self._samples.choices is not None
+        bits = (
+            self._samples.choices[indices][:, None] >> np.arange(self._samples.num_buckets, dtype=np.uint64)
+        ) & np.uint64(1)
+        ranks = np.cumsum(bits.astype(np.int64), axis=1)  # of each choice among the sample's, from 1
+        keys = self._samples.ids[indices].astype(np.uint64) ^ _mix(visits.astype(np.uint64) + np.uint64(1))
+        words = _mix(keys ^ np.uint64(hash_words("bucket", self._seed)))
+        chosen = (words % ranks[:, -1].astype(np.uint64)).astype(np.int64) + 1
+        return np.argmax(ranks == chosen[:, None], axis=1)
+
+
+def bucket_schedule(
+    order: SampleOrder, batch_sizes: Sequence[int], names: Sequence[str], seed: int, taken: Sequence[int]
+) -> Iterator[int]:
+    """Which bucket each global batch is of, without end.
+
+    The j-th batch of a bucket that has n of its samples per epoch and takes B of them at a time comes at a random
+    moment of its own share of the epochs, j B / n to (j + 1) B / n. So buckets are mixed evenly, no epoch runs ahead of
+    another by more than a batch of each bucket, and where to go on is known from what was taken alone.
+
+    Args:
+        batch_sizes: samples of a global batch, of each bucket.
+        names: of the buckets; with the seed they decide on the moments.
+        taken: how many samples of each bucket's stream are behind us.
+    """
+    taken = list(taken)
+
+    def moment(bucket: int) -> float:
+        jitter = hash_words("batch", seed, names[bucket], taken[bucket]) / 2**63
+        return order.time(taken[bucket] + jitter * batch_sizes[bucket], bucket)
+
+    moments = {bucket: moment(bucket) for bucket in order.used} if len(order.used) > 1 else {}
+    while True:
+        bucket = min(moments, key=lambda each: (moments[each], names[each])) if moments else order.used[0]
+        yield bucket
+        taken[bucket] += batch_sizes[bucket]
+        if moments:
+            moments[bucket] = moment(bucket)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cogvideox.data.plans import StreamPosition
 from cogvideox.geometry import Bucket
 
 Drawn = TypeVar("Drawn")
@@ -24,14 +25,14 @@ class Rows:
 
     Args:
         sample_ids: int64 [b].
-        epochs: int64 [b]; how often each sample was there before. A batch may straddle epochs. Randomness of a row is
-            a function of (seed, its epoch, its sample id).
+        epochs: int64 [b]; how often each sample was there before: its epoch, where all sources are seen once per
+            epoch. A batch may straddle epochs. Randomness of a row is a function of (seed, its epoch, its sample id).
         positions: int64 [b]; place of each row in the endless stream of all samples of a run.
         counted: bool [b]; all True in training. False for rows of evaluation batches that only fill them up.
         captions: b texts.
         sources: b files, for messages.
         bucket: frames, height and width of every row.
-        next_position: stream position after this batch on all processes; where training resumes.
+        after: where the run is when all processes have this batch; where training resumes.
     """
 
     sample_ids: Tensor
@@ -41,7 +42,7 @@ class Rows:
     captions: tuple[str, ...]
     sources: tuple[str, ...]
     bucket: Bucket
-    next_position: int
+    after: StreamPosition
 
     def __len__(self) -> int:
         return len(self.captions)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from cogvideox.data.plans import StreamPosition
 from cogvideox.errors import CheckpointError
 from cogvideox.log import get_logger
 from cogvideox.parallel.groups import ProcessGroups
@@ -34,11 +35,11 @@ _log = get_logger(__name__)
 class Progress:
     """How far a run is.
 
-    step: optimizer steps done; position: samples taken from the endless global stream; data: fingerprint of its clips.
+    step: optimizer steps done; position: in the endless stream of samples; data: fingerprint of its clips.
     """
 
     step: int = 0
-    position: int = 0
+    position: StreamPosition = field(default_factory=StreamPosition)
     data: str = ""
 
 
@@ -71,7 +72,9 @@ class Checkpointer:
         """
         weights = saved_weights(self._engine.module, self._save_full)
         processes = self._groups.world_size if self._engine.is_sharded else 1
-        state = TrainingState(progress.step, progress.position, progress.data, processes, self._engine.capture())
+        position, optimizer = progress.position, self._engine.capture()
+        taken = dict(position.taken)
+        state = TrainingState(progress.step, position.total, progress.data, processes, optimizer, taken)
         needed = tensor_bytes(weights) + _bytes(state.optimizer) * processes
         partial, final = self._groups.first_only(lambda: self._begin(progress.step, needed))
         try:
@@ -151,7 +154,7 @@ def load_progress(folder: Path, engine: TrainEngine, groups: ProcessGroups) -> P
     def restore() -> Progress:
         state = _read_state(folder, engine, groups)
         engine.restore(state.optimizer)
-        return Progress(state.step, state.position, state.data)
+        return Progress(state.step, StreamPosition(state.position, state.taken), state.data)
 
     return groups.attempt(restore)
 

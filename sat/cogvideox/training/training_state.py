@@ -6,7 +6,7 @@ The file is read without trust: a damaged one, or one of something else, is one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class TrainingState:
-    """step, position, data: as `checkpoint.Progress`. processes: over how many the optimizer's state is split.
-    optimizer: what `TrainEngine.capture` gave."""
+    """step, data: as `checkpoint.Progress`; position, taken: samples taken by then, all and by bucket.
+
+    processes: over how many the optimizer's state is split. optimizer: what `TrainEngine.capture` gave.
+    """
 
     step: int
     position: int
     data: str
     processes: int
     optimizer: dict[str, Any]
+    taken: dict[str, int] = field(default_factory=dict)  # of states before buckets: nothing
 
 
 def state_file(folder: Path, rank: int) -> Path:
@@ -67,7 +70,7 @@ def read_state(folder: Path, rank: int) -> TrainingState:
         raise CheckpointError(
             f"args.resume: {file} is no training state of this format ({problem}): copy it again{_way_out(folder)}"
         )
-    return TrainingState(**{name: content[name] for name in TrainingState.__dataclass_fields__})
+    return TrainingState(**{name: content[name] for name in TrainingState.__dataclass_fields__ if name in content})
 
 
 def _way_out(folder: Path) -> str:
@@ -88,6 +91,9 @@ def _problem(content: object) -> str | None:
             return f"{name!r} is {_shown(content, name)}, a number from {low} is expected"
     if not isinstance(content.get("data"), str):
         return f"'data' is {_shown(content, 'data')}, a text is expected"
+    taken = content.get("taken", {})
+    if not isinstance(taken, dict) or not all(type(each) is int and each >= 0 for each in taken.values()):
+        return "'taken' is no number for each bucket"
     return _problem_of_optimizer(content.get("optimizer"))
 
 
