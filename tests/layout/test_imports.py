@@ -7,12 +7,13 @@ import re
 from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
-BASE = {"errors", "log", "geometry", "commands", "stopping", "text_files", "user_files", "__init__"}
+BASE = {"errors", "log", "geometry", "buckets", "commands", "stopping", "text_files", "user_files", "__init__"}
 ALLOWED = {
     "errors": {"stopping"},
     "stopping": set(),
     "log": set(),
     "geometry": set(),
+    "buckets": {"geometry"},
     "commands": set(),
     "text_files": set(),
     "user_files": {"errors", "text_files"},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cogvideox.config.findings import Findings
+from cogvideox.config.findings import Reporter
 from cogvideox.geometry import Geometry
 
 ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
@@ -24,7 +24,7 @@ class ClipSizes:
     largest: tuple[int, int] | None
     longest: int | None
 
-    def check_size(self, path: str, size: tuple[int, int], findings: Findings) -> None:
+    def check_size(self, path: str, size: tuple[int, int], findings: Reporter) -> None:
         """`size` is (height, width) in pixels."""
         problem = self.geometry.size_problem(size)
         if problem:
@@ -33,7 +33,7 @@ class ClipSizes:
             text = f"{list(size)} is larger than the network's positions, which end at {list(self.largest)}"
             findings.error(path, text)
 
-    def check_frames(self, path: str, frames: int, findings: Findings) -> None:
+    def check_frames(self, path: str, frames: int, findings: Reporter) -> None:
         """`frames` are pixel frames."""
         problem = self.geometry.frames_problem(frames)
         if problem:
@@ -41,7 +41,7 @@ class ClipSizes:
         elif self.longest is not None and frames > self.longest:
             findings.error(path, f"{frames} pixel frames are more than the network's positions cover: {self.longest}")
 
-    def check_latent_frames(self, path: str, frames: int, findings: Findings) -> None:
+    def check_latent_frames(self, path: str, frames: int, findings: Reporter) -> None:
         """`frames` are latent frames; with patches of 2 an even number counts the padding."""
         real = self.geometry.real_frames(frames)
         least = self.geometry.least_latent_frames

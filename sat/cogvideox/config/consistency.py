@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from cogvideox.config.buckets import read_buckets
 from cogvideox.config.clip_sizes import ROTARY, positions, read_sizes
 from cogvideox.config.findings import Findings
 from cogvideox.config.image_input import check_image_input
@@ -48,6 +49,7 @@ def check_consistency(config: Config, findings: Findings) -> None:
     if config.data is not None:
         sizes.check_size("data.video_size", config.data.video_size, findings)
         sizes.check_frames("data.max_num_frames", config.data.max_num_frames, findings)
+        read_buckets(config.data, sizes, findings)
     if isinstance(args, SampleArgs):
         if args.sampling_image_size is not None:
             sizes.check_size("args.sampling_image_size", args.sampling_image_size, findings)

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.tree import Node, find
+from cogvideox.errors import ConfigError
+
+
+class Reporter(Protocol):
+    """Takes what is wrong with a configuration."""
+
+    def error(self, path: str, text: str) -> None:
+        """path: of the key, dotted; text: what is wrong with it and what would be valid."""
+
+
+class Refusal:
+    """For who reads a configuration that was checked: whatever is wrong is an error."""
+
+    def error(self, path: str, text: str) -> None:
+        """Raises: ConfigError."""
+        raise ConfigError(f"{path}: {text}")
 
 
 class Findings:

@@ -183,7 +183,11 @@ class SampleArgs:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Section `data`: how clips are read. `video_size` is (height, width) in pixels; 1 frame trains on images."""
+    """Section `data`: how clips are read. `video_size` is (height, width) in pixels; 1 frame trains on images.
+
+    `buckets` are further shapes, see config.buckets; None: that one. `tokens_per_micro_batch`: as many clips of a bucket
+    go into a micro batch as have so many video tokens, at least one; None: as many as deepspeed says, of every bucket.
+    """
 
     video_size: tuple[int, int] = (480, 720)
     fps: float = 8.0
@@ -195,8 +199,11 @@ class DataConfig:
     max_failed_share: float = 0.05
     clip_timeout_s: float = 60.0
     random_start: bool = False
+    buckets: list[tuple[int, int, int]] | dict[str, Any] | None = None
+    tokens_per_micro_batch: int | None = None
 
     def problems(self) -> Problems:
+        yield from at_least(self, 1, "tokens_per_micro_batch")
         yield from at_least(self, 0, "skip_frms_num")
         yield from share(self, "max_failed_share")
         for name in ("fps", "clip_timeout_s"):

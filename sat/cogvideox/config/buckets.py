@@ -1,0 +1,130 @@
+"""Key `data.buckets`: the shapes that clips are trained at, written down one by one or as a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cogvideox.buckets import ASPECT_RATIOS, MAX_BUCKETS, VARY, Buckets, generate
+from cogvideox.config.clip_sizes import ClipSizes
+from cogvideox.config.findings import Reporter
+from cogvideox.config.report import suggestion
+from cogvideox.config.schema import DataConfig
+from cogvideox.geometry import Bucket
+
+PATH = "data.buckets"
+_KEYS = ("shapes", "tokens", "pixels", "aspect_ratios", "frames", "step", "max_upscale", "vary")
+
+
+def read_buckets(data: DataConfig, sizes: ClipSizes, findings: Reporter) -> Buckets:
+    """The shapes of a run, all of which the model can take; what is wrong goes to the report. Without `data.buckets`
+    the one of video_size and max_num_frames."""
+    default = Buckets((Bucket(data.max_num_frames, *data.video_size),))
+    rule = data.buckets
+    if rule is None:
+        if data.short_clips == "shorten":
+            findings.error("data.short_clips", f"shorten gives clips other numbers of frames, which needs {PATH}")
+        return default
+    if not isinstance(rule, Mapping):
+        rule = {"shapes": rule}
+    if not _check_numbers(rule, findings):
+        return default
+    shapes = _written(rule["shapes"], sizes, findings) if "shapes" in rule else _generated(rule, data, sizes, findings)
+    if len(shapes) > MAX_BUCKETS:
+        findings.error(PATH, f"{len(shapes)} shapes are more than {MAX_BUCKETS}: give fewer frames or aspect_ratios")
+    shorten = sizes.geometry if data.short_clips == "shorten" else None
+    if not shapes:
+        return default
+    return Buckets(shapes, rule.get("max_upscale"), rule.get("vary", "none"), shorten)
+
+
+def _check_numbers(rule: Mapping[str, Any], findings: Reporter) -> bool:
+    """Names, types and ranges of every key: whether all are right."""
+    is_right = True
+
+    def say(key: str, text: str) -> None:
+        nonlocal is_right
+        is_right = False
+        findings.error(f"{PATH}.{key}", text)
+
+    def wrong(key: str, text: str) -> None:
+        say(key, f"{text}, not {rule[key]!r}")
+
+    for key in rule:
+        if key not in _KEYS:
+            say(str(key), f"unknown key; {suggestion(str(key), _KEYS)}")
+
+    for key in ("tokens", "pixels", "frames"):
+        if key in rule and not all(_is_count(each) for each in _each(rule[key])):
+            wrong(key, "must be a whole number of at least 1, or a list of them")
+    if "step" in rule and not _is_count(rule["step"]):
+        wrong("step", "must be a whole number of at least 1")
+    limit = rule.get("max_upscale")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
+        wrong("max_upscale", "must be a number above 0, or null for no limit")
+    if rule.get("vary", "none") not in VARY:
+        wrong("vary", f"must be one of {', '.join(VARY)}")
+    if "aspect_ratios" in rule and not all(_ratio(each) for each in _each(rule["aspect_ratios"])):
+        wrong("aspect_ratios", 'must be a list of width to height, as "16:9" or 1.78')
+    if "shapes" in rule:
+        if not _are_shapes(rule["shapes"]):
+            wrong("shapes", "must be a list of [frames, height, width]")
+        for key in ("tokens", "pixels", "aspect_ratios", "frames", "step"):
+            if key in rule:
+                say(key, "shapes are written down already: keep one of the two")
+    elif "tokens" in rule and "pixels" in rule:
+        say("pixels", "tokens is the budget already: keep one of the two")
+    return is_right
+
+
+def _written(shapes: Sequence[Any], sizes: ClipSizes, findings: Reporter) -> tuple[Bucket, ...]:
+    for number, (frames, *size) in enumerate(shapes):
+        sizes.check_frames(f"{PATH}[{number}]", frames, findings)
+        sizes.check_size(f"{PATH}[{number}]", tuple(size), findings)
+    return tuple(sorted({Bucket(*shape) for shape in shapes}))
+
+
+def _generated(rule: Mapping[str, Any], data: DataConfig, sizes: ClipSizes, findings: Reporter) -> tuple[Bucket, ...]:
+    """All frame counts, aspect ratios and budgets, each with each."""
+    geometry = sizes.geometry
+    frames = list(_each(rule.get("frames", data.max_num_frames)))
+    for count in frames:
+        sizes.check_frames(f"{PATH}.frames", count, findings)
+    step = rule.get("step")
+    if step is not None and any(step % multiple for multiple in geometry.size_multiple):
+        findings.error(f"{PATH}.step", f"must be a multiple of {max(geometry.size_multiple)}, not {step}")
+        return ()
+    unit = "pixels" if "pixels" in rule else "tokens"
+    own = geometry.num_video_tokens(data.max_num_frames, *data.video_size)
+    ratios = [ratio for each in _each(rule.get("aspect_ratios", ASPECT_RATIOS)) if (ratio := _ratio(each))]
+    shapes: set[Bucket] = set()
+    for budget in _each(rule.get(unit, own)):
+        made = generate(geometry, frames, ratios, step=step, largest=sizes.largest, **{unit: budget})
+        shapes.update(shape for shape in made if sizes.geometry.size_problem(shape[1:]) == "")
+        if not made:
+            findings.error(f"{PATH}.{unit}", f"{budget} {unit} are too few for any size: give more")
+    return tuple(sorted(shapes))
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _are_shapes(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(each, list | tuple) and len(each) == 3 and all(map(_is_count, each)) for each in value)
+
+
+def _ratio(value: Any) -> float:
+    """Width to height of "16:9" or 1.78; 0 for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if value > 0 else 0.0
+    parts = str(value).split(":")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        return 0.0
+    return int(parts[0]) / int(parts[1])
