@@ -35,7 +35,7 @@ def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, time
         Sample(Media(str(folder / name)), (f"caption {name}",), index * 7 + 1) for index, name in enumerate(names)
     )
     reader = ClipDecoder(SPEC, ScriptedReader())
-    return VideoDataset(samples, reader, (SPEC.bucket,), SPEC.short_clips, timeout_s, max_failed_share)
+    return VideoDataset(samples, reader, (SPEC.bucket,), clip_timeout_s=timeout_s, max_failed_share=max_failed_share)
 
 
 def letters(count: int) -> list[str]:

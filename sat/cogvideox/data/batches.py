@@ -20,6 +20,7 @@ from cogvideox.data.plans import BatchPlan
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
 from cogvideox.data.rows import ClipBatch, Rows
+from cogvideox.data.sample import choose_caption
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
@@ -172,7 +173,10 @@ class BatchReader:
             epochs=torch.tensor([row.epoch for row in batch.rows], dtype=torch.int64),
             positions=torch.tensor([row.position for row in batch.rows], dtype=torch.int64),
             counted=torch.tensor([row.counted for row in batch.rows]),
-            captions=tuple(sample.captions[0] for sample in samples),
+            captions=tuple(
+                choose_caption(sample, self._seed, row.epoch, self._dataset.captions)
+                for sample, row in zip(samples, batch.rows, strict=True)
+            ),
             sources=tuple(sample.label for sample in samples),
             bucket=self._dataset.buckets[batch.plan.bucket],
             after=batch.plan.after,

@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
+from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
 from cogvideox.data.order import OrderedSamples, SampleIds, hash_words
 from cogvideox.data.pool import Task, open_pool
+from cogvideox.data.report import SourceInfo
 from cogvideox.data.sample import Sample
+from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import Failure, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -25,50 +29,64 @@ from cogvideox.log import get_logger
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoDataset:
     """Samples in a fixed order, and how to read them.
 
     Args:
-        samples: at least one, each with its bucket.
+        samples: at least one.
         reader: makes rows of them.
         buckets: all that samples have, at most 64.
+        bucket_numbers: int64 [n], which of them each sample has; None where there is one.
+        choices: uint64 [n], a bit for each bucket that a sample may be drawn for in training, anew in each epoch; None
+            where each keeps its own.
         short_clips: what happens to clips that turn out to be too short, see ClipSpec.
+        captions: which of its captions a sample gets, see sample.choose_caption.
         clip_timeout_s: seconds that a clip may take to decode.
         max_failed_share: share of the samples that may fail before the run stops.
-        choices: for each sample, the numbers of the buckets that it may be drawn for in training, anew in each epoch;
-            empty where each keeps its own.
-        repeats: how often the samples of each source are seen per epoch; empty: once.
+        sources: the entries that the samples are of, with how often each comes in an epoch.
     """
 
     samples: Sequence[Sample]
     reader: SampleReader
     buckets: tuple[Bucket, ...]
+    bucket_numbers: NDArray[np.int64] | None = None
+    choices: NDArray[np.uint64] | None = None
     short_clips: str = "error"
+    captions: str = "first"
     clip_timeout_s: float = 60.0
     max_failed_share: float = 0.05
-    choices: tuple[tuple[int, ...], ...] = ()
-    repeats: tuple[float, ...] = ()
+    sources: tuple[SourceInfo, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def sample_ids(self) -> SampleIds:
         """int64 [number of samples]."""
+        if isinstance(self.samples, Manifest):
+            return self.samples.sample_ids()
         return np.array([sample.sample_id for sample in self.samples], dtype=np.int64)
+
+    def buckets_of(self, index: int) -> tuple[Bucket, ...]:
+        """All that a sample may be trained at, its own one first."""
+        own = 0 if self.bucket_numbers is None else int(self.bucket_numbers[index])
+        may = 0 if self.choices is None else int(self.choices[index])
+        others = [number for number in range(len(self.buckets)) if may >> number & 1 and number != own]
+        return tuple(self.buckets[number] for number in (own, *others))
 
     def ordered(self, for_evaluation: bool = False) -> OrderedSamples:
         """What their order is a function of. In evaluation each comes once, in its own bucket."""
-        numbers = {bucket: number for number, bucket in enumerate(self.buckets)}
-        buckets = choices = sources = None
-        if len(self.buckets) > 1:
-            buckets = np.array([numbers[sample.bucket] for sample in self.samples])  # type: ignore[index]
-        if self.choices and not for_evaluation:
-            choices = np.array([sum(1 << bucket for bucket in each) for each in self.choices], dtype=np.uint64)
-        if self.repeats and not for_evaluation:
-            sources = np.array([sample.source for sample in self.samples], dtype=np.int64)
-        repeats = () if sources is None else self.repeats
-        return OrderedSamples(self.sample_ids(), buckets, choices, sources, repeats, len(self.buckets))
+        choices, sources = (None, None) if for_evaluation else (self.choices, self._source_numbers())
+        repeats = () if sources is None else tuple(source.repeats for source in self.sources)
+        return OrderedSamples(self.sample_ids(), self.bucket_numbers, choices, sources, repeats, len(self.buckets))
+
+    def _source_numbers(self) -> NDArray[np.int64] | None:
+        """int64 [n], the entry of each sample; None where all come once."""
+        if all(source.repeats == 1 for source in self.sources):
+            return None
+        if isinstance(self.samples, Manifest):
+            return np.asarray(self.samples.column("source"), dtype=np.int64)
+        return np.array([sample.source for sample in self.samples], dtype=np.int64)
 
     def fingerprint(self) -> str:
         """Hexadecimal hash of which samples there are; a data position is only meaningful for the same
@@ -78,12 +96,21 @@ class VideoDataset:
 
     def first(self, count: int) -> VideoDataset:
         """At most `count` samples, chosen by their ids: the same ones whatever the order of folders."""
-        return self.only(sorted(_by_rank(self)[:count]))
+        return self.only(_held_out_places(self, count))
 
-    def only(self, indices: Sequence[int]) -> VideoDataset:
-        """Some of the samples, in this order."""
-        choices = tuple(self.choices[index] for index in indices) if self.choices else ()
-        return replace(self, samples=tuple(self.samples[index] for index in indices), choices=choices)
+    def only(self, places: NDArray[np.int64]) -> VideoDataset:
+        """With the samples at these places."""
+        return replace(
+            self,
+            samples=select(self.samples, places),
+            bucket_numbers=None if self.bucket_numbers is None else self.bucket_numbers[places],
+            choices=None if self.choices is None else self.choices[places],
+        )
+
+
+def select(samples: Sequence[Sample], places: NDArray[np.int64]) -> Sequence[Sample]:
+    """The samples at these places."""
+    return samples.select(places) if isinstance(samples, Manifest) else tuple(samples[place] for place in places)
 
 
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
@@ -99,22 +126,25 @@ def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, V
         DataError: see listing.held_out_count.
     """
     count = held_out_count(len(dataset), share)
-    ranked = _by_rank(dataset)
-    return dataset.only(sorted(ranked[count:])), dataset.only(sorted(ranked[:count]))
+    chosen = _held_out_places(dataset, count)
+    return dataset.only(np.setdiff1d(np.arange(len(dataset)), chosen)), dataset.only(chosen)
 
 
-def _by_rank(dataset: VideoDataset) -> list[int]:
-    ranks = [hash_words("held out", sample_id) for sample_id in dataset.sample_ids().tolist()]
-    return sorted(range(len(ranks)), key=ranks.__getitem__)
+def _held_out_places(dataset: VideoDataset, count: int) -> NDArray[np.int64]:
+    """The places, ascending, of the samples that are held out before others."""
+    ranks = np.array([hash_words("held out", sample_id) for sample_id in dataset.sample_ids().tolist()], np.int64)
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
 def build_dataset(
-    roots: Sequence[str | Path],
+    entries: Sequence[SourceSpec | str | Path],
     spec: ClipSpec,
     *,
     reader: str | VideoReader = "pyav",
     missing_captions: str = "error",
+    captions: str = "first",
     max_failed_share: float = 0.05,
+    cache: str | None = None,
     clip_timeout_s: float = 60.0,
     num_workers: int = 2,
 ) -> VideoDataset:
@@ -124,7 +154,7 @@ def build_dataset(
     others: it is picklable.
 
     Args:
-        roots, spec, missing_captions, max_failed_share: see listing.list_samples.
+        entries, spec, missing_captions, captions, max_failed_share, cache: see listing.list_samples.
         reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
@@ -136,16 +166,27 @@ def build_dataset(
         raise DataError(f"max_failed_share is {max_failed_share:g}; it has to lie between 0 and 1")
     decoder = ClipDecoder(spec, open_reader(reader) if isinstance(reader, str) else reader)
     samples, report = list_samples(
-        roots,
+        entries,
         spec,
         decoder.reader,
         look=lambda medias: _look(medias, decoder, num_workers, clip_timeout_s),
         missing_captions=missing_captions,
+        captions=captions,
         max_failed_share=max_failed_share,
+        cache=cache,
     )
     report.check()
     _log.info("%s", report.text())
-    return VideoDataset(tuple(samples), decoder, (spec.bucket,), spec.short_clips, clip_timeout_s, max_failed_share)
+    return VideoDataset(
+        samples,
+        decoder,
+        (spec.bucket,),
+        short_clips=spec.short_clips,
+        captions=captions,
+        clip_timeout_s=clip_timeout_s,
+        max_failed_share=max_failed_share,
+        sources=report.sources,
+    )
 
 
 def _look(
