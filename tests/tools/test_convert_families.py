@@ -14,8 +14,7 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from convert_weight_sat2hf import main
 from tiny import FamilyOf
-from tiny_checkpoints import PREFIX
-from tools.conftest import FAMILIES
+from tiny_checkpoints import FAMILIES, PREFIX
 
 KIN = {
     "2b": "CogVideoX-2B",
