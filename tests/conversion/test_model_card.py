@@ -13,10 +13,10 @@ import pytest
 import tiny
 import torch
 from cogvideox.commands import ROOT
-from cogvideox.conversion.licences import HUB_NAMES, find_licence_file
+from cogvideox.conversion.licences import find_licence_file
 from cogvideox.conversion.model_card import Card, Kind, family_named, write_card
+from cogvideox.released import FAMILIES
 from cogvideox.weights.base import LoraFacts
-from cogvideox.weights.families import FAMILIES
 from convert_lora import main as convert_lora
 from huggingface_hub import ModelCard
 from tiny_checkpoints import Checkpoints
@@ -29,7 +29,7 @@ LORA = LoraFacts(128, 64.0)
 def test_header_and_licence_of_every_family(family: Any) -> None:
     for kind in KINDS:
         data = ModelCard(Card(kind, family, family, LORA).text("my_model")).data
-        assert data.base_model == HUB_NAMES[family.name]
+        assert data.base_model == family.hub_name
         assert data.license == ("apache-2.0" if family.name == "CogVideoX-2B" else "other")
         assert data.pipeline_tag == ("image-to-video" if family.image_input else "text-to-video")
     text = Card("lora", family, family, LORA).text("my_model")
@@ -43,7 +43,7 @@ def test_code_of_every_card_compiles_and_names_its_pipeline() -> None:
             code = "\n".join(Card(kind, family, family, None).snippet("my_model"))
             compile(code, "card", "exec")
             assert ("ImageToVideo" in code) == family.image_input
-            assert f"num_frames={81 if family.frames_per_patch > 1 else 49}" in code
+            assert f"num_frames={81 if family.generation.version == '1.5' else 49}" in code
 
 
 def code_of(folder: Path) -> str:

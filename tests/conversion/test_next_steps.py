@@ -11,7 +11,8 @@ from cogvideox.config.load import load_config
 from cogvideox.config.schema import Config
 from cogvideox.conversion.diffusers_export.options import parse_options
 from cogvideox.conversion.next_steps import after_comfyui, after_diffusers, after_sat
-from cogvideox.weights.families import FAMILIES, TransformerFacts
+from cogvideox.released import FAMILIES
+from cogvideox.weights.families import TransformerFacts
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def facts_of(family: object) -> TransformerFacts:
         num_layers=known["num_layers"],
         head_dim=64,
         qk_norm=True,
-        patch_size=(known["frames_per_patch"], 2, 2),
+        patch_size=(known["generation"].frames_per_patch, 2, 2),
         in_channels=32 if known["image_input"] else 16,
         out_channels=16,
         text_width=4096,

@@ -7,12 +7,13 @@ import re
 from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
-BASE = {"errors", "log", "geometry", "commands", "stopping", "text_files", "user_files", "__init__"}
+BASE = {"errors", "log", "geometry", "released", "commands", "stopping", "text_files", "user_files", "__init__"}
 ALLOWED = {
     "errors": {"stopping"},
     "stopping": set(),
     "log": set(),
     "geometry": set(),
+    "released": {"geometry"},
     "commands": set(),
     "text_files": set(),
     "user_files": {"errors", "text_files"},
@@ -43,7 +44,7 @@ ONLY_IN = {
     "peft": set(),
 }
 # Rooms whose import must stay cheap: data workers, config checks and pure maths.
-WITHOUT_TORCH = {"config", "errors", "log", "geometry", "commands", "stopping", "text_files", "user_files"}
+WITHOUT_TORCH = {"config", "errors", "log", "geometry", "released", "commands", "stopping", "text_files", "user_files"}
 
 MODULES = read_modules(LIBRARY)
 

@@ -17,7 +17,7 @@ import torch
 from cogvideox.config.load import load_config
 from cogvideox.conversion.diffusers_import import convert as convert_module
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
-from cogvideox.weights.families import FAMILIES as PUBLISHED
+from cogvideox.released import FAMILIES as PUBLISHED
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.safetensors_stream import Entry, write_model
 from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae

@@ -9,9 +9,10 @@ from typing import Any
 from cogvideox import commands
 from cogvideox.config.check import model_files
 from cogvideox.config.clip_sizes import patch_triple, read_sizes
-from cogvideox.config.released import released_sampling
+from cogvideox.config.generation import released_sampling
 from cogvideox.config.schema import Config, SampleArgs, TrainArgs
 from cogvideox.config.sections import field_names
+from cogvideox.released import generation_of
 
 _CAPTION_CHARACTERS = 200
 # Of both kinds of run, but the sampling command has its own.
@@ -21,7 +22,7 @@ _NOT_TAKEN_OVER = ("load", "mode", "seed")
 def sample_command(config: Config, load: Path, caption: str) -> str:
     """The command that samples as the run was trained: its model files and overrides of the model, the settings of the
     model's generation, and the trained size where it is another."""
-    files = [*model_files(config.files), commands.shown(commands.ROOT / "configs" / inference_yaml(config))]
+    files = [*model_files(config.files), commands.shown(commands.ROOT / inference_yaml(config))]
     both = {f"args.{key}" for key in field_names(TrainArgs) if key in field_names(SampleArgs)}
     both -= {f"args.{key}" for key in _NOT_TAKEN_OVER}
     kept = [word for word in config.overrides if word.startswith("model.") or word.partition("=")[0] in both]
@@ -30,9 +31,9 @@ def sample_command(config: Config, load: Path, caption: str) -> str:
 
 
 def inference_yaml(config: Config) -> str:
-    """The file in configs/ that samples a model of this generation and input."""
-    newer = "_1.5" if patch_triple(config.model.network_config["params"])[0] > 1 else ""
-    return f"inference{newer}{'_i2v' if config.model.noised_image_input else ''}.yaml"
+    """The file, relative to the repository, that samples a model of this generation and input."""
+    generation = generation_of(patch_triple(config.model.network_config["params"])[0])
+    return generation.sampling_yaml(config.model.noised_image_input)
 
 
 def _video(config: Config) -> Iterable[tuple[str, Any]]:

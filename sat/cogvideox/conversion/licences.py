@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogvideox import commands
+from cogvideox.released import Family
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "MODEL_LICENSE")
 _LEVELS = 3  # <weights>/transformer/1/file.pt: its licence lies in <weights>
@@ -40,19 +41,11 @@ _COGVIDEOX = Licence(
     "Research use is free. Commercial use needs a registration with the licensor first. The licence text and the "
     "copyright statement go with every copy.",
 )
-# Released model (`families.Family.name`) -> its name on the Hugging Face hub, in diffusers' layout.
-HUB_NAMES = {
-    "CogVideoX-2B": "THUDM/CogVideoX-2b",
-    "CogVideoX-5B": "THUDM/CogVideoX-5b",
-    "CogVideoX-5B-I2V": "THUDM/CogVideoX-5b-I2V",
-    "CogVideoX1.5-5B": "THUDM/CogVideoX1.5-5B",
-    "CogVideoX1.5-5B-I2V": "THUDM/CogVideoX1.5-5B-I2V",
-}
 
 
-def licence_of(family: str) -> Licence:
-    """The licence of a released model. family: a key of HUB_NAMES."""
-    return _APACHE if family == "CogVideoX-2B" else _COGVIDEOX
+def licence_of(family: Family) -> Licence:
+    """The licence of a published model."""
+    return _APACHE if family.licence == _APACHE.name else _COGVIDEOX
 
 
 def find_licence_file(weights: Iterable[Path]) -> Path | None:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from cogvideox.config.load import load_config
 from cogvideox.config.schema import Config
-from cogvideox.conversion.licences import HUB_NAMES, copy_licence, find_licence_file, licence_of
+from cogvideox.conversion.licences import copy_licence, find_licence_file, licence_of
 from cogvideox.errors import ConfigError
+from cogvideox.released import COGVIDEOX_2B, FAMILIES, Clip, Family
 from cogvideox.weights.base import LoraFacts
-from cogvideox.weights.families import FAMILIES, Family, TransformerFacts
+from cogvideox.weights.families import TransformerFacts
 from cogvideox.weights.run_config import trained_config
 
 CARD = "README.md"
@@ -37,18 +38,7 @@ _PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Pixel frames, their size, and frames per second."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-
-
-_DIFFUSERS_TEXT_LENGTH = 226  # of its pipelines, unless told
-_RELEASED_1_0, _RELEASED_1_5 = Clip(49, 480, 720, 8), Clip(81, 768, 1360, 16)
+_DIFFUSERS_TEXT_LENGTH = 226  # of its pipelines, where none is given
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class Card:
     @property
     def hub_name(self) -> str | None:
         """Of the base model."""
-        return HUB_NAMES.get(self.family.name) if self.family is not None else None
+        return self.family.hub_name if self.family is not None else None
 
     def text(self, folder_name: str) -> str:
         """The whole file. folder_name: of the result, as the loading code names it."""
@@ -94,17 +84,17 @@ class Card:
         }
         if self.kind in ("pipeline", "transformer", "vae", "lora"):
             known["library_name"] = "diffusers"
-        if self.family is not None and self.hub_name is not None:
-            licence = licence_of(self.family.name)
+        if self.family is not None:
+            licence = licence_of(self.family)
             known |= {"base_model": self.hub_name, "license": licence.identifier}
             if licence.identifier == "other":
                 known |= {"license_name": "cogvideox-license", "license_link": licence.link}
         return known
 
     def _licence(self) -> list[str]:
-        if self.family is None or self.hub_name is None:
+        if self.family is None:
             return ["These weights stay under the licence of the weights that they were made from."]
-        licence = licence_of(self.family.name)
+        licence = licence_of(self.family)
         text = "beside this file" if self.licence_file is not None else f"at {licence.link}"
         return [
             f"[{self.hub_name}](https://huggingface.co/{self.hub_name}) is under the {licence.name}, and so are "
@@ -117,12 +107,12 @@ class Card:
         if self.kind == "original":
             return ["`python sample_video.py --base model.yaml inference.yaml`, in the folder `sat/` of the original."]
         if self.kind == "sat":
-            image, newer = self.like.image_input, self.like.frames_per_patch > 1
-            sampling = f"configs/inference{'_1.5' if newer else ''}{'_i2v' if image else ''}.yaml"
-            prompt = "a ship at sea@@ship.png" if image else "a ship at sea"
+            prompt = "a ship at sea@@ship.png" if self.like.image_input else "a ship at sea"
             yaml = self.family.yaml if self.family is not None else "MODEL.yaml"
             yaml = yaml.replace(".yaml", "_lora.yaml") if self.lora is not None else yaml
-            command = f"bash inference.sh {yaml} {sampling} args.load={name} 'args.prompts=[\"{prompt}\"]'"
+            command = (
+                f"bash inference.sh {yaml} {self.like.sampling_yaml} args.load={name} 'args.prompts=[\"{prompt}\"]'"
+            )
             return ["With the framework that wrote it:", "", "```bash", command, "```"]
         return ["```python", *self.snippet(name), "```"]
 
@@ -130,10 +120,10 @@ class Card:
         """Python that makes a video with diffusers."""
         image, dtype = self.like.image_input, "bfloat16" if self.like.rotary else "float16"
         pipeline = "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline"
-        clip = self.clip or (_RELEASED_1_5 if self.like.frames_per_patch > 1 else _RELEASED_1_0)
+        clip = self.clip or self.like.generation.clip
         start = ' image=load_image("ship.png"),' if image else ""
         base = self.hub_name or "PIPELINE"
-        tokens = self.text_length or self.like.text_length
+        tokens = self.text_length or self.like.generation.text_length
         length = f" max_sequence_length={tokens}," if tokens != _DIFFUSERS_TEXT_LENGTH else ""
         lines = [
             "import torch",
@@ -185,7 +175,7 @@ def card_of(
         more: further rows of the table.
         text_length: tokens per caption, where it isn't the released model's.
     """
-    family, like = (facts.family, facts.kin) if isinstance(facts, TransformerFacts) else (facts, facts)
+    family, like = (facts.family, facts.nearest) if isinstance(facts, TransformerFacts) else (facts, facts)
     rows: dict[str, str] = {}
     if lora is not None:
         rows["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha:g} (scale {lora.scaling:g})"
@@ -193,7 +183,9 @@ def card_of(
     rows |= {**_training(weights, config), **(more or {})}
     data = None if config is None else config.data
     clip = None if data is None else Clip(data.max_num_frames, *data.video_size, data.fps)
-    return Card(kind, family, like or FAMILIES[0], lora, rows, find_licence_file(files or [weights]), clip, text_length)
+    return Card(
+        kind, family, like or COGVIDEOX_2B, lora, rows, find_licence_file(files or [weights]), clip, text_length
+    )
 
 
 def family_named(base: Mapping[str, Any]) -> Family | None:

@@ -10,6 +10,7 @@ from cogvideox import commands
 from cogvideox.config.load import load_config
 from cogvideox.config.sample_command import sample_command
 from cogvideox.errors import ConfigError
+from cogvideox.released import generation_of
 from cogvideox.weights.families import TransformerFacts
 from cogvideox.weights.run_config import trained_config
 from cogvideox.weights.sat_folder import find_states_file
@@ -35,7 +36,7 @@ def after_sat(output: Path, facts: TransformerFacts | None, origin: Path | None 
     if sampling:
         yaml = found
     elif facts is not None and released is not None:
-        yaml = commands.ROOT / (released.yaml.replace(".yaml", "_lora.yaml") if lora else released.yaml)
+        yaml = commands.ROOT / (released.lora_yaml if lora else released.yaml)
         sampling = _sample_released(yaml, facts, output)
     else:
         return ""
@@ -76,8 +77,7 @@ def _sample_like_a_run(config: Path, load: Path) -> str:
 
 def _sample_released(yaml: Path, facts: TransformerFacts, load: Path) -> str:
     image = facts.in_channels > facts.out_channels
-    newer = "_1.5" if facts.patch_size[0] > 1 else ""
-    inference = commands.ROOT / "configs" / f"inference{newer}{'_i2v' if image else ''}.yaml"
+    inference = commands.ROOT / generation_of(facts.patch_size[0]).sampling_yaml(image)
     prompt = f"{_PROMPT}@@image.png" if image else _PROMPT
     words = [commands.override("args.load", load), commands.override("args.prompts", [prompt])]
     return commands.sample([commands.shown(yaml), commands.shown(inference), *words])

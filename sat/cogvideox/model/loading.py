@@ -9,9 +9,10 @@ from typing import Any
 from cogvideox.errors import CheckpointError
 from cogvideox.log import amount, get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.released import FAMILIES
 from cogvideox.transformer.lora import LoraLinear
 from cogvideox.weights.base import LoraFacts, find_base, lora_facts, open_base
-from cogvideox.weights.families import FAMILIES, TRANSFORMER_PREFIX
+from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import KeyReport, check_module, load_module, select_prefix
 from cogvideox.weights.lora_map import is_adapter, parse_sat, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkpoint
@@ -121,7 +122,7 @@ def _check_adapters(model: VideoDiffusion, checkpoint: SatCheckpoint) -> LoraFac
     if width != network.hidden_size or layers > network.num_layers:
         owners = [each for each in FAMILIES if (each.hidden_size, each.num_layers) == (width, layers)]
         fits = f"it is for {' or '.join(each.name for each in owners)}: use " if owners else "use the YAML of its model"
-        yamls = " or ".join(each.yaml.replace(".yaml", "_lora.yaml") for each in owners)
+        yamls = " or ".join(each.lora_yaml for each in owners)
         raise CheckpointError(
             f"{checkpoint.path} holds a LoRA for {layers} layers of width {width}, but the configuration describes "
             f"{network.num_layers} of width {network.hidden_size}; {fits}{yamls}"

@@ -9,8 +9,9 @@ from cogvideox.conversion.diffusers_export.options import Options
 from cogvideox.conversion.yaml_facts import THETA, YamlFacts
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.geometry import Geometry
+from cogvideox.released import FAMILIES, V1_0, V1_5, Family
 from cogvideox.weights.diffusers_folder import PipelineSettings, inverts_scale, published_settings
-from cogvideox.weights.families import FAMILIES, Family, TransformerFacts
+from cogvideox.weights.families import TransformerFacts
 
 _SAME = 1e-6  # relative; numbers come through text
 
@@ -38,15 +39,15 @@ def _claimed_family(options: Options) -> Family:
 
     Raises: ConfigError when they leave the scale open: that of 1.0 is 2B's or 5B's.
     """
-    newer = options.version == "1.5"
+    generation = V1_5 if options.version == V1_5.version else V1_0
     scale = options.scaling_factor
-    if scale is None and not newer:
+    if scale is None and generation is V1_0:
         raise ConfigError(
             "no tensor of a VAE says which scale its latents have: give --base with the model's YAML, or "
             "--scaling_factor (2B: 1.15258426, all others: 0.7) and --version"
         )
-    kin = [family for family in FAMILIES if (family.frames_per_patch > 1) == newer and not family.image_input]
-    nearest = min(kin, key=lambda family: abs(family.scale_factor - (scale or family.scale_factor)))
+    candidates = [family for family in FAMILIES if family.generation is generation and not family.image_input]
+    nearest = min(candidates, key=lambda family: abs(family.scale_factor - (scale or family.scale_factor)))
     shift = options.snr_shift_scale
     return replace(
         nearest,
@@ -104,9 +105,10 @@ def _has_published_table(facts: TransformerFacts) -> bool:
     family = facts.family
     assert family is not None, "not a published model"
     geometry = Geometry(patch_size=facts.patch_size)
-    frames = geometry.latent_frames(family.num_frames)
-    grid = math.prod(geometry.token_grid(frames, family.latent_height, family.latent_width))
-    return facts.table_length in (None, family.text_length + grid)
+    generation = family.generation
+    frames = geometry.latent_frames(generation.clip.frames)
+    grid = math.prod(geometry.token_grid(frames, generation.latent_height, generation.latent_width))
+    return facts.table_length in (None, generation.text_length + grid)
 
 
 def check_claims(options: Options, facts: TransformerFacts | None, settings: PipelineSettings) -> None:

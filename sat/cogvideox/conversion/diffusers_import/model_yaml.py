@@ -18,8 +18,9 @@ from cogvideox.conversion.file_records import describe_input, describe_output
 from cogvideox.conversion.licences import copy_licence, licence_in
 from cogvideox.conversion.manifest import read_manifest
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.released import Family
 from cogvideox.weights.diffusers_folder import SAME_SCALE, PipelineSettings
-from cogvideox.weights.families import Family, TransformerFacts
+from cogvideox.weights.families import TransformerFacts
 from cogvideox.weights.manifest import CONVERSION_MANIFEST
 
 MODEL_YAML, LORA_YAML = "model.yaml", "model_lora.yaml"
@@ -72,7 +73,7 @@ def _texts(plan: Plan, facts: TransformerFacts, family: Family) -> dict[str, str
     origin = " ".join(plan.origin.split())  # a comment has one line
     head = f"# {origin}, converted by tools/convert_weight_hf2sat.py. Keys that differ from:\n"
     texts = {}
-    for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.yaml.replace(".yaml", "_lora.yaml"))):
+    for name, base in ((MODEL_YAML, family.yaml), (LORA_YAML, family.lora_yaml)):
         file = commands.ROOT / base
         tree = {"include": str(file), **_differing(wanted, file)}
         texts[name] = head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -127,7 +128,7 @@ def _network(facts: TransformerFacts, settings: PipelineSettings, family: Family
     if facts.ofs_embed_dim is not None:
         found["ofs_embed_dim"] = facts.ofs_embed_dim
     # CogVideoX 1.5 only says how far its positions reach: never less than those of the released model.
-    limits = (family.latent_height, family.latent_width) if facts.patch_size[0] > 1 else (0, 0)
+    limits = (family.generation.latent_height, family.generation.latent_width) if facts.patch_size[0] > 1 else (0, 0)
     found["latent_height"] = max(settings.latent_height, limits[0])
     found["latent_width"] = max(settings.latent_width, limits[1])
     if not facts.rotary:
@@ -197,14 +198,10 @@ def _same(stated: Any, value: Any) -> bool:
 def _commands(plan: Plan, family: Family) -> list[str]:
     """What is still missing; training and sampling, as lines for a shell."""
     model, lora = (plan.options.output / name for name in (MODEL_YAML, LORA_YAML))
-    newer = "_1.5" if family.frames_per_patch > 1 else ""
-    image = "_i2v" if family.image_input else ""
     prompt = "a ship at sea@@ship.png" if family.image_input else "a ship at sea"
     absent = [name for name in (VAE, TEXT_ENCODER) if not (plan.options.output / name).exists()]
     notes = [f"note: {MODEL_YAML} expects {name}, which isn't there yet" for name in absent]
-    sft, inference = (
-        commands.ROOT / "configs" / name for name in (f"sft{newer}.yaml", f"inference{newer}{image}.yaml")
-    )
+    sft, inference = (commands.ROOT / name for name in (family.generation.training_yaml, family.sampling_yaml))
     train = [commands.shown(lora), commands.shown(sft), commands.override("args.train_data", ["my_clips"])]
     sample = [commands.shown(model), commands.shown(inference), commands.override("args.prompts", [prompt])]
     steps = [("train a LoRA on your clips", commands.train(train)), ("sample videos", commands.sample(sample))]

@@ -6,8 +6,8 @@ from typing import Any
 
 from cogvideox.conversion.diffusers_import.config_keys import check_scheduler
 from cogvideox.conversion.diffusers_import.source import Source
+from cogvideox.released import FAMILIES, Family
 from cogvideox.weights.diffusers_folder import PipelineSettings, published_settings
-from cogvideox.weights.families import FAMILIES, Family
 from cogvideox.weights.manifest import CONVERSION_MANIFEST
 from cogvideox.weights.model_folder import read_json
 

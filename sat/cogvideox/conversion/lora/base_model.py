@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import CheckpointError
+from cogvideox.released import FAMILIES
 from cogvideox.weights.base import TransformerWeights, read_transformer, recorded_base
-from cogvideox.weights.families import FAMILIES, TransformerFacts, read_facts
+from cogvideox.weights.families import TransformerFacts, read_facts
 from cogvideox.weights.lora_file import Adapter
 from cogvideox.weights.sat_folder import read_checkpoint
 from cogvideox.weights.torch_file import sha256_of

@@ -17,6 +17,7 @@ from cogvideox.conversion.original_export.model_yaml import published_model
 from cogvideox.conversion.original_export.source import Source
 from cogvideox.errors import CheckpointError
 from cogvideox.geometry import Geometry
+from cogvideox.released import generation_of
 from cogvideox.weights.atomic import new_folder
 from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.lora_map import adapted_name
@@ -108,12 +109,13 @@ def _sampling(source: Source, load: Path) -> dict[str, Any]:
     config = source.yaml.config
     assert config is not None, "an export has a YAML"
     sampling, data, image = source.sampling, config.data, config.model.noised_image_input
-    size, fps = sampling.sampling_image_size or (768, 1360), sampling.sampling_fps
+    deep = source.facts.patch_size[0]
+    clip = generation_of(deep).clip
+    size, fps = sampling.sampling_image_size or (clip.height, clip.width), sampling.sampling_fps
     frames = sampling.sampling_num_frames
     if data is not None:
         size, fps = data.video_size, int(data.fps)
         frames = Geometry().latent_frames(data.max_num_frames)
-    deep = source.facts.patch_size[0]
     precision = {name: True for name in ("bf16", "fp16") if getattr(sampling, name)}
     return {
         **({"image2video": True} if image else {}),

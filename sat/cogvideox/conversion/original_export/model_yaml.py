@@ -14,6 +14,7 @@ from cogvideox.config.aliases import ALIASES, PUBLISHED_ROTARY, Alias
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.signatures import read_signature
 from cogvideox.errors import ConfigError
+from cogvideox.released import V1_0
 
 Tree = dict[str, Any]
 _DIFFUSION = "sgm.modules.diffusionmodules."
@@ -168,7 +169,7 @@ def _positions(node: Mapping[str, Any], network: Tree) -> Tree:
     place = "network_config.params.modules.pos_embed_config"
     positions = _component(place, node)
     params = positions["params"]
-    params["text_length"] = network.pop("text_length", 226)
+    params["text_length"] = network.pop("text_length", V1_0.text_length)
     if positions["target"] != PUBLISHED_ROTARY:
         return positions
     for name in _INTERPOLATION:

@@ -1,6 +1,6 @@
-"""What the released models were trained for: the sampling defaults of 1.5, and frame rates that don't fit a model.
+"""What depends on a model's generation: the sampling defaults of 1.5, and frame rates that don't fit a model.
 
-1.5 is told from 1.0 by its patches, which hold two latent frames. Frame rates are questioned only where the network has
+1.5 differs from 1.0 in its patches, which hold two latent frames. Frame rates are questioned only where the network has
 the width of a released model: a model of another size was trained by someone else, at a rate that is theirs to know.
 """
 
@@ -11,38 +11,31 @@ from typing import Any
 from cogvideox.config.clip_sizes import patch_triple
 from cogvideox.config.findings import Findings
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import Config, SampleArgs
+from cogvideox.config.schema import Config
 from cogvideox.config.tree import Node, build, find, put
+from cogvideox.released import FAMILIES, V1_0, V1_5, generation_of
 
 _PATCH = "model.network_config.params.patch_size"
-# Frames per second of training.
-_RATES = {"1.0": 8, "1.5": 16}
-_WIDTHS = {"1.0": (1920, 3072), "1.5": (3072,)}
-# (height, width) in pixels, latent frames with the added one (81 pixel frames), frames per second.
-_SAMPLING_1_5: dict[str, Any] = {
-    "sampling_image_size": [768, 1360],
-    "sampling_num_frames": 22,
-    "sampling_fps": _RATES["1.5"],
-}
 
 
 def has_deep_patches(root: Node) -> bool:
     """Whether the network's patches hold two latent frames, as in 1.5."""
     patch = find(root, _PATCH)
     patches = patch.plain() if patch is not None else None
-    return isinstance(patches, list) and patches[:1] == [2]
+    return isinstance(patches, list) and patches[:1] == [V1_5.frames_per_patch]
 
 
 def released_sampling(patch_frames: int) -> dict[str, Any]:
-    """Size, latent frames and rate that a generation samples at, told by the latent frames of its patches."""
-    if patch_frames > 1:
-        return dict(_SAMPLING_1_5)
-    standard = SampleArgs()
-    size = standard.sampling_image_size
+    """The keys of `args` for the size, latent frames and rate that a generation samples at.
+
+    Args:
+        patch_frames: latent frames in its patches.
+    """
+    generation = generation_of(patch_frames)
     return {
-        "sampling_image_size": None if size is None else list(size),
-        "sampling_num_frames": standard.sampling_num_frames,
-        "sampling_fps": standard.sampling_fps,
+        "sampling_image_size": [generation.clip.height, generation.clip.width],
+        "sampling_num_frames": generation.sampling_num_frames,
+        "sampling_fps": round(generation.clip.fps),
     }
 
 
@@ -53,7 +46,7 @@ def settle_sampling_defaults(root: Node, report: Report) -> None:
     image = find(root, "model.noised_image_input")
     from_image = image is not None and image.value is True
     said = []
-    for key, value in _SAMPLING_1_5.items():
+    for key, value in released_sampling(V1_5.frames_per_patch).items():
         path = f"args.{key}"
         if find(root, path) is not None:
             continue
@@ -70,8 +63,8 @@ def check_frame_rate(config: Config, network: dict[str, Any], findings: Findings
     Args:
         network: its parameters.
     """
-    version = "1.5" if patch_triple(network)[0] == 2 else "1.0"
-    other = "1.0" if version == "1.5" else "1.5"
+    own = generation_of(patch_triple(network)[0])
+    other = V1_0 if own is V1_5 else V1_5
     trains = config.kind == "train"
     path = "data.fps" if trains else "args.sampling_fps"
     if findings.partial and find(findings.root, path) is None:
@@ -80,11 +73,12 @@ def check_frame_rate(config: Config, network: dict[str, Any], findings: Findings
         rate = None if config.data is None else config.data.fps
     else:
         rate = config.sample_args.sampling_fps
-    if network.get("hidden_size") not in _WIDTHS[version] or rate is None or rate != _RATES[other]:
+    widths = {family.hidden_size for family in FAMILIES if family.generation is own}
+    if network.get("hidden_size") not in widths or rate is None or rate != other.clip.fps:
         return
     what = "clips move" if trains else "videos play"
-    twice = (rate < _RATES[version]) is trains  # fewer frames per second: more motion from one to the next
+    twice = (rate < own.clip.fps) is trains  # fewer frames per second: more motion from one to the next
     speed = "at twice the speed" if twice else "at half the speed"
-    text = f"CogVideoX {version} was trained at {_RATES[version]} frames per second; at {rate:g} {what} {speed}"
-    files = {"1.0": ("sft.yaml", "inference.yaml"), "1.5": ("sft_1.5.yaml", "inference_1.5.yaml")}
-    findings.warn(path, f"{text}: set {_RATES[version]}, as configs/{files[version][0 if trains else 1]} does")
+    text = f"CogVideoX {own.version} was trained at {own.clip.fps:g} frames per second; at {rate:g} {what} {speed}"
+    file = own.training_yaml if trains else own.sampling_yaml(image_input=False)
+    findings.warn(path, f"{text}: set {own.clip.fps:g}, as {file} does")
