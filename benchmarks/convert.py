@@ -28,11 +28,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "sat"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
 from cogvideox.released import COGVIDEOX_2B, FAMILIES
 
+ROOT = Path(__file__).resolve().parents[1]
 SAT2HF = ROOT / "tools" / "convert_weight_sat2hf.py"
 HF2SAT = ROOT / "tools" / "convert_weight_hf2sat.py"
 MODELS = {family.key: family for family in FAMILIES}
