@@ -26,12 +26,12 @@ def differences(
 def _differences(yaml: YamlFacts, facts: TransformerFacts, settings: PipelineSettings, folded: bool) -> Iterator[str]:
     size = f"{settings.latent_height * 8} x {settings.latent_width * 8}"
     if has_other_image_scale(settings):
-        told = f"diffusers' pipeline multiplies the image latent by {settings.pipeline_image_scale:.6g}, the model was "
-        told += f"trained with image_latent_scale {settings.image_latent_scale:.6g}"
-        fate = "--fold_image_scale makes up for it in the patch projection"
+        what = f"diffusers' pipeline multiplies the image latent by {settings.pipeline_image_scale:.6g}, the model was "
+        what += f"trained with image_latent_scale {settings.image_latent_scale:.6g}"
+        remedy = "--fold_image_scale makes up for it in the patch projection"
         if folded:
-            fate = "the patch projection makes up for it (--fold_image_scale)"
-        yield f"{told}; {fate}"
+            remedy = "the patch projection makes up for it (--fold_image_scale)"
+        yield f"{what}; {remedy}"
     if facts.ofs_embed_dim is not None and yaml.network.get("ofs", OFS) != OFS:
         yield f"diffusers' pipeline always passes ofs {OFS:g}, the model was trained with {yaml.network['ofs']:g}"
     if facts.learned_table:

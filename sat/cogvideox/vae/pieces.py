@@ -20,7 +20,7 @@ from cogvideox.vae.tiling import TileGrid
 
 
 @dataclass(frozen=True)
-class Passage:
+class PieceRunner:
     """One way through the autoencoder.
 
     network: the encoder or the decoder; its parameters say where and in which dtype the work is done.

@@ -128,10 +128,10 @@ def _parser() -> Parser:
     parser = Parser(_DESCRIPTION, _EPILOG)
     _add_inputs(parser.add_argument_group("input"))
     _add_outputs(parser.add_argument_group("output"))
-    told = (
+    when = (
         "Derived when left out; one that contradicts the checkpoint is an error. A VAE alone, without YAML, needs them."
     )
-    _add_claims(parser.add_argument_group("old flags", told))
+    _add_claims(parser.add_argument_group("old flags", when))
     return parser
 
 

@@ -86,8 +86,8 @@ def _begin(plan: Plan) -> Manifest:
     if found.facts.keys() != manifest.facts.keys():
         raise CheckpointError(f"{output} exists and is not empty: choose another place, or remove it first")
     if found.facts != manifest.facts:
-        told = f"{found.facts['source']} ({found.facts['dtype']})"
-        raise CheckpointError(f"{output} holds a conversion of {told}: choose another place, or remove it")
+        there = f"{found.facts['source']} ({found.facts['dtype']})"
+        raise CheckpointError(f"{output} holds a conversion of {there}: choose another place, or remove it")
     return found
 
 

@@ -28,14 +28,14 @@ from cogvideox.weights.sat_stream import write_sat_folder
 
 
 @dataclass(frozen=True)
-class Weighted:
+class ScaledAdapter:
     """An adapter and the strength at which it is added; 1 is as trained."""
 
     adapter: Adapter
     strength: float
 
 
-def read_weighted(text: str, alpha: float | None = None) -> Weighted:
+def read_adapter_and_strength(text: str, alpha: float | None = None) -> ScaledAdapter:
     """`path` or `path:strength`; alpha is for files that don't state it.
 
     Raises: ConfigError for a strength that is no finite number; CheckpointError for what is no adapter.
@@ -52,7 +52,7 @@ def read_weighted(text: str, alpha: float | None = None) -> Weighted:
         example = f"{path or 'lora'}:0.8"
         wrong = f"the strength {strength!r} is not a number" if path else "there is no path"
         raise ConfigError(f"--adapter {text!r}: {wrong}; write e.g. {example}")
-    return Weighted(_open(Path(path), alpha), number)
+    return ScaledAdapter(_open(Path(path), alpha), number)
 
 
 def _open(path: Path, alpha: float | None) -> Adapter:
@@ -60,7 +60,7 @@ def _open(path: Path, alpha: float | None) -> Adapter:
     return adapter if adapter.is_alpha_known or alpha is None else open_adapter(path, alpha=alpha)
 
 
-def find_base(adapters: Sequence[Weighted], given: Path | None) -> BaseModel:
+def find_base(adapters: Sequence[ScaledAdapter], given: Path | None) -> BaseModel:
     """The model that was given, else that of the first adapter: in its file, or recorded there by path.
 
     Raises: CheckpointError when there is none, it has changed since, or an adapter belongs to another.
@@ -85,7 +85,7 @@ def _own_base(adapters: Sequence[Adapter]) -> BaseModel:
     raise CheckpointError(f"which model? no adapter records one that is still there: give --base{''.join(reasons)}")
 
 
-def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: torch.dtype | None) -> bool:
+def merge(base: BaseModel, adapters: Sequence[ScaledAdapter], output: Path, dtype: torch.dtype | None) -> bool:
     """Write base + sum of strength * alpha / rank * B A into `output`, a SAT folder with `latest`.
 
     Returns: whether its configuration stands beside it, which the exporter and the trainer take.
@@ -118,7 +118,7 @@ def merge(base: BaseModel, adapters: Sequence[Weighted], output: Path, dtype: to
     return yaml is not None
 
 
-def _write_card(folder: Path, base: BaseModel, adapters: Sequence[Weighted], name: str) -> None:
+def _write_card(folder: Path, base: BaseModel, adapters: Sequence[ScaledAdapter], name: str) -> None:
     rows = {
         f"LoRA {number}": f"{_shown(each.adapter.path)}: rank {each.adapter.lora.rank}, alpha "
         f"{each.adapter.lora.alpha:g}, merged at strength {each.strength:g}"
