@@ -111,7 +111,7 @@ def _check_network(network: dict[str, Any], findings: Findings) -> None:
 
 def _check_precision(config: Config, network: dict[str, Any], findings: Findings) -> None:
     """The rotary families were trained in bf16."""
-    fp16 = config.args.fp16 if config.kind == "sample" else config.deepspeed.get("fp16", {}).get("enabled")
+    fp16 = config.args.fp16 if config.kind == "sample" else config.deepspeed.precision == "fp16"
     if fp16 and positions(network).get("target") == ROTARY:
         path = "args.fp16" if config.kind == "sample" else "deepspeed.fp16.enabled"
         text = "CogVideoX 5B and 1.5 were trained in bf16 and overflow in fp16 (NaN, black video)"

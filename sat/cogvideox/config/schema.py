@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.limits import at_least, name_problem, seed_problem, share
 from cogvideox.released import COGVIDEOX_2B, V1_0
 
@@ -264,7 +265,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
+    """A checked configuration.
 
     `resolved_yaml` is the text for the run folder: every key with the value in force, in our names. It
     can be loaded again. `warnings` and `notices` are what `load_config` has logged; `files` and `overrides` what it was
@@ -275,7 +276,7 @@ class Config:
     args: Any  # TrainArgs or SampleArgs, by kind; `train_args` and `sample_args` give it typed
     model: ModelConfig
     data: DataConfig | None
-    deepspeed: dict[str, Any]
+    deepspeed: DeepSpeedSection
     resolved_yaml: str
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()

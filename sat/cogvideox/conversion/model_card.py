@@ -229,8 +229,7 @@ def _training(weights: Path, config: Config | None) -> dict[str, str]:
     data = config.data
     height, width = data.video_size
     rows["each of"] = f"{data.max_num_frames} frames, {height} x {width}, {data.fps:g} per second"
-    rate = ((config.deepspeed.get("optimizer") or {}).get("params") or {}).get("lr")
-    return rows | ({} if rate is None else {"learning rate": f"{rate:g}"})
+    return rows | {"learning rate": f"{config.deepspeed.optimizer_params['lr']:g}"}
 
 
 def _summary(run: Path) -> dict[str, Any]:

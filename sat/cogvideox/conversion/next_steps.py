@@ -70,8 +70,8 @@ def _sample_like_a_run(config: Path, load: Path) -> str:
         trained = load_config([str(config)], [], "train", allow_unknown=True)
     except ConfigError:  # of another version, or without its data section
         return ""
-    kinds = [name for name in ("bf16", "fp16") if (trained.deepspeed.get(name) or {}).get("enabled")]
-    precision = [commands.override(f"args.{name}", True) for name in kinds]
+    kind = trained.deepspeed.precision
+    precision = [commands.override(f"args.{kind}", True)] if kind != "fp32" else []
     return " ".join([sample_command(trained, load, _PROMPT), *precision])
 
 

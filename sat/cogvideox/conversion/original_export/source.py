@@ -109,8 +109,5 @@ def _precision(sampling: SampleArgs, trained: Config) -> SampleArgs:
     """With the precision of the training, where the file is that of a run."""
     if sampling.bf16 or sampling.fp16:
         return sampling
-    return replace(sampling, bf16=_is_enabled(trained, "bf16"), fp16=_is_enabled(trained, "fp16"))
-
-
-def _is_enabled(trained: Config, precision: str) -> bool:
-    return bool((trained.deepspeed.get(precision) or {}).get("enabled"))
+    precision = trained.deepspeed.precision
+    return replace(sampling, bf16=precision == "bf16", fp16=precision == "fp16")
