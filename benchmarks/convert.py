@@ -28,18 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "sat"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
+from cogvideox.released import COGVIDEOX_2B, FAMILIES
+
+ROOT = Path(__file__).resolve().parents[1]
 SAT2HF = ROOT / "tools" / "convert_weight_sat2hf.py"
 HF2SAT = ROOT / "tools" / "convert_weight_hf2sat.py"
-MODELS = {
-    "2b": ("cogvideox_2b", torch.float16),
-    "5b": ("cogvideox_5b", torch.bfloat16),
-    "5b_i2v": ("cogvideox_5b_i2v", torch.bfloat16),
-    "1.5": ("cogvideox1.5_5b", torch.bfloat16),
-    "1.5_i2v": ("cogvideox1.5_5b_i2v", torch.bfloat16),
-}
+MODELS = {family.key: family for family in FAMILIES}
 POLL_S = 0.02
 NOISE_SIZE = 2**24  # values drawn once; every tensor is a window into them, because drawing 1.7e9 takes a minute
 
@@ -74,8 +70,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--verify", action="store_true", help="also time --verify once, in both directions")
     options = parser.parse_args()
-    name, dtype = MODELS[options.model]
-    job = Job(ROOT / "configs" / f"{name}.yaml", dtype, options.layers or (30 if options.model == "2b" else 42))
+    family = MODELS[options.model]
+    dtype = torch.float16 if family is COGVIDEOX_2B else torch.bfloat16
+    job = Job(ROOT / family.yaml, dtype, options.layers or family.num_layers)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         measure(Path(scratch), job, options.rounds, options.verify)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tiny_checkpoints import Checkpoints
 
 # The same examples in every run: whether a change passes must not depend on luck.
 settings.register_profile("same", derandomize=True)
@@ -36,6 +41,34 @@ def family_of(tmp_path_factory: pytest.TempPathFactory) -> tiny.FamilyOf:
         if name not in made:
             with tiny.quiet():
                 made[name] = tiny.write_family(tmp_path_factory.mktemp(name), num_clips=0, family=name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """One set of tiny checkpoints of every kind that is converted."""
+    import cogvideox.transformer.model  # noqa: F401  SAT's log handler keeps the stderr of its first import
+    from tiny_checkpoints import write_checkpoints
+
+    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def exported(family_of: tiny.FamilyOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The diffusers pipeline of a tiny family, its transformer in several shards."""
+    from convert_weight_sat2hf import main
+
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            family, folder = family_of(name), tmp_path_factory.mktemp(f"{name}-hf") / "pipeline"
+            inputs = ["--checkpoint", str(family.transformer), "--base", str(family.model_yaml)]
+            with tiny.quiet():
+                main([*inputs, "--output_path", str(folder), "--max_shard_size", "300KB"])
+            made[name] = folder
         return made[name]
 
     return get

@@ -13,6 +13,7 @@ from cogvideox.weights.sat_folder import STATES_FILE, fingerprint, read_checkpoi
 
 PREFIX = "model.diffusion_model."
 RANK, ALPHA = 4, 6.0
+FAMILIES = ("2b", "5b", "5b_i2v", "1.5", "1.5_i2v")  # of `tiny`
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,18 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import CheckpointError, run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from cogvideox.weights.checksums import WITHOUT, check_own_checksums  # noqa: E402
-from cogvideox.weights.hashes import SHA256, hash_of  # noqa: E402
-from cogvideox.weights.integrity import WEIGHT_SUFFIXES, check_hash  # noqa: E402
-from cogvideox.weights.manifest import find_record, listed_files  # noqa: E402
-from cogvideox.weights.safetensors_stream import is_finite  # noqa: E402
-from cogvideox.weights.torch_file import load_file, named_tensors  # noqa: E402
-from cogvideox.weights.zero_shards import STAND_INS  # noqa: E402
-from conversion.command_line import Parser  # noqa: E402
+from cogvideox.conversion.command_line import Parser
+from cogvideox.errors import CheckpointError, run_cli
+from cogvideox.log import setup_logging
+from cogvideox.weights.checksums import WITHOUT, check_own_checksums
+from cogvideox.weights.hashes import SHA256, hash_of
+from cogvideox.weights.integrity import WEIGHT_SUFFIXES, check_hash
+from cogvideox.weights.manifest import find_record, listed_files
+from cogvideox.weights.safetensors_stream import is_finite
+from cogvideox.weights.torch_file import load_file, named_tensors
+from cogvideox.weights.zero_shards import STAND_INS
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,19 +18,18 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from cogvideox.weights.atomic import new_folder  # noqa: E402
-from cogvideox.weights.run_config import trained_config  # noqa: E402
-from cogvideox.weights.safetensors_stream import Entry  # noqa: E402
-from cogvideox.weights.sat_stream import write_sat_folder  # noqa: E402
-from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero  # noqa: E402
-from conversion.command_line import Parser, add_output, possible_path  # noqa: E402
-from conversion.manifest import write_manifest  # noqa: E402
-from conversion.next_steps import after_sat, show  # noqa: E402
+from cogvideox.conversion.command_line import Parser, add_output, possible_path
+from cogvideox.conversion.manifest import write_manifest
+from cogvideox.conversion.next_steps import after_sat, show
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
+from cogvideox.weights.atomic import new_folder
+from cogvideox.weights.run_config import trained_config
+from cogvideox.weights.safetensors_stream import Entry
+from cogvideox.weights.sat_stream import write_sat_folder
+from cogvideox.weights.zero_shards import ZeroCheckpoint, read_zero
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,16 +19,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
-from conversion.next_steps import after_comfyui, after_diffusers, after_sat, show  # noqa: E402
-from lora_tools.base_model import open_base  # noqa: E402
-from lora_tools.convert import LAYOUT_CHOICES, convert  # noqa: E402
-from lora_tools.source import open_adapter  # noqa: E402
+from cogvideox.conversion.command_line import Parser, add_output, positive, possible_path
+from cogvideox.conversion.lora.base_model import open_base
+from cogvideox.conversion.lora.convert import LAYOUT_CHOICES, convert
+from cogvideox.conversion.lora.source import open_adapter
+from cogvideox.conversion.next_steps import after_comfyui, after_diffusers, after_sat, show
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:

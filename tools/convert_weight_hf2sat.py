@@ -7,16 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.verification import naming_result  # noqa: E402
-from diffusers_import.convert import convert  # noqa: E402
-from diffusers_import.model_yaml import check_yamls, write_yamls  # noqa: E402
-from diffusers_import.options import parse_options  # noqa: E402
-from diffusers_import.plan import make_plan  # noqa: E402
+from cogvideox.conversion.diffusers_import.convert import convert
+from cogvideox.conversion.diffusers_import.model_yaml import check_yamls, write_yamls
+from cogvideox.conversion.diffusers_import.options import parse_options
+from cogvideox.conversion.diffusers_import.plan import make_plan
+from cogvideox.conversion.verification import naming_result
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     commands = write_yamls(plan)
     print(f"wrote {plan.options.output} in {time.perf_counter() - begin:.1f} s")
     if plan.options.verify:
-        from diffusers_import.verify import verify  # diffusers and the model cost seconds to import
+        from cogvideox.conversion.diffusers_import.verify import (
+            verify,  # diffusers and the model cost seconds to import
+        )
 
         naming_result(plan.options.output, lambda: verify(plan))
     for line in commands:

@@ -7,16 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.next_steps import after_diffusers, show  # noqa: E402
-from conversion.verification import naming_result  # noqa: E402
-from diffusers_export.convert import convert, push_to_hub  # noqa: E402
-from diffusers_export.options import parse_options  # noqa: E402
-from diffusers_export.plan import make_plan  # noqa: E402
+from cogvideox.conversion.diffusers_export.convert import convert, push_to_hub
+from cogvideox.conversion.diffusers_export.options import parse_options
+from cogvideox.conversion.diffusers_export.plan import make_plan
+from cogvideox.conversion.next_steps import after_diffusers, show
+from cogvideox.conversion.verification import naming_result
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     convert(plan)
     print(f"wrote {plan.options.output} in {time.perf_counter() - begin:.1f} s")
     if plan.options.verify:
-        from diffusers_export.verify import verify  # diffusers and the model cost seconds to import
+        from cogvideox.conversion.diffusers_export.verify import (
+            verify,  # diffusers and the model cost seconds to import
+        )
 
         naming_result(plan.options.output, lambda: verify(plan))
     show(after_diffusers(plan.options.output))

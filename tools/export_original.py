@@ -21,15 +21,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, add_output  # noqa: E402
-from conversion.model_card import card_of  # noqa: E402
-from original_export.convert import MODEL_YAML, SAMPLING_YAML, export  # noqa: E402
-from original_export.source import open_source  # noqa: E402
+from cogvideox.conversion.command_line import Parser, add_output
+from cogvideox.conversion.model_card import card_of
+from cogvideox.conversion.original_export.convert import MODEL_YAML, SAMPLING_YAML, export
+from cogvideox.conversion.original_export.source import open_source
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:

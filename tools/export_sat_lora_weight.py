@@ -12,15 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, positive, possible_path  # noqa: E402
-from conversion.next_steps import after_diffusers, show  # noqa: E402
-from lora_tools.convert import convert  # noqa: E402
-from lora_tools.source import open_adapter  # noqa: E402
+from cogvideox.conversion.command_line import Parser, positive, possible_path
+from cogvideox.conversion.lora.convert import convert
+from cogvideox.conversion.lora.source import open_adapter
+from cogvideox.conversion.next_steps import after_diffusers, show
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,14 +14,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, possible_path  # noqa: E402
-from conversion.next_steps import after_sat, show  # noqa: E402
-from lora_tools.extract import extract, open_pair  # noqa: E402
+from cogvideox.conversion.command_line import Parser, possible_path
+from cogvideox.conversion.lora.extract import extract, open_pair
+from cogvideox.conversion.next_steps import after_sat, show
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:

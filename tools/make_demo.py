@@ -123,9 +123,9 @@ def figures() -> None:
 
 def manifest() -> None:
     """The hashes of all weights, which whoever loads them compares."""
+    from cogvideox.conversion.file_records import describe_output
+    from cogvideox.conversion.manifest import Manifest
     from cogvideox.weights.integrity import WEIGHT_SUFFIXES
-    from conversion.file_records import describe_output
-    from conversion.manifest import Manifest
 
     files = sorted(file for file in DEMO.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
     records = [describe_output(DEMO, file.relative_to(DEMO).as_posix(), with_sha256=True) for file in files]

@@ -18,15 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "sat"), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
-from cogvideox.errors import run_cli  # noqa: E402
-from cogvideox.log import setup_logging  # noqa: E402
-from conversion.command_line import Parser, add_output, positive, possible_path  # noqa: E402
-from conversion.next_steps import after_sat, show  # noqa: E402
-from lora_tools.base_model import note_other_file  # noqa: E402
-from lora_tools.merge import find_base, merge, read_weighted  # noqa: E402
+from cogvideox.conversion.command_line import Parser, add_output, positive, possible_path
+from cogvideox.conversion.lora.base_model import note_other_file
+from cogvideox.conversion.lora.merge import find_base, merge, read_adapter_and_strength
+from cogvideox.conversion.next_steps import after_sat, show
+from cogvideox.errors import run_cli
+from cogvideox.log import setup_logging
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--alpha", type=positive, help="lora_alpha of adapters whose file doesn't state it")
     add_output(parser)
     options = parser.parse_args(list(argv))
-    adapters = [read_weighted(text, options.alpha) for text in options.adapter]
+    adapters = [read_adapter_and_strength(text, options.alpha) for text in options.adapter]
     base = find_base(adapters, options.base)
     print(f"base: {base.facts.summary}, from {base.path}")
     for each in adapters:

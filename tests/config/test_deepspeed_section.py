@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.deepspeed_section import _TOP_LEVEL, _TOP_LEVEL_PASSED, _ZERO, _ZERO_PASSED, read_deepspeed
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.tree import build
 from cogvideox.errors import ConfigError
 from config.conftest import Load
 
 
-def read(section: object) -> tuple[dict[str, object], Report]:
+def read(section: object) -> tuple[DeepSpeedSection, Report]:
     report = Report()
     return read_deepspeed(build(section, Origin("f.yaml", 1, "deepspeed")), report), report
 
@@ -31,7 +34,7 @@ def test_an_absent_section_is_complete_and_safe() -> None:
 def test_what_the_user_says_stands() -> None:
     section, report = read({"zero_optimization": {"stage": 2, "overlap_comm": True}, "gradient_clipping": 0})
     assert not report.errors
-    assert section["zero_optimization"]["overlap_comm"] is True  # type: ignore[index]
+    assert section["zero_optimization"]["overlap_comm"] is True
     assert section["gradient_clipping"] == 0.0
 
 
@@ -40,13 +43,46 @@ def test_numeric_strings() -> None:
         {"optimizer": {"params": {"eps": "1e-8", "lr": "1e-4"}}, "zero_optimization": {"reduce_bucket_size": 1e9}}
     )
     assert not report.errors
-    assert section["optimizer"]["params"]["eps"] == 1e-8  # type: ignore[index]
-    assert section["zero_optimization"]["reduce_bucket_size"] == 1_000_000_000  # type: ignore[index]
+    assert section["optimizer"]["params"]["eps"] == 1e-8
+    assert section["zero_optimization"]["reduce_bucket_size"] == 1_000_000_000
 
 
-def test_a_total_batch_size_leaves_the_missing_factor_to_deepspeed() -> None:
+def test_one_of_the_three_batch_sizes_is_left_to_the_number_of_processes() -> None:
     section, _ = read({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4})
     assert "gradient_accumulation_steps" not in section
+    section, _ = read({"train_batch_size": 32})
+    assert "train_micro_batch_size_per_gpu" not in section and section["gradient_accumulation_steps"] == 1
+
+
+def test_what_several_places_ask_for_has_a_name() -> None:
+    section, _ = read({**BF16, **OFFLOAD})
+    assert (section.precision, section.stage, section.gradient_sums, section.is_offloaded) == ("bf16", 2, "bf16", True)
+    section, _ = read({"zero_optimization": {"offload_optimizer": {"device": "none"}}})
+    assert (section.precision, section.stage, section.gradient_sums, section.is_offloaded) == ("fp32", 0, "fp32", False)
+    copied = section.as_dict()
+    copied["zero_optimization"]["stage"] = 1
+    assert section.stage == 0
+
+
+@pytest.mark.parametrize("path", ["disable_python_gc", "zero_optimization.stage3_max_live_parameters"])
+def test_keys_of_deepspeeds_own_are_passed_on_with_a_warning(path: str) -> None:
+    block, _, key = path.rpartition(".")
+    section, report = read({block: {key: 7}} if block else {key: 7})
+    assert (section[block] if block else section)[key] == 7
+    assert not report.errors and len(report.warnings) == 1
+    assert f"deepspeed.{path}: goes to DeepSpeed as it is" in report.warnings[0]
+
+
+def test_the_keys_that_are_passed_on_are_deepspeeds() -> None:
+    """Read in its source: importing it takes seconds."""
+    spec = find_spec("deepspeed")
+    assert spec is not None and spec.origin is not None
+    runtime = Path(spec.origin).parent / "runtime"
+    words = set(re.findall(r"[\"'](\w+)[\"']", (runtime / "constants.py").read_text()))
+    assert words >= _TOP_LEVEL_PASSED and not _TOP_LEVEL_PASSED & _TOP_LEVEL.keys()
+    text = (runtime / "zero" / "config.py").read_text()
+    fields = set(re.findall(r"^    (\w+): ", text, re.MULTILINE)) | set(re.findall(r'alias="(\w+)"', text))
+    assert fields >= _ZERO_PASSED and not _ZERO_PASSED & _ZERO.keys()
 
 
 BF16 = {"bf16": {"enabled": True}}
@@ -101,9 +137,9 @@ def test_sums_that_are_not_possible(given: dict[str, object], message: str) -> N
 
 def test_old_cpu_offload_key() -> None:
     section, _ = read({"zero_optimization": {"stage": 2, "cpu_offload": True}})
-    assert section["zero_optimization"]["offload_optimizer"]["device"] == "cpu"  # type: ignore[index]
+    assert section["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     section, _ = read({"zero_optimization": {"stage": 2, "cpu_offload": False}})
-    assert "offload_optimizer" not in section["zero_optimization"]  # type: ignore[operator]
+    assert "offload_optimizer" not in section["zero_optimization"]
 
 
 def test_misplaced_loss_scale_keys_are_named_and_not_moved() -> None:
@@ -115,7 +151,7 @@ def test_misplaced_loss_scale_keys_are_named_and_not_moved() -> None:
 
 def test_fused_ema_adam_runs_as_adamw() -> None:
     section, report = read({"optimizer": {"type": "sat.ops.FusedEmaAdam", "params": {"lr": 1e-3}}})
-    assert section["optimizer"]["type"] == "AdamW"  # type: ignore[index]
+    assert section["optimizer"]["type"] == "AdamW"
     assert "runs as AdamW" in report.warnings[0] and "no moving average (EMA)" in report.warnings[0]
 
 
@@ -159,4 +195,4 @@ def test_mistakes_are_reported_with_file_and_line(train: Load, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["adamw", "ADAMW", "AdamW", "sat.ops.fusedemaadam"])
 def test_optimizers_in_any_case(kind: str) -> None:
     section, report = read({"optimizer": {"type": kind, "params": {"lr": 1e-3}}})
-    assert section["optimizer"]["type"] == "AdamW" and not report.errors  # type: ignore[index]
+    assert section["optimizer"]["type"] == "AdamW" and not report.errors

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cogvideox.commands import ROOT
 from cogvideox.config.load import load_config
+from cogvideox.conversion.diffusers_import.options import parse_options
 from cogvideox.errors import ConfigError
-from diffusers_import.options import parse_options
 
 CONFIGS = ROOT / "configs"
 

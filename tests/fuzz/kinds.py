@@ -13,6 +13,9 @@ import tiny
 import torch
 from cogvideox.config.compare import changed_settings
 from cogvideox.config.load import load_config, read_trained_model
+from cogvideox.conversion.diffusers_import.model_yaml import check_yamls
+from cogvideox.conversion.diffusers_import.options import parse_options
+from cogvideox.conversion.diffusers_import.plan import make_plan
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
@@ -28,9 +31,6 @@ from cogvideox.weights.lora_file import read_adapter
 from cogvideox.weights.lora_map import TARGETS
 from cogvideox.weights.manifest import write_checkpoint_manifest
 from cogvideox.weights.sat_folder import find_states_file, read_checkpoint, read_vae, write_checkpoint
-from diffusers_import.model_yaml import check_yamls
-from diffusers_import.options import parse_options
-from diffusers_import.plan import make_plan
 from fuzz.mutate import BYTES, HOSTILE_NAMES, REPLACED, TEXT, Mutation, json_values, yaml_tricks, yaml_values
 from PIL import Image
 from safetensors.torch import save_file

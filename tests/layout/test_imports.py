@@ -7,13 +7,25 @@ import re
 from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
-BASE = {"errors", "log", "geometry", "buckets", "commands", "stopping", "text_files", "user_files", "__init__"}
+BASE = {
+    "errors",
+    "log",
+    "geometry",
+    "buckets",
+    "released",
+    "commands",
+    "stopping",
+    "text_files",
+    "user_files",
+    "__init__",
+}
 ALLOWED = {
     "errors": {"stopping"},
     "stopping": set(),
     "log": set(),
     "geometry": set(),
     "buckets": {"geometry"},
+    "released": {"geometry"},
     "commands": set(),
     "text_files": set(),
     "user_files": {"errors", "text_files"},
@@ -24,6 +36,7 @@ ALLOWED = {
     "transformer": BASE | {"config", "weights", "parallel"},
     "model": BASE | LEAVES | {"vae", "transformer"},
     "sampling": BASE | LEAVES | {"vae", "transformer", "model"},
+    "conversion": BASE | LEAVES | {"vae", "transformer", "model"},
     "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling"},
 }
 # A package that costs seconds or memory to import, and the only places that may import it.
@@ -31,13 +44,19 @@ ONLY_IN = {
     "sat": {"transformer", "parallel", "training/optimizers.py"},
     "deepspeed": {"training/engine.py", "parallel/zero.py"},
     "decord": {"data/decode.py"},
-    "transformers": {"text"},
+    "transformers": {"text", "conversion/diffusers_export/verify.py"},
     "omegaconf": {"config"},
-    "diffusers": set(),
+    # What a conversion is verified with: one can train, sample and convert without it.
+    "diffusers": {
+        "conversion/compare.py",
+        "conversion/verification.py",
+        "conversion/diffusers_export/verify.py",
+        "conversion/diffusers_import/verify.py",
+    },
     "peft": set(),
 }
 # Rooms whose import must stay cheap: data workers, config checks and pure maths.
-WITHOUT_TORCH = {"config", "errors", "log", "geometry", "commands", "stopping", "text_files", "user_files"}
+WITHOUT_TORCH = {"config", "errors", "log", "geometry", "released", "commands", "stopping", "text_files", "user_files"}
 
 MODULES = read_modules(LIBRARY)
 

@@ -28,8 +28,10 @@ def test_functions_are_short() -> None:
 
 
 def test_entry_scripts_are_short() -> None:
-    scripts = {path.name: len(path.read_text().splitlines()) for path in SOURCE.glob("*.py")}
-    assert scripts and max(scripts.values()) <= MAX_SCRIPT_LINES, scripts
+    conversions = [path for path in ROOT.glob("tools/*.py") if "\nfrom cogvideox.conversion" in path.read_text()]
+    scripts = {path.name: len(path.read_text().splitlines()) for path in [*SOURCE.glob("*.py"), *conversions]}
+    long = {name: lines for name, lines in scripts.items() if lines > MAX_SCRIPT_LINES}
+    assert scripts and not long
 
 
 def test_no_drawers() -> None:

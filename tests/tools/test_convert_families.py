@@ -14,10 +14,9 @@ from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.sat_folder import read_checkpoint, write_checkpoint
 from convert_weight_sat2hf import main
 from tiny import FamilyOf
-from tiny_checkpoints import PREFIX
-from tools.conftest import FAMILIES
+from tiny_checkpoints import FAMILIES, PREFIX
 
-KIN = {
+NEAREST = {
     "2b": "CogVideoX-2B",
     "5b": "CogVideoX-5B",
     "5b_i2v": "CogVideoX-5B-I2V",
@@ -54,7 +53,11 @@ def test_pipeline(name: str, family_of: FamilyOf, tmp_path: Path, capsys: Any) -
     text = capsys.readouterr().out
     image = name.endswith("i2v")
     pipeline = "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline"
-    for figure in (f"{KIN[name]} layout of another size", "tensors equal bit by bit", f"pipeline: {pipeline} opens"):
+    for figure in (
+        f"{NEAREST[name]} layout of another size",
+        "tensors equal bit by bit",
+        f"pipeline: {pipeline} opens",
+    ):
         assert figure in text
     assert text.count("positions: largest difference") == (1 if name == "2b" else 2)
     assert "transformer: output differs by at most" in text
@@ -109,7 +112,7 @@ def test_weights_and_yaml_of_two_families(weights: str, yaml: str, family_of: Fa
     """T2V and I2V, 1.0 and 1.5, fixed and rotary positions."""
     if weights == yaml:
         return
-    with pytest.raises(ConfigError, match=f"holds {KIN[weights]} layout .* but the YAML says .*{YAML[weights]}"):
+    with pytest.raises(ConfigError, match=f"holds {NEAREST[weights]} layout .* but the YAML says .*{YAML[weights]}"):
         convert(family_of(weights), tmp_path / "out", "--base", family_of(yaml).model_yaml)
     assert list(tmp_path.iterdir()) == []
 

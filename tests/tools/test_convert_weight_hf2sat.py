@@ -15,20 +15,19 @@ import cogvideox
 import pytest
 import torch
 from cogvideox.config.load import load_config
+from cogvideox.conversion.diffusers_import import convert as convert_module
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
-from cogvideox.weights.families import FAMILIES as PUBLISHED
+from cogvideox.released import FAMILIES as PUBLISHED
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.safetensors_stream import Entry, write_model
 from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae
 from convert_weight_hf2sat import main
 from convert_weight_sat2hf import main as sat2hf
 from diffusers import CogVideoXTransformer3DModel
-from diffusers_import import convert as convert_module
 from huggingface_hub.errors import DryRunError
 from safetensors.torch import load_file, save_file
 from tiny import FamilyOf
-from tiny_checkpoints import PREFIX
-from tools.conftest import FAMILIES
+from tiny_checkpoints import FAMILIES, PREFIX
 
 Exported = Callable[[str], Path]
 STEM = "diffusion_pytorch_model"
@@ -104,11 +103,12 @@ def test_what_is_written_samples(exported: Exported, tmp_path: Path) -> None:
 
 def test_published_models_need_their_paths_only(family_of: FamilyOf, tmp_path: Path) -> None:
     """For a released model the YAML holds nothing but the include and three paths."""
-    from diffusers_import import model_yaml
+    from cogvideox import commands
+    from cogvideox.conversion.diffusers_import import model_yaml
 
     wanted = {"args.load": "/x", "model.scale_factor": 0.7, "model.network_config.params.num_layers": 42}
     for family in PUBLISHED[1:]:
-        assert model_yaml._differing(wanted, model_yaml.ROOT / family.yaml) == {"args": {"load": "/x"}}
+        assert model_yaml._differing(wanted, commands.ROOT / family.yaml) == {"args": {"load": "/x"}}
 
 
 @pytest.mark.parametrize("flag", ["--fp16", "--bf16"])

@@ -13,10 +13,10 @@ import pytest
 import tiny
 import torch
 from cogvideox.config.targets import instantiate
+from cogvideox.conversion.notes import MODEL_LEFT_OUT
 from cogvideox.errors import CheckpointError, ConfigError, run_cli
 from cogvideox.weights.hashes import FAST, SHA256, hash_of
 from cogvideox.weights.sat_folder import STATES_FILE, read_checkpoint, read_vae, write_checkpoint
-from conversion.notes import MODEL_LEFT_OUT
 from convert_weight_sat2hf import main
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 from huggingface_hub import RepoUrl
@@ -327,9 +327,9 @@ def test_positions_of_another_clip_size_are_noticed(checkpoints: Checkpoints, tm
 
 
 def test_broken_result_is_noticed(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    from diffusers_export.options import parse_options
-    from diffusers_export.plan import make_plan
-    from diffusers_export.verify import verify
+    from cogvideox.conversion.diffusers_export.options import parse_options
+    from cogvideox.conversion.diffusers_export.plan import make_plan
+    from cogvideox.conversion.diffusers_export.verify import verify
 
     family, out = checkpoints.family, tmp_path / "out"
     arguments = ("--checkpoint", family.transformer, "--base", family.model_yaml, "--only", "transformer")
@@ -486,8 +486,8 @@ def test_tokenizer_missing(checkpoints: Checkpoints, tmp_path: Path) -> None:
 
 
 def test_text_encoder_is_opened_before_anything_is_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    from diffusers_export.options import parse_options
-    from diffusers_export.plan import make_plan
+    from cogvideox.conversion.diffusers_export.options import parse_options
+    from cogvideox.conversion.diffusers_export.plan import make_plan
 
     shutil.copytree(checkpoints.family.t5, tmp_path / "t5")
     (tmp_path / "t5" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")

@@ -15,12 +15,12 @@ import yaml
 from cogvideox.config.load import load_config
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import instantiate
+from cogvideox.conversion.original_export.model_yaml import published_model
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.lora_map import is_adapter, plain_name
 from cogvideox.weights.sat_folder import read_checkpoint
 from config.conftest import PUBLISHED, ROOT
 from config.test_families import effective
-from original_export.model_yaml import published_model
 from tiny_checkpoints import ALPHA, PREFIX, RANK, Checkpoints
 
 FAMILIES = ("cogvideox_2b", "cogvideox_5b", "cogvideox_5b_i2v", "cogvideox1.5_5b", "cogvideox1.5_5b_i2v")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from cogvideox.conversion.lora.extract import decompose
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.weights.lora_file import read_adapter
 from cogvideox.weights.sat_folder import fingerprint, read_checkpoint, write_checkpoint
 from extract_lora import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_tools.extract import decompose
 from tiny_checkpoints import PREFIX, RANK, Checkpoints
 from torch import Tensor
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+from cogvideox.conversion.lora.source import run_yaml
 from cogvideox.weights.run_config import run_config_name
 from cogvideox.weights.sat_folder import find_states_file
 from convert_weight_sat2hf import main
-from lora_tools.source import run_yaml
 from tiny_checkpoints import Checkpoints
 
 

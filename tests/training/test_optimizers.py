@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.errors import ConfigError
 from cogvideox.training.optimizers import AdamSettings, build_adam, parameter_groups, read_optimizer
 from torch import nn
+from training.toy import checked
 
 
-def section(kind: str = "AdamW", **params: object) -> dict[str, object]:
-    return {"optimizer": {"type": kind, "params": {"lr": 1e-3, **params}}}
+def section(kind: str = "AdamW", **params: object) -> DeepSpeedSection:
+    return checked({"optimizer": {"type": kind, "params": {"lr": 1e-3, **params}}})
 
 
 def test_settings_are_read():
@@ -23,25 +25,8 @@ def test_settings_are_read():
 def test_deepspeeds_kernel_on_request_and_for_offload():
     own = read_optimizer(section(torch_adam=False))
     assert own.by_deepspeed and not own.is_offloaded
-    offload = {**section(), "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    offload = checked({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}})
     assert read_optimizer(offload).by_deepspeed and read_optimizer(offload).is_offloaded
-
-
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({}, "deepspeed.optimizer: missing"),
-        (section("Lion"), "deepspeed.optimizer.type: 'Lion' is not available; valid are AdamW"),
-        (section(momentum=1), "deepspeed.optimizer.params: unknown momentum; valid are lr"),
-        ({"optimizer": {"type": "AdamW"}}, "deepspeed.optimizer.params.lr: missing"),
-        (section(lr="fast"), "params.lr: 'fast' is not a number"),
-        (section(eps=-1), "params.eps: -1.0 must not be negative"),
-        (section(betas=[0.9]), r"params.betas: \[0.9\] must be two numbers"),
-    ],
-)
-def test_mistakes_are_named(given, message):
-    with pytest.raises(ConfigError, match=message):
-        read_optimizer(given)
 
 
 def test_biases_norms_and_position_tables_do_not_decay():

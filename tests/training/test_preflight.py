@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,4 +136,4 @@ def test_fp16(load: Any, monkeypatch: pytest.MonkeyPatch, device: str, gpu: bool
     else:
         with pytest.raises(ConfigError, match=message):
             check_precision(config)
-    check_precision(replace(config, deepspeed={}))
+    check_precision(load(f"args.device={device}"))

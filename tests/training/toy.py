@@ -6,6 +6,10 @@ import io
 from typing import Any
 
 import torch
+from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
+from cogvideox.config.report import Origin, Report
+from cogvideox.config.tree import build as tree
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
 from cogvideox.training.deepspeed_config import read_dtype
 from cogvideox.training.engine import TrainEngine
@@ -42,10 +46,19 @@ def section(
     }
 
 
+def checked(given: dict[str, Any]) -> DeepSpeedSection:
+    """As the check of a configuration hands the section on."""
+    report = Report()
+    section = read_deepspeed(tree(given, Origin("", None, "deepspeed")), report)
+    report.raise_if_any()
+    return section
+
+
 def build(given: dict[str, Any], groups: ProcessGroups | None = None, schedule: str = "constant") -> TrainEngine:
     groups = groups or start_process_groups("cpu")
-    model = Toy().to(read_dtype(given, groups.device))
-    return TrainEngine(model, given, read_optimizer(given), build_schedule(schedule, 20), groups)
+    section = checked(given)
+    model = Toy().to(read_dtype(section, groups.device))
+    return TrainEngine(model, section, read_optimizer(section), build_schedule(schedule, 20), groups)
 
 
 def inputs(step: int, samples: int = 4) -> Tensor:

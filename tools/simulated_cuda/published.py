@@ -8,38 +8,18 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import UserError
+from cogvideox.released import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "tests" / "fake_cuda" / "figures.json"
 WORKER = Path(__file__).with_name("worker.py")
 
 
-@dataclass(frozen=True)
-class Published:
-    """A model as it is shipped: its name for readers, and its files without `_lora`."""
-
-    title: str
-    clip: str
-    model: str
-    settings: str
-
-    def files(self, method: str) -> list[str]:
-        """method: lora or full."""
-        return [f"{self.model}_lora" if method == "lora" else self.model, self.settings]
-
-
-MODELS = {
-    "2b": Published("2B", "49 x 480 x 720", "cogvideox_2b", "sft"),
-    "5b": Published("5B", "49 x 480 x 720", "cogvideox_5b", "sft"),
-    "5b_i2v": Published("5B-I2V", "49 x 480 x 720", "cogvideox_5b_i2v", "sft"),
-    "1.5": Published("1.5", "81 x 768 x 1360", "cogvideox1.5_5b", "sft_1.5"),
-    "1.5_i2v": Published("1.5-I2V", "81 x 768 x 1360", "cogvideox1.5_5b_i2v", "sft_1.5"),
-}
+MODELS = {family.key: family for family in FAMILIES}  # the figures are kept under these keys
 METHODS = ("lora", "full")
 # As it is shipped, and what else the tables have: (GPUs, ZeRO stage).
 SHIPPED = (1, 2)
@@ -58,13 +38,27 @@ def key(gpus: int, stage: int) -> str:
     return f"{gpus} GPU, ZeRO {stage}"
 
 
+def title(model: Family) -> str:
+    """A model and the clip of its training, for readers."""
+    clip = model.generation.clip
+    return f"{model.short_name}, {clip.frames} x {clip.height} x {clip.width}"
+
+
+def files(model: Family, method: str) -> list[str]:
+    """The shipped files, as names in configs/ without their ending. method: lora or full."""
+    return [
+        Path(name).stem
+        for name in (model.lora_yaml if method == "lora" else model.yaml, model.generation.training_yaml)
+    ]
+
+
 def job(model: str, method: str, layout: tuple[int, int]) -> dict[str, Any]:
     """Memory, and for the shipped layout the work as well."""
     gpus, stage = layout
     return {
         "name": f"{model} {method}/{key(*layout)}",
         "kind": "work" if layout == SHIPPED else "memory",
-        "files": MODELS[model].files(method),
+        "files": files(MODELS[model], method),
         "overrides": [f"deepspeed.zero_optimization.stage={stage}"],
         "gpus": gpus,
     }
@@ -73,7 +67,7 @@ def job(model: str, method: str, layout: tuple[int, int]) -> dict[str, Any]:
 def placement_job(model: str, method: str) -> dict[str, Any]:
     """A look for device mistakes with two layers and a small clip."""
     name = f"{model} {method}/placement"
-    return {"name": name, "kind": "placement", "files": MODELS[model].files(method), "overrides": SMALL}
+    return {"name": name, "kind": "placement", "files": files(MODELS[model], method), "overrides": SMALL}
 
 
 def count(

@@ -25,7 +25,7 @@ TITLES = {
 
 def report(config: Config, memory: Memory, gpus: int) -> str:
     """Several lines, with the peak by part and the cards that it fits on."""
-    data, stage = config.data, (config.deepspeed.get("zero_optimization") or {}).get("stage", 0)
+    data, stage = config.data, config.deepspeed.stage
     assert data is not None, "training has data"
     height, width = data.video_size
     micro = memory.micro_batch

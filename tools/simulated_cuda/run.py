@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.schema import Config
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.training.engine import read_batch_sizes
@@ -93,7 +94,7 @@ def _short(config: Config, setting: Setting, folder: str) -> Config:
     deepspeed = {key: value for key, value in config.deepspeed.items() if key != "train_batch_size"}
     deepspeed["train_micro_batch_size_per_gpu"] = sizes.micro
     deepspeed["gradient_accumulation_steps"] = min(setting.accumulation, sizes.accumulation)
-    return replace(config, args=args, deepspeed=deepspeed)
+    return replace(config, args=args, deepspeed=DeepSpeedSection(deepspeed))
 
 
 @contextmanager

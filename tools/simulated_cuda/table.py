@@ -10,7 +10,19 @@ from typing import Any
 from cogvideox.errors import ConfigError
 
 from simulated_cuda.cards import GIB, smallest
-from simulated_cuda.published import FIGURES, LAYOUTS, METHODS, MODELS, ROOT, SHIPPED, count, job, key, placement_job
+from simulated_cuda.published import (
+    FIGURES,
+    LAYOUTS,
+    METHODS,
+    MODELS,
+    ROOT,
+    SHIPPED,
+    count,
+    job,
+    key,
+    placement_job,
+    title,
+)
 
 BEGIN, END = "<!-- counted: python tools/memory.py --table -->", "<!-- end of what is counted -->"
 PAGES = {"docs/memory.md": "full", "README.md": "short"}
@@ -73,7 +85,7 @@ def full_table(figures: Figures) -> list[str]:
             found = figures[f"{model} {method}"]
             training = [_gib(training_peak(found[key(*layout)]["memory"]["peaks"])) for layout in LAYOUTS]
             most = max(found[key(*SHIPPED)]["memory"]["peaks"].values())
-            rows.append([f"{published.title}, {published.clip}", _METHOD[method], *training, _gib(most)])
+            rows.append([title(published), _METHOD[method], *training, _gib(most)])
     return _lines(heads, rows)
 
 
@@ -81,7 +93,7 @@ def short_table(figures: Figures) -> list[str]:
     """One GPU and one of eight, with the smallest card."""
     rows = []
     for model, published in MODELS.items():
-        row = [f"{published.title}, {published.clip}"]
+        row = [title(published)]
         for method in METHODS:
             for layout in (SHIPPED, (8, 2)):
                 if (method, layout) != ("lora", (8, 2)):

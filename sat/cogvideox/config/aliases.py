@@ -139,7 +139,7 @@ EMBEDDER = Alias(
     defaults={"caption_dropout": 0.0},
 )
 
-# network_config.params.transformer_args: what SAT's transformer was told.
+# network_config.params.transformer_args: what SAT's transformer was given.
 TRANSFORMER_ARGS = Alias(
     fixed={"layernorm_order": "pre", "is_decoder": False, "model_parallel_size": 1},
     no_effect=frozenset({"vocab_size", "max_sequence_length", "skip_init"}),

@@ -8,6 +8,7 @@ from typing import Any
 
 from cogvideox.config.findings import Reporter
 from cogvideox.geometry import Geometry
+from cogvideox.released import V1_0
 
 ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
 SINCOS = "cogvideox.transformer.positions.SinCosPositionMixin"
@@ -59,7 +60,10 @@ def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
     """From the parameters of both nodes; {} stands for a component that is not given."""
     spatial = 2 ** (len(vae.get("ch_mult", (1, 2, 2, 4))) - 1)
     geometry = Geometry(vae.get("temporal_compression", 4), spatial, patch_triple(network))
-    grid = (network.get("latent_height", 60) * spatial, network.get("latent_width", 90) * spatial)
+    grid = (
+        network.get("latent_height", V1_0.latent_height) * spatial,
+        network.get("latent_width", V1_0.latent_width) * spatial,
+    )
     any_size = (positions(network).get("params") or {}).get("resize") == "interpolate"
     return ClipSizes(
         geometry=geometry,
@@ -85,7 +89,7 @@ def _longest(network: dict[str, Any], geometry: Geometry) -> int:
     """Pixel frames of the longest clip. Rotary tables hold a row for each latent frame, so that patches of 2
     reach twice as far: 81 frames are 21 rows, which 161 frames (42 padded latents) fill.
     """
-    latents = geometry.latent_frames(network.get("num_frames", 49))
+    latents = geometry.latent_frames(network.get("num_frames", V1_0.clip.frames))
     node = positions(network)
     rotary_only = node.get("target") == ROTARY and not (node.get("params") or {}).get("learnable_pos_embed")
     rows = latents if rotary_only else geometry.token_grid(latents, 0, 0)[0]

@@ -9,12 +9,13 @@ from typing import Any
 from cogvideox.config.buckets import read_buckets
 from cogvideox.config.clip_sizes import ROTARY, positions, read_sizes
 from cogvideox.config.findings import Findings
+from cogvideox.config.generation import check_frame_rate
 from cogvideox.config.image_input import check_image_input
-from cogvideox.config.released import check_frame_rate
 from cogvideox.config.report import suggestion
 from cogvideox.config.schema import Config, SampleArgs
 from cogvideox.config.signatures import read_signature
 from cogvideox.geometry import Geometry
+from cogvideox.released import V1_0
 
 _NETWORK = "model.network_config.params"
 _VAE = "model.first_stage_config.params"
@@ -43,8 +44,8 @@ def check_consistency(config: Config, findings: Findings) -> None:
     encoder = (model.conditioner_config["params"].get("encoder") or {}).get("params")
     if network and encoder:
         path = "model.conditioner_config.params.encoder.params.max_length"
-        expected = network.get("text_length", 226)
-        findings.equal(path, encoder.get("max_length", 226), "the network's text_length", expected)
+        expected = network.get("text_length", V1_0.text_length)
+        findings.equal(path, encoder.get("max_length", V1_0.text_length), "the network's text_length", expected)
     sizes = read_sizes(network, vae)
     if config.data is not None:
         sizes.check_size("data.video_size", config.data.video_size, findings)
@@ -93,7 +94,9 @@ def _check_network(network: dict[str, Any], findings: Findings) -> None:
     elif isinstance(patch, Sequence) and patch[0] > 2:
         findings.error(f"{_NETWORK}.patch_size", f"patches hold 1 or 2 latent frames, not {patch[0]}")
     # The table's frames, which patches of 2 needn't divide: 81 frames are 21 rows.
-    problem = Geometry(network.get("temporal_compression", 4)).frames_problem(network.get("num_frames", 49))
+    problem = Geometry(network.get("temporal_compression", 4)).frames_problem(
+        network.get("num_frames", V1_0.clip.frames)
+    )
     if problem:
         findings.error(f"{_NETWORK}.num_frames", problem)
     modules = network.get("modules") or {}
@@ -110,7 +113,7 @@ def _check_network(network: dict[str, Any], findings: Findings) -> None:
 
 def _check_precision(config: Config, network: dict[str, Any], findings: Findings) -> None:
     """The rotary families were trained in bf16."""
-    fp16 = config.args.fp16 if config.kind == "sample" else config.deepspeed.get("fp16", {}).get("enabled")
+    fp16 = config.args.fp16 if config.kind == "sample" else config.deepspeed.precision == "fp16"
     if fp16 and positions(network).get("target") == ROTARY:
         path = "args.fp16" if config.kind == "sample" else "deepspeed.fp16.enabled"
         text = "CogVideoX 5B and 1.5 were trained in bf16 and overflow in fp16 (NaN, black video)"

@@ -1,4 +1,4 @@
-"""Section `deepspeed`: checked and completed to what `deepspeed.initialize(config=...)` takes.
+"""Section `deepspeed`: checked and completed once, and handed on as an object that needs no second check.
 
 DeepSpeed checks the keys inside its blocks but not at its top level, where a misplaced key is ignored.
 """
@@ -9,6 +9,7 @@ import ast
 from typing import Any
 
 from cogvideox.config.aliases import OPTIMIZER_ALIASES
+from cogvideox.config.deepspeed_settings import DeepSpeedSection, is_offloaded
 from cogvideox.config.report import Report
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
@@ -54,6 +55,62 @@ _ZERO: dict[str, str] = {
     "round_robin_gradients": "bool",
     "ignore_unused_parameters": "bool",
 }
+# Keys of DeepSpeed's own, here and at the top level, that this program doesn't use: passed on, with a warning.
+_ZERO_PASSED = frozenset(
+    (
+        "use_multi_rank_bucket_allreduce",
+        "compute_grad_norm",
+        "zenflow",
+        "cpu_offload_param",
+        "cpu_offload_use_pin_memory",
+        "prefetch_bucket_size",
+        "param_persistence_threshold",
+        "model_persistence_threshold",
+        "max_live_parameters",
+        "max_reuse_distance",
+        "gather_16bit_weights_on_model_save",
+        "module_granularity_threshold",
+        "use_all_reduce_for_fetch_params",
+        "allgather_sequential",
+        "stage3_gather_fp16_weights_on_model_save",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_model_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_gather_16bit_weights_on_model_save",
+        "stage3_module_granularity_threshold",
+        "stage3_use_all_reduce_for_fetch_params",
+        "stage3_allgather_sequential",
+        "legacy_stage1",
+        "parameter_alignment",
+        "zero_hpz_partition_size",
+        "zero_quantized_weights",
+        "zero_quantized_nontrainable_weights",
+        "zero_quantized_gradients",
+        "memory_efficient_linear",
+        "pipeline_loading_checkpoint",
+        "override_module_apply",
+        "log_trace_cache_warnings",
+        "enable_sanity_checks",
+        "save_muon_momentum_buffer_in_memory",
+        "leaf_module",
+    )
+)
+_TOP_LEVEL_PASSED = frozenset(
+    (
+        "checkpoint",
+        "dataloader_drop_last",
+        "disable_allgather",
+        "disable_python_gc",
+        "gradient_allreduce_op",
+        "log_level",
+        "memory_breakdown",
+        "seq_parallel_communication_data_type",
+        "torch_autocast",
+        "use_data_before_expert_parallelism",
+    )
+)
 _FP16: dict[str, str] = {
     "enabled": "bool",
     "auto_cast": "bool",
@@ -109,14 +166,15 @@ _ZERO_DEFAULTS: dict[str, Any] = {
 _OPTIMIZER_DEFAULTS: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-4}
 
 
-def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
-    """The completed dict. Problems go to the report; values that fail are left at their defaults."""
-    given = _block(node, _TOP_LEVEL, report, allowed_beside=(*_LOSS_SCALE_KEYS, "scheduler"))
+def read_deepspeed(node: Node | None, report: Report) -> DeepSpeedSection:
+    """The completed section. Problems go to the report; values that fail are left at their defaults."""
+    beside = (*_LOSS_SCALE_KEYS, "scheduler")
+    given = _block(node, _TOP_LEVEL, report, allowed_beside=beside, passed=_TOP_LEVEL_PASSED)
     result: dict[str, Any] = {**_DEFAULTS, **given}
-    if "train_batch_size" in given:  # DeepSpeed derives the factor that is not given from the number of processes
-        for key in _BATCH_FACTORS:
-            if key not in given:
-                del result[key]
+    if "train_batch_size" in given:  # a factor that is not given follows from the number of processes
+        derived = next((key for key in _BATCH_FACTORS if key not in given), None)
+        if derived is not None:
+            del result[derived]
     result["zero_optimization"] = _read_zero(node, report)
     result["fp16"] = {"enabled": False, **_block(_child(node, "fp16"), _FP16, report)}
     result["bf16"] = {"enabled": False, **_block(_child(node, "bf16"), _BF16, report)}
@@ -124,7 +182,7 @@ def read_deepspeed(node: Node | None, report: Report) -> dict[str, Any]:
     result["data_types"] = _read_data_types(_child(node, "data_types"), result, report)
     _check_ranges(node, result, report)
     _warn_misplaced(node, report)
-    return result
+    return DeepSpeedSection(result)
 
 
 def _child(node: Node | None, name: str) -> Node | None:
@@ -133,9 +191,13 @@ def _child(node: Node | None, name: str) -> Node | None:
 
 
 def _block(
-    node: Node | None, types: dict[str, str], report: Report, allowed_beside: tuple[str, ...] = ()
+    node: Node | None,
+    types: dict[str, str],
+    report: Report,
+    allowed_beside: tuple[str, ...] = (),
+    passed: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """The keys of one mapping that are known and of the right type."""
+    """The keys of one mapping that are known and of the right type, and those that are passed on as they are."""
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
@@ -144,7 +206,10 @@ def _block(
     values = {}
     for key, child in node.value.items():
         if key not in types:
-            if key not in allowed_beside:
+            if key in passed:
+                values[key] = child.plain()
+                report.warn(child.origin, "goes to DeepSpeed as it is: this program doesn't check it")
+            elif key not in allowed_beside:
                 report.unknown(child.origin, key, types)
             continue
         try:
@@ -161,13 +226,14 @@ def _listed(value: Any) -> Any:
 
 def _read_zero(node: Node | None, report: Report) -> dict[str, Any]:
     block = _child(node, "zero_optimization")
-    given = _block(block, _ZERO, report)
+    given = _block(block, _ZERO, report, passed=_ZERO_PASSED)
     offload = given.pop("cpu_offload", False)
     if offload:
         given.setdefault("offload_optimizer", {"device": "cpu", "pin_memory": True})
     zero = {**_ZERO_DEFAULTS, **given}
     if block is not None and zero["stage"] not in ZERO_STAGES:
         report.error(block.value["stage"].origin, f"must be 0, 1 or 2, not {zero['stage']}: {_ZERO_3}")
+        zero["stage"] = _ZERO_DEFAULTS["stage"]
     return zero
 
 
@@ -190,12 +256,11 @@ def _read_data_types(node: Node | None, result: dict[str, Any], report: Report) 
     own, or DeepSpeed would need the device's memory for it that the offload is to save."""
     zero, params = result["zero_optimization"], result["optimizer"]["params"]
     weights = next((name for name in ("bf16", "fp16") if result[name]["enabled"]), "fp32")
-    is_offloaded = ((zero.get("offload_optimizer") or {}).get("device") or "none") != "none"
     # DeepSpeed's own kernel without ZeRO: it refuses to sum in anything else. (fp16 runs with stage 1.)
     is_bound = zero["stage"] == 0 and weights == "bf16" and not params.get("torch_adam", True)
     given = _block(node, _DATA_TYPES, report).get("grad_accum_dtype")
     if given is None:
-        return {"grad_accum_dtype": weights if is_offloaded or is_bound else "fp32"}
+        return {"grad_accum_dtype": weights if is_offloaded(zero) or is_bound else "fp32"}
     named = next((name for name, words in _PRECISIONS.items() if given.lower() in words), given)
     valid = [weights] if is_bound else list(dict.fromkeys(["fp32", weights]))
     if named not in valid:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from cogvideox.config.consistency import check_consistency
 from cogvideox.config.deepspeed_section import read_deepspeed
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.familiar_words import meant
 from cogvideox.config.findings import Findings
 from cogvideox.config.layers import translate_layers
@@ -236,13 +237,13 @@ def _read_sections(root: Node, kind: Kind, report: Report, *, published: bool, p
     return config
 
 
-def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: dict[str, Any] | None) -> str:
+def resolved_yaml(args: Any, model: ModelConfig, data: DataConfig | None, deepspeed: DeepSpeedSection | None) -> str:
     """The values in force as YAML that can be loaded again."""
     sections = {
         "args": dataclasses.asdict(args),
         "model": dataclasses.asdict(model),
         "data": None if data is None else dataclasses.asdict(data),
-        "deepspeed": deepspeed,
+        "deepspeed": None if deepspeed is None else deepspeed.as_dict(),
     }
     return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in sections.items() if value is not None}))
 

@@ -14,6 +14,7 @@ from cogvideox.config.clip_sizes import patch_triple
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Config, SampleArgs, data_entries
 from cogvideox.config.tree import Node, find
+from cogvideox.released import FAMILIES
 from cogvideox.user_files import is_possible, shown, shown_path
 
 _VAE = "model.first_stage_config.params.ckpt_path"
@@ -23,11 +24,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _OWNERS = ("thudm", "zai-org")
 # By width of the network, latent frames in a patch and image input.
 _HUB_MODELS = {
-    (1920, 1, False): "THUDM/CogVideoX-2b",
-    (3072, 1, False): "THUDM/CogVideoX-5b",
-    (3072, 1, True): "THUDM/CogVideoX-5b-I2V",
-    (3072, 2, False): "THUDM/CogVideoX1.5-5B",
-    (3072, 2, True): "THUDM/CogVideoX1.5-5B-I2V",
+    (each.hidden_size, each.generation.frames_per_patch, each.image_input): each.hub_name for each in FAMILIES
 }
 
 
@@ -71,8 +68,8 @@ def _error(path: str, text: str, root: Node, report: Report) -> None:
 def _how_to_get_weights(config: Config) -> str:
     """One command, where the model is a published one; where to write other places, in any case."""
     load, network = config.args.load or "", config.model.network_config["params"]
-    key = (network.get("hidden_size", 0), patch_triple(network)[0], config.model.noised_image_input)
-    name = load if _is_hub_name(load) else _HUB_MODELS.get(key)
+    model = (network.get("hidden_size", 0), patch_triple(network)[0], config.model.noised_image_input)
+    name = load if _is_hub_name(load) else _HUB_MODELS.get(model)
     elsewhere = "set these keys to where they are"
     if name is None:
         return elsewhere

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.limits import at_least, name_problem, seed_problem, share
+from cogvideox.released import COGVIDEOX_2B, V1_0
 
 Kind = Literal["train", "sample"]
 # {"target": "package.module.Class", "params": {...}}: what YAML says about one component. A parameter that is
@@ -201,9 +203,9 @@ class SampleArgs:
     num_samples: int = 1
     batch_size: int = 1
     # the video; a 1.5 model has its own defaults (released.py)
-    sampling_image_size: tuple[int, int] | None = (480, 720)
-    sampling_num_frames: int = 13
-    sampling_fps: int = 8
+    sampling_image_size: tuple[int, int] | None = (V1_0.clip.height, V1_0.clip.width)
+    sampling_num_frames: int = V1_0.sampling_num_frames
+    sampling_fps: int = round(V1_0.clip.fps)
     latent_channels: int = 16
     num_steps: int | None = None
     guidance_scale: float | None = None
@@ -237,9 +239,9 @@ class DataConfig:
     bucket go into a micro batch as have so many video tokens, at least one; None: as many as deepspeed says.
     """
 
-    video_size: tuple[int, int] = (480, 720)
-    fps: float = 8.0
-    max_num_frames: int = 49
+    video_size: tuple[int, int] = (V1_0.clip.height, V1_0.clip.width)
+    fps: float = float(V1_0.clip.fps)
+    max_num_frames: int = V1_0.clip.frames
     skip_frms_num: float = 3.0
     reader: Literal["pyav", "decord"] = "pyav"
     short_clips: Literal["error", "skip", "pad"] = "skip"
@@ -285,7 +287,7 @@ class ModelConfig:
             "params": {"guidance": {"target": "cogvideox.diffusion.guidance.DynamicGuidance", "params": {}}},
         }
     )
-    scale_factor: float = 1.15258426
+    scale_factor: float = COGVIDEOX_2B.scale_factor
     not_trainable_prefixes: list[str] = field(default_factory=lambda: ["first_stage_model", "conditioner"])
     log_keys: list[str] = field(default_factory=list)
     lr_scale: float | None = None
@@ -301,7 +303,7 @@ class ModelConfig:
 
     def problems(self) -> Problems:
         if self.scale_factor <= 0:
-            yield "scale_factor", f"must be more than 0 (2B: 1.15258426), not {self.scale_factor:g}"
+            yield "scale_factor", f"must be more than 0 (2B: {COGVIDEOX_2B.scale_factor}), not {self.scale_factor:g}"
         yield from at_least(self, 1, "en_and_decode_n_samples_a_time")
         yield from share(self, "noised_image_dropout")
         if self.image_latent_scale is not None and self.image_latent_scale <= 0:
@@ -323,7 +325,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration. `deepspeed` is what `deepspeed.initialize(config=...)` takes.
+    """A checked configuration.
 
     `resolved_yaml` is the text for the run folder: every key with the value in force, in our names. It
     can be loaded again. `warnings` and `notices` are what `load_config` has logged; `files` and `overrides` what it was
@@ -334,7 +336,7 @@ class Config:
     args: Any  # TrainArgs or SampleArgs, by kind; `train_args` and `sample_args` give it typed
     model: ModelConfig
     data: DataConfig | None
-    deepspeed: dict[str, Any]
+    deepspeed: DeepSpeedSection
     resolved_yaml: str
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cogvideox.config.released import has_deep_patches, settle_sampling_defaults
+from cogvideox.config.generation import has_deep_patches, settle_sampling_defaults
 from cogvideox.config.report import Origin, Report
 from cogvideox.config.schema import Kind
 from cogvideox.config.tree import Node, build, find, put

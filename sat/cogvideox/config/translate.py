@@ -22,7 +22,7 @@ from cogvideox.config.tree import Node
 
 _DATASET = "data_video.SFTDataset"
 _SCHEDULE_DEFAULTS = {"shift_scale": 3.0, "num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
-# How the VAE's encoder and decoder are told the same things twice.
+# How the VAE's encoder and decoder are given the same settings twice.
 _CODERS = ("encoder_config", "decoder_config")
 # Parameters of the positions that published files may hold on the network.
 _INTERPOLATION = ("height_interpolation", "width_interpolation", "time_interpolation")

@@ -19,7 +19,7 @@ class Guidance(Protocol):
     """The strength of each step of a sampler."""
 
     def scale_at(self, timestep: int, step: int) -> float:
-        """timestep: what the network is told, 999 first; step: 0 first. 1.0 means no guidance."""
+        """timestep: what the network is given, 999 first; step: 0 first. 1.0 means no guidance."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -23,7 +23,7 @@ Spacing = Literal["trailing", "linear_quadratic"]
 class SamplingSchedule:
     """The levels a sampler walks through, from noise to clean. All tensors live on the CPU.
 
-    timesteps: int64 [n], descending; what the network is told.
+    timesteps: int64 [n], descending; what the network is given.
     sqrt_alpha_bar: fp32 [n + 1], ascending; step i goes from level i to level i + 1; the last is 1.0.
     denoiser_sqrt_alpha_bar: fp32 [n]; level i rounded to the nearest entry of the training table, which turns
     v into a clean latent.

@@ -9,9 +9,10 @@ from typing import Any
 from cogvideox.errors import CheckpointError
 from cogvideox.log import amount, get_logger
 from cogvideox.model.video_diffusion import VideoDiffusion
+from cogvideox.released import FAMILIES
 from cogvideox.transformer.lora import LoraLinear
-from cogvideox.weights.base import LoraFacts, find_base, lora_facts, open_base
-from cogvideox.weights.families import FAMILIES, TRANSFORMER_PREFIX
+from cogvideox.weights.base import LoraFacts, find_base, lora_facts, with_bases
+from cogvideox.weights.families import TRANSFORMER_PREFIX
 from cogvideox.weights.key_rules import KeyReport, check_module, load_module, select_prefix
 from cogvideox.weights.lora_map import is_adapter, parse_sat, plain_name
 from cogvideox.weights.sat_folder import SatCheckpoint, fingerprint, read_checkpoint
@@ -32,7 +33,7 @@ def load_transformer(
     Raises: CheckpointError when something is missing, belongs to another model, or the base is not the one that the
     checkpoint was trained on.
     """
-    report = _load(model, read_checkpoint(load_path, iteration), (), bases)
+    report = _load(model, read_checkpoint(load_path, iteration), bases)
     if report.new_adapter:  # the last file had none, and no other was to bring some
         logger.info("%d new LoRA matrices, which change nothing until they are trained", len(report.new_adapter))
     return report
@@ -43,8 +44,7 @@ def check_transformer(model: VideoDiffusion, load_path: str | Path, iteration: i
     memory yet; a base that the checkpoint names is not looked at. Raises: CheckpointError."""
     checkpoint = read_checkpoint(load_path, iteration)
     lora = _check_adapters(model, checkpoint)
-    has_base = checkpoint.extra.get("base") is not None
-    if has_base and _is_partial(model, checkpoint):
+    if _needs_base(model, checkpoint):
         return  # the base tells the better story of a model of another family
     if lora is not None and checkpoint.extra.get("lora"):
         _check_alpha(model, lora, checkpoint.path)
@@ -72,19 +72,31 @@ def base_reference(
     return {"path": str(checkpoint.path.resolve()), "sha256": fingerprint(checkpoint.path)}
 
 
-def _load(
-    model: VideoDiffusion, checkpoint: SatCheckpoint, seen: tuple[Path, ...], bases: Sequence[str | Path]
-) -> KeyReport:
-    lora = _check_adapters(model, checkpoint)
-    base = checkpoint.extra.get("base")
-    partial = base is not None and _is_partial(model, checkpoint)
-    if partial:
-        below = open_base(checkpoint, seen, bases)
-        logger.info("%s was trained on %s, which comes first", checkpoint.path, below.path)
-        try:
-            _load(model, below, (*seen, checkpoint.path), bases)
-        except CheckpointError as error:
-            raise CheckpointError(f"the base of {checkpoint.path} can't be loaded: {error}") from error
+def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, bases: Sequence[str | Path]) -> KeyReport:
+    """From the lowest base up. Adapters that have no place are known before anything is loaded."""
+    files: list[tuple[SatCheckpoint, LoraFacts | None]] = []
+    above: list[Path] = []  # the files that led to the one that is looked at
+    try:
+        for each in with_bases(checkpoint, lambda found: _needs_base(model, found), bases):
+            if files:
+                above.append(files[-1][0].path)
+                logger.info("%s was trained on %s, which comes first", above[-1], each.path)
+            files.append((each, _check_adapters(model, each)))
+        report = _load_file(model, *files.pop(), partial=False)
+        while files:
+            above.pop()
+            report = _load_file(model, *files.pop(), partial=True)
+    except CheckpointError as error:
+        if not above:
+            raise
+        text = str(error)
+        for path in reversed(above):
+            text = f"the base of {path} can't be loaded: {text}"
+        raise CheckpointError(text) from error
+    return report
+
+
+def _load_file(model: VideoDiffusion, checkpoint: SatCheckpoint, lora: LoraFacts | None, *, partial: bool) -> KeyReport:
     if lora is not None and checkpoint.extra.get("lora"):
         _check_alpha(model, lora, checkpoint.path)  # after the base, which tells the better story of another family
     what = "adapters" if all(map(is_adapter, select_prefix(checkpoint.module, TRANSFORMER_PREFIX))) else "transformer"
@@ -94,8 +106,10 @@ def _load(
     )
 
 
-def _is_partial(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
-    """Whether weights other than adapters, which the model has, are not in the checkpoint."""
+def _needs_base(model: VideoDiffusion, checkpoint: SatCheckpoint) -> bool:
+    """Whether the checkpoint names a base, and lacks weights of the model that are no adapters."""
+    if checkpoint.extra.get("base") is None:
+        return False
     # Not base.is_complete, which has only the checkpoint's names: none of these tells that the model wants a position
     # table, or the embeddings of a family (ofs_embed) of which nothing is stored. Here the model says so.
     stored = {plain_name(name) for name in select_prefix(checkpoint.module, TRANSFORMER_PREFIX)}
@@ -121,7 +135,7 @@ def _check_adapters(model: VideoDiffusion, checkpoint: SatCheckpoint) -> LoraFac
     if width != network.hidden_size or layers > network.num_layers:
         owners = [each for each in FAMILIES if (each.hidden_size, each.num_layers) == (width, layers)]
         fits = f"it is for {' or '.join(each.name for each in owners)}: use " if owners else "use the YAML of its model"
-        yamls = " or ".join(each.yaml.replace(".yaml", "_lora.yaml") for each in owners)
+        yamls = " or ".join(each.lora_yaml for each in owners)
         raise CheckpointError(
             f"{checkpoint.path} holds a LoRA for {layers} layers of width {width}, but the configuration describes "
             f"{network.num_layers} of width {network.hidden_size}; {fits}{yamls}"

@@ -38,7 +38,7 @@ def advise_on_memory(*advice: str) -> Iterator[None]:
 def training_advice(config: Config, processes: int) -> list[str]:
     """What takes less memory in this training run and is not in force yet; what costs least comes first."""
     args, section, data = config.train_args, config.deepspeed, config.data
-    zero, is_lora = section.get("zero_optimization") or {}, has_lora(config.model)
+    is_lora, precision = has_lora(config.model), section.precision
     micro = section.get("train_micro_batch_size_per_gpu") or 1
     advice = _encoders_advice(config.model, args)
     if not args.checkpoint_activations:
@@ -51,11 +51,10 @@ def training_advice(config: Config, processes: int) -> list[str]:
         advice.append(f"{keys} (the same batch, one clip at a time)")
     if args.eval_prompts:
         advice += _sampler_advice(config.model)
-    if processes > 1 and zero.get("stage", 0) < 2:
+    if processes > 1 and section.stage < 2:
         advice.append(f"deepspeed.zero_optimization.stage=2 (optimizer and gradients divided by {processes})")
     if not is_lora:
-        if (section.get("data_types") or {}).get("grad_accum_dtype") == "fp32" and _is_16_bit(section):
-            precision = "bf16" if section["bf16"]["enabled"] else "fp16"
+        if section.gradient_sums == "fp32" and precision != "fp32":
             advice.append(f"deepspeed.data_types.grad_accum_dtype={precision} (2 bytes less per weight)")
         advice.append("a LoRA (configs/*_lora.yaml) instead of all weights")
         if processes == 1:
@@ -104,10 +103,6 @@ def _sampler_advice(model: ModelConfig) -> list[str]:
     if not vae.get("offload_chunks"):
         advice.append(f"{_VAE}.offload_chunks=true (with tiles, 5.4 GiB)")
     return advice
-
-
-def _is_16_bit(section: dict[str, Any]) -> bool:
-    return any((section.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
 
 
 def _params(node: dict[str, Any]) -> dict[str, Any]:

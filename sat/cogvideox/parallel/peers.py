@@ -1,4 +1,4 @@
-"""Which of the other processes live, told by connections of their own.
+"""Which of the other processes live, as connections of their own show.
 
 Processes wait for each other in collectives, and one may rightly wait for hours while another samples one more video.
 So waiting says nothing. Here every process keeps a connection to rank 0 in a thread: it breaks at once when a process

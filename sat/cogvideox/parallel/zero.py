@@ -1,4 +1,4 @@
-"""What DeepSpeed is told before it starts, and the optimizer state that it spreads over ranks.
+"""What DeepSpeed is given before it starts, and the optimizer state that it spreads over ranks.
 
 ZeRO 0 keeps one whole copy of the optimizer state per process; ZeRO 1 and 2 keep a slice each, as flat 1-D tensors. A
 saved state is plain numbers and tensors, so that it can be read back with `weights_only=True`.

@@ -12,10 +12,11 @@ from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
 from cogvideox.errors import DataError
 from cogvideox.geometry import Geometry
+from cogvideox.released import V1_0, V1_5
 from cogvideox.sampling.prompts import Prompt
 
-# CogVideoX1.5's table of positions reaches 2400 pixels, but its clips had a short side of 768.
-_TRAINED_SHORT_SIDE = 768
+# CogVideoX1.5's table of positions reaches 2400 pixels, but its clips had this short side (768).
+_TRAINED_SHORT_SIDE = min(V1_5.clip.height, V1_5.clip.width)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def size_rule(model: ModelConfig) -> SizeRule:
     far beyond its training sizes): 480 for 1.0 and 768 for 1.5."""
     network = model.network_config["params"]
     sizes = read_sizes(network, model.first_stage_config["params"])
-    configured = min(network.get("latent_height", 60), network.get("latent_width", 90))
+    configured = min(network.get("latent_height", V1_0.latent_height), network.get("latent_width", V1_0.latent_width))
     short_side = min(configured * sizes.geometry.spatial_compression, _TRAINED_SHORT_SIDE)
     return SizeRule(short_side, sizes.geometry, sizes.largest)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
 
@@ -42,21 +43,14 @@ class EngineConfig:
     accumulate: torch.dtype | None = None
 
 
-def read_dtype(section: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """Precision of the weights: bf16 or fp16 when the DeepSpeed section enables it, else fp32.
-
-    Raises:
-        ConfigError: both enabled, or fp16 on the CPU.
-    """
-    bf16, fp16 = (_is_enabled(section, name) for name in ("bf16", "fp16"))
-    if bf16 and fp16:
-        raise ConfigError("deepspeed: bf16.enabled and fp16.enabled exclude each other; enable one")
-    if fp16 and device.type == "cpu":
+def read_dtype(section: DeepSpeedSection, device: torch.device) -> torch.dtype:
+    """Precision of the weights. Raises: ConfigError for fp16 on the CPU."""
+    if section.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither for "
             "fp32"
         )
-    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+    return _DTYPES[section.precision]
 
 
 def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
@@ -67,12 +61,13 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
     """
     total, micro = section.get("train_batch_size"), section.get("train_micro_batch_size_per_gpu")
     accumulation = section.get("gradient_accumulation_steps")
-    if total is None or (micro is not None and accumulation is not None):
-        sizes = BatchSizes(micro or 1, accumulation or 1, processes)
+    if micro is not None and accumulation is not None:
+        sizes = BatchSizes(micro, accumulation, processes)
     elif micro is not None:
         sizes = BatchSizes(micro, total // (micro * processes), processes)
     else:
-        sizes = BatchSizes(total // ((accumulation or 1) * processes), accumulation or 1, processes)
+        assert accumulation is not None, "the checked section has one of the factors"
+        sizes = BatchSizes(total // (accumulation * processes), accumulation, processes)
     if min(sizes.micro, sizes.accumulation) < 1 or (total is not None and sizes.effective != total):
         raise ConfigError(
             f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x gradient_accumulation_steps "
@@ -82,23 +77,15 @@ def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
 
 
 def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int, *, by_deepspeed: bool) -> EngineConfig:
-    """The section completed for DeepSpeed, and the part that is ours.
+    """The checked section made ready for DeepSpeed, and the part that is ours.
 
     Args:
         trainable: elements of all weights that train.
-        by_deepspeed: the optimizer is DeepSpeed's own, which nobody can tell to skip a step.
-
-    Raises:
-        ConfigError: a ZeRO stage other than 0, 1, 2; a `scheduler` section.
+        by_deepspeed: the optimizer is DeepSpeed's own, which can't be made to skip a step.
     """
     config = copy.deepcopy(dict(section))
-    zero = config["zero_optimization"] = dict(config.get("zero_optimization") or {})
-    stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2):
-        raise ConfigError(f"deepspeed.zero_optimization.stage: {stage} is not supported; valid are 0, 1, 2")
-    if config.pop("scheduler", None):
-        raise ConfigError("deepspeed.scheduler: not used here; set args.lr_schedule and args.warmup_steps instead")
-    config.pop("optimizer", None)
+    zero, stage = config["zero_optimization"], config["zero_optimization"]["stage"]
+    del config["optimizer"]
     config.update(
         train_batch_size=sizes.effective,
         train_micro_batch_size_per_gpu=sizes.micro,
@@ -106,28 +93,27 @@ def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int,
         # It would wait for the device twice per micro batch, to measure a speed that is not shown.
         timers={"throughput": {"enabled": False}},
     )
-    config.setdefault("steps_per_print", None)
     _limit_buckets(zero, trainable)
-    bf16, fp16 = (_is_enabled(config, name) for name in ("bf16", "fp16"))
+    bf16, fp16 = (config[name]["enabled"] for name in ("bf16", "fp16"))
     if stage == 0 and fp16:
         # Without ZeRO, DeepSpeed 0.19 divides fp16 gradients by a loss scale that it never applied to the loss.
         # Stage 1 computes the same thing, right; on one process it also needs the same memory.
         _log.info("fp16 runs with ZeRO stage 1: DeepSpeed scales no fp16 loss at stage 0")
         zero["stage"] = 1
-    sums = (config.get("data_types") or {}).get("grad_accum_dtype") or ("bf16" if bf16 else "fp16" if fp16 else "fp32")
-    if zero.get("stage", 0) < 2:  # one communication per step, of what was summed
+    sums = config["data_types"]["grad_accum_dtype"]
+    if zero["stage"] < 2:  # one communication per step, of what was summed
         config["communication_data_type"] = config.get("communication_data_type") or sums
     is_plain = stage == 0 and not (bf16 or fp16)  # DeepSpeed steps the optimizer and no more
     if fp16 or (by_deepspeed and not is_plain):  # fp16's loss scale is found on the host, from the norm
         return EngineConfig(config, is_guarded=False)
-    clip = float(config.get("gradient_clipping", 0.0))
+    clip = config["gradient_clipping"]
     config["gradient_clipping"] = 0.0
     if stage > 0 or is_plain:
         if bf16:
             config["bf16"] = {**config["bf16"], "check_grad_overflow": False}  # the guard does
         return EngineConfig(config, is_guarded=True, clip=clip)
     # For DeepSpeed this is an fp32 run whose optimizer keeps its weights elsewhere.
-    config.pop("data_types", None)
+    del config["data_types"]
     del config["bf16"]
     return EngineConfig(config, is_guarded=True, clip=clip, accumulate=_DTYPES[sums])
 
@@ -137,8 +123,4 @@ def _limit_buckets(zero: dict[str, Any], trainable: int) -> None:
     trains. (It wants even numbers.)"""
     most = trainable + trainable % 2
     for key in ("reduce_bucket_size", "allgather_bucket_size"):
-        zero[key] = min(int(zero.get(key, most)), most)
-
-
-def _is_enabled(section: Mapping[str, Any], name: str) -> bool:
-    return bool((section.get(name) or {}).get("enabled", False))
+        zero[key] = min(zero[key], most)

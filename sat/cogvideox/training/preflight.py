@@ -39,7 +39,7 @@ def check_run(config: Config) -> list[str]:
 def check_precision(config: Config) -> None:
     """Raises: ConfigError for fp16 where no GPU is."""
     device = config.train_args.device
-    if not (config.deepspeed.get("fp16") or {}).get("enabled", False):
+    if config.deepspeed.precision != "fp16":
         return
     if device == "cpu" or (device == "auto" and not has_gpu()):
         which = (

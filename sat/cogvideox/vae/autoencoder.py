@@ -20,7 +20,7 @@ from cogvideox.log import amount, get_logger
 from cogvideox.vae.decode_memory import Choice, DecodePieces, choose_pieces, decode_options
 from cogvideox.vae.decoder import Decoder
 from cogvideox.vae.encoder import Encoder
-from cogvideox.vae.pieces import Passage
+from cogvideox.vae.pieces import PieceRunner
 from cogvideox.vae.posterior import DiagonalGaussian
 from cogvideox.vae.tiling import check_tile, tile_grid
 from cogvideox.weights import vae_map
@@ -109,8 +109,8 @@ class VideoAutoencoder(nn.Module):
         with self._autograd(video, self.encoder):
             unit = self.spatial_compression
             grid = tile_grid(video.shape[3] // unit, video.shape[4] // unit, self.tile)
-            passage = Passage(self.encoder, grid, unit, 1, self.offload_chunks)
-            chunks = list(passage.run(video, self.encode_chunk_frames, lone_first_frame=True))
+            runner = PieceRunner(self.encoder, grid, unit, 1, self.offload_chunks)
+            chunks = list(runner.run(video, self.encode_chunk_frames, lone_first_frame=True))
             moments = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
             moments = moments.transpose(1, 2)
             mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
@@ -138,8 +138,8 @@ class VideoAutoencoder(nn.Module):
         """
         self._check_latent(latent)
         grid = tile_grid(latent.shape[3], latent.shape[4], self.decode_tile)
-        passage = Passage(self.decoder, grid, 1, self.spatial_compression, self.decode_offload)
-        chunks = passage.run(latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame)
+        runner = PieceRunner(self.decoder, grid, 1, self.spatial_compression, self.decode_offload)
+        chunks = runner.run(latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame)
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
 
     def fit_decoding(self, height: int, width: int, free: int) -> Choice:

@@ -20,8 +20,8 @@ from cogvideox.vae.tiling import TileGrid
 
 
 @dataclass(frozen=True)
-class Passage:
-    """One way through the autoencoder.
+class PieceRunner:
+    """Runs the encoder or the decoder piece by piece.
 
     network: the encoder or the decoder; its parameters say where and in which dtype the work is done.
     grid: the tiles of a frame.

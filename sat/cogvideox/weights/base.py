@@ -6,7 +6,7 @@ Names here are relative (without `model.diffusion_model.`); "plain" means withou
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from cogvideox.weights.lora_map import MergedWeights, check_alpha, common_rank, 
 from cogvideox.weights.sat_folder import SatCheckpoint, find_states_file, fingerprint, read_checkpoint
 from cogvideox.weights.transformer_map import RULES, Rule
 
-SAT_ALPHA = 1.0  # what SAT's LoRA uses unless told otherwise; old checkpoints don't say
+SAT_ALPHA = 1.0  # what SAT's LoRA uses where nothing else is given; old checkpoints don't say
 # How the names start that a family has all of, or none.
 _TOGETHER = (
     ("ofs_embed.",),
@@ -136,16 +136,28 @@ def _hash_of_version(file: Path, size: int, modified: int) -> str:
     return fingerprint(file)
 
 
-def open_base(
-    checkpoint: SatCheckpoint, seen: tuple[Path, ...] = (), places: Sequence[str | Path] = ()
-) -> SatCheckpoint:
-    """The checkpoint that this one was trained on. seen: the files that led here. Errors as `find_base`, and
-    CheckpointError when the bases lead in a circle.
+def with_bases(
+    checkpoint: SatCheckpoint, is_partial: Callable[[SatCheckpoint], bool], places: Sequence[str | Path] = ()
+) -> Iterator[SatCheckpoint]:
+    """A checkpoint, the one that it was trained on, and so on, as long as one is partial. Each is opened when its turn
+    comes.
+
+    Args:
+        is_partial: whether a checkpoint can't do without its base.
+        places: where to look for a base that was moved.
+
+    Raises: CheckpointError as `find_base`, and when the bases lead in a circle.
     """
-    file = find_base(checkpoint, places)
-    if file in (*seen, checkpoint.path):
-        raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
-    return read_checkpoint(file)
+    seen: list[Path] = []
+    while True:
+        yield checkpoint
+        if not is_partial(checkpoint):
+            return
+        seen.append(checkpoint.path)
+        file = find_base(checkpoint, places)
+        if file in seen:
+            raise CheckpointError(f"{checkpoint.path}: its base {file} leads back to itself")
+        checkpoint = read_checkpoint(file)
 
 
 def missing_names(names: Collection[str], num_layers: int | None = None) -> list[str]:
@@ -192,7 +204,7 @@ def read_transformer(
     bases: where to look for a base that was moved.
     Raises: CheckpointError when it has no transformer or only a part of one, or its base is missing or has changed.
     """
-    weights = _read(checkpoint, num_layers, (), bases)
+    weights = _read(checkpoint, num_layers, bases)
     source = " on ".join(map(str, weights.files))
     read_facts(weights.plain_shapes, source)  # says more of what is no transformer at all
     absent = missing_names(weights.plain)
@@ -209,17 +221,27 @@ def read_transformer(
     return weights
 
 
-def _read(
-    checkpoint: SatCheckpoint, num_layers: int | None, seen: tuple[Path, ...], bases: Sequence[str | Path]
-) -> TransformerWeights:
+def _read(checkpoint: SatCheckpoint, num_layers: int | None, bases: Sequence[str | Path]) -> TransformerWeights:
+    plain: dict[str, Tensor] = {}
+    adapters: dict[str, Tensor] = {}
+    lora: LoraFacts | None = None
+    files: list[Path] = []
+    for each in with_bases(checkpoint, lambda found: _is_partial(found, num_layers), bases):
+        lora = lora or lora_facts(each)
+        own_plain, own_adapters = _split(each)
+        plain, adapters = {**own_plain, **plain}, {**own_adapters, **adapters}  # of one name the first counts
+        files.append(each.path)
+    return TransformerWeights(plain, adapters, lora, tuple(files))
+
+
+def _is_partial(checkpoint: SatCheckpoint, num_layers: int | None) -> bool:
+    """Whether a checkpoint was trained on another one, and its names are not those of a whole transformer."""
+    plain, adapters = _split(checkpoint)
+    return not is_complete(plain, num_layers) and bool(adapters or checkpoint.extra.get("base"))
+
+
+def _split(checkpoint: SatCheckpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Its weights under plain relative names, and its adapters."""
     relative = select_prefix(checkpoint.module, TRANSFORMER_PREFIX)
     plain = {plain_name(name): value for name, value in relative.items() if not is_adapter(name)}
-    adapters = {name: value for name, value in relative.items() if is_adapter(name)}
-    lora = lora_facts(checkpoint)
-    files: tuple[Path, ...] = (checkpoint.path,)
-    if not is_complete(plain, num_layers) and (adapters or checkpoint.extra.get("base")):
-        below = open_base(checkpoint, seen, bases)
-        base = _read(below, num_layers, (*seen, checkpoint.path), bases)
-        plain, adapters = {**base.plain, **plain}, {**base.adapters, **adapters}
-        lora, files = lora or base.lora, (*files, *base.files)
-    return TransformerWeights(plain, adapters, lora, files)
+    return plain, {name: value for name, value in relative.items() if is_adapter(name)}

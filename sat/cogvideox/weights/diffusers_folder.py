@@ -19,8 +19,9 @@ from torch import Size, Tensor
 
 from cogvideox.errors import CheckpointError
 from cogvideox.geometry import Geometry
+from cogvideox.released import COGVIDEOX_2B, V1_0, Family
 from cogvideox.weights import transformer_map, vae_map
-from cogvideox.weights.families import Family, TransformerFacts
+from cogvideox.weights.families import TransformerFacts
 from cogvideox.weights.model_folder import WEIGHTS_STEM
 from cogvideox.weights.safetensors_stream import MAX_SHARD_BYTES, Entry, WrittenFile, write_model
 
@@ -34,15 +35,15 @@ SAME_SCALE = 1e-4  # relative; scales come through text, rounded
 class PipelineSettings:
     """What a pipeline needs and no tensor says. The defaults are those of CogVideoX-2B."""
 
-    num_frames: int = 49  # pixel frames of a training clip
-    latent_height: int = 60
-    latent_width: int = 90
-    text_length: int = 226
+    num_frames: int = V1_0.clip.frames  # pixel frames of a training clip
+    latent_height: int = V1_0.latent_height
+    latent_width: int = V1_0.latent_width
+    text_length: int = V1_0.text_length
     temporal_compression: int = 4
     spatial_interpolation: float = 1.875
     temporal_interpolation: float = 1.0
-    scale_factor: float = 1.15258426
-    shift_scale: float = 3.0
+    scale_factor: float = COGVIDEOX_2B.scale_factor
+    shift_scale: float = COGVIDEOX_2B.shift_scale
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -60,15 +61,16 @@ class PipelineSettings:
 
 def published_settings(family: Family) -> PipelineSettings:
     """The settings of a released model."""
+    generation = family.generation
     return PipelineSettings(
-        num_frames=family.num_frames,
-        latent_height=family.latent_height,
-        latent_width=family.latent_width,
-        text_length=family.text_length,
+        num_frames=generation.clip.frames,
+        latent_height=generation.latent_height,
+        latent_width=generation.latent_width,
+        text_length=generation.text_length,
         scale_factor=family.scale_factor,
         shift_scale=family.shift_scale,
         image_latent_scale=family.image_latent_scale,
-        invert_scale_latents=inverts_scale(family.frames_per_patch, family.scale_factor, family.image_latent_scale),
+        invert_scale_latents=inverts_scale(generation.frames_per_patch, family.scale_factor, family.image_latent_scale),
     )
 
 

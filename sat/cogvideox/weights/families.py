@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Size
 
 from cogvideox.errors import CheckpointError
+from cogvideox.released import FAMILIES, Family
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
 # Added to the tokens: 2B's fixed sin/cos table, or the learned table of 5B-I2V.
@@ -67,10 +68,11 @@ class TransformerFacts:
     @property
     def family(self) -> Family | None:
         """The published model with these sizes, None for any other."""
-        return next((family for family in FAMILIES if family.matches(self)), None)
+        sizes, nearest = (self.hidden_size, self.num_layers), self.nearest
+        return nearest if nearest and sizes == (nearest.hidden_size, nearest.num_layers) else None
 
     @property
-    def kin(self) -> Family | None:
+    def nearest(self) -> Family | None:
         """The published model of the same architecture, whatever its width and depth."""
         return next((family for family in FAMILIES if family.architecture == self.architecture), None)
 
@@ -85,15 +87,15 @@ class TransformerFacts:
         """What to start from, for messages."""
         if self.family is not None:
             return self.family.yaml
-        return f"the YAML that it was trained with (like {self.kin.yaml})" if self.kin else "its own YAML"
+        return f"the YAML that it was trained with (like {self.nearest.yaml})" if self.nearest else "its own YAML"
 
     @property
     def summary(self) -> str:
         """E.g. `CogVideoX-2B (hidden size 1920, 30 layers, sin/cos positions, 16 input channels)`."""
-        kin = f"{self.kin.name} layout of another size" if self.kin else "CogVideoX of another layout"
-        name = self.family.name if self.family else kin
+        like = f"{self.nearest.name} layout of another size" if self.nearest else "CogVideoX of another layout"
+        name = self.family.name if self.family else like
         # A table without a sign of rotations is 2B's, or a learned one whose file lacks the signs.
-        positions = "rotary" if self.rotary else "sin/cos" if self.kin else "sin/cos or learned"
+        positions = "rotary" if self.rotary else "sin/cos" if self.nearest else "sin/cos or learned"
         positions += " and learned" if self.learned_table else ""
         frames = f", patches of {self.patch_size[0]} frames" if self.patch_size[0] > 1 else ""
         ofs = f", ofs_embed_dim {self.ofs_embed_dim}" if self.ofs_embed_dim is not None else ""
@@ -101,82 +103,6 @@ class TransformerFacts:
             f"{name} (hidden size {self.hidden_size}, {self.num_layers} layers, {positions} positions, "
             f"{self.in_channels} input channels{frames}{ofs})"
         )
-
-
-@dataclass(frozen=True)
-class Family:
-    """A published model: what tells it apart, what it was trained with, and the YAML that describes it."""
-
-    name: str
-    yaml: str
-    hidden_size: int
-    num_layers: int
-    rotary: bool
-    learned_table: bool = False
-    frames_per_patch: int = 1
-    image_input: bool = False
-    has_ofs: bool = False
-    # What no tensor says.
-    num_frames: int = 49
-    latent_height: int = 60
-    latent_width: int = 90
-    text_length: int = 226
-    scale_factor: float = 0.7
-    shift_scale: float = 1.0
-    image_latent_scale: float | None = None  # of the first frame's latent; None without one
-
-    @property
-    def architecture(self) -> tuple[object, ...]:
-        """As `TransformerFacts.architecture`."""
-        return (self.rotary, self.learned_table, self.frames_per_patch, self.image_input, self.has_ofs)
-
-    def matches(self, facts: TransformerFacts) -> bool:
-        """Whether these are the published sizes as well."""
-        sizes = (facts.hidden_size, facts.num_layers)
-        return self.architecture == facts.architecture and sizes == (self.hidden_size, self.num_layers)
-
-
-FAMILIES = (
-    Family("CogVideoX-2B", "configs/cogvideox_2b.yaml", 1920, 30, False, scale_factor=1.15258426, shift_scale=3.0),
-    Family("CogVideoX-5B", "configs/cogvideox_5b.yaml", 3072, 42, True),
-    Family(
-        "CogVideoX-5B-I2V",
-        "configs/cogvideox_5b_i2v.yaml",
-        3072,
-        42,
-        True,
-        learned_table=True,
-        image_input=True,
-        image_latent_scale=0.7,
-    ),
-    Family(
-        "CogVideoX1.5-5B",
-        "configs/cogvideox1.5_5b.yaml",
-        3072,
-        42,
-        True,
-        frames_per_patch=2,
-        num_frames=81,
-        latent_height=300,
-        latent_width=300,
-        text_length=224,
-    ),
-    Family(
-        "CogVideoX1.5-5B-I2V",
-        "configs/cogvideox1.5_5b_i2v.yaml",
-        3072,
-        42,
-        True,
-        frames_per_patch=2,
-        image_input=True,
-        has_ofs=True,
-        num_frames=81,
-        latent_height=300,
-        latent_width=300,
-        text_length=224,
-        image_latent_scale=1.0,
-    ),
-)
 
 
 def is_rotary(names: Collection[str]) -> bool:

@@ -35,7 +35,7 @@ _LARGE = 2**30  # bytes; while a smaller tensor is written, the next one is made
 @dataclass(frozen=True)
 class Whole:
     """What a file is a part of: the temporary folder, and how many bytes all of its files need, where that is known.
-    Who has no room is told both."""
+    A full disk is reported with both."""
 
     folder: Path
     needed_bytes: int | None = None

@@ -1,0 +1,1 @@
+"""Converting, merging and extracting LoRA adapters."""

@@ -1,1 +1,0 @@
-"""Converting, merging and extracting LoRA adapters, on the command line."""
