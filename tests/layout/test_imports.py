@@ -8,6 +8,9 @@ from layout.source_tree import LIBRARY, ROOT, SOURCE, read_modules
 
 LEAVES = {"config", "parallel", "data", "text", "diffusion", "weights"}
 BASE = {
+    *("errors", "log", "geometry", "buckets", "released", "commands", "stopping"),
+    *("text_files", "user_files", "__init__"),
+}
     "errors",
     "log",
     "geometry",
