@@ -29,7 +29,8 @@ ALLOWED = {
 ONLY_IN = {
     "sat": {"transformer", "parallel", "training/optimizers.py"},
     "deepspeed": {"training/engine.py", "parallel/zero.py"},
-    "decord": {"data/decode.py"},
+    "decord": {"data/other_readers.py"},
+    "torchcodec": {"data/other_readers.py"},
     "transformers": {"text"},
     "omegaconf": {"config"},
     "diffusers": set(),

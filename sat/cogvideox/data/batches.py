@@ -196,7 +196,8 @@ class BatchReader:
                 break
             row.substitutes += 1
             row.counted = row.counted and self._count_substitutes
-        self.pool.submit(Task(row, ReadJob(sample.media, sample.sample_id, self._seed, row.epoch), row.into))
+        job = ReadJob(sample.media, sample.sample_id, self._seed, row.epoch, sample.window, sample.cuts)
+        self.pool.submit(Task(row, job, row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key

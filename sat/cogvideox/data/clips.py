@@ -27,12 +27,14 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class ReadJob:
-    """Decode a clip; seed, epoch and sample id decide on its augmentation."""
+    """Decode a clip; seed, epoch and sample id decide on its augmentation. window, cuts: see Sample."""
 
     media: Media
     sample_id: int
     seed: int
     epoch: int
+    window: int = 0
+    cuts: tuple[int, ...] = ()
 
 
 Job = ProbeJob | ReadJob
@@ -80,7 +82,7 @@ class ClipDecoder:
 
         def choose(timestamps: Timestamps) -> FrameChoice:
             try:
-                return frame_indices(timestamps, spec, start)
+                return frame_indices(timestamps, spec, start, job.window, job.cuts)
             except ClipTooShortError as error:
                 raise ClipTooShortError(f"{job.media.label}: {error}") from None
 

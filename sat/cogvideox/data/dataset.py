@@ -62,19 +62,23 @@ class VideoDataset:
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
     """Divide into samples to train on and samples held out for evaluation.
 
-    Chosen by a hash of the sample ids: independent of the seed and of the order of folders.
+    Chosen by a hash of the sample ids: independent of the seed and of the order of folders. All windows of a file go
+    the same way.
 
     Args:
-        dataset: at least two samples.
-        share: of the samples to hold out, rounded, at least one; between 0 and 1, both excluded.
+        dataset: of at least two files.
+        share: of the files to hold out, rounded, at least one; between 0 and 1, both excluded.
 
     Raises:
         DataError: see listing.held_out_count.
     """
-    count = held_out_count(len(dataset), share)
-    chosen = {sample.sample_id for sample in sorted(dataset.samples, key=_held_out_rank)[:count]}
-    train = tuple(sample for sample in dataset.samples if sample.sample_id not in chosen)
-    held_out = tuple(sample for sample in dataset.samples if sample.sample_id in chosen)
+    files: dict[Media, Sample] = {}  # with the first sample of each
+    for sample in dataset.samples:
+        files.setdefault(sample.media, sample)
+    count = held_out_count(len(files), share)
+    chosen = {sample.media for sample in sorted(files.values(), key=_held_out_rank)[:count]}
+    train = tuple(sample for sample in dataset.samples if sample.media not in chosen)
+    held_out = tuple(sample for sample in dataset.samples if sample.media in chosen)
     return replace(dataset, samples=train), replace(dataset, samples=held_out)
 
 
@@ -108,7 +112,7 @@ def build_dataset(
     """
     if not 0 <= max_failed_share <= 1:
         raise DataError(f"max_failed_share is {max_failed_share:g}; it has to lie between 0 and 1")
-    decoder = ClipDecoder(spec, open_reader(reader) if isinstance(reader, str) else reader)
+    decoder = ClipDecoder(spec, open_reader(reader, spec.scene_cuts) if isinstance(reader, str) else reader)
     samples, report = list_samples(
         roots,
         spec,

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from cogvideox.data import scenes
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.header_cache import HeaderCache, cache_file
 from cogvideox.data.media import Media
 from cogvideox.data.report import Problem, SourceReport, Spread
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.pairs import find_pairs
-from cogvideox.data.survey import Failure, Survey, look_here
+from cogvideox.data.survey import Failure, Survey, expand_windows, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
@@ -57,7 +58,10 @@ def list_samples(
         DataError: for the roots themselves, see sources.find_pairs.
     """
     pairs = find_pairs(roots, missing_captions, with_images=spec.max_num_frames == 1)
-    outcomes = _look_at([sample.media for sample in pairs.samples], reader, look)
+    name = f"{reader.name}, cuts {scenes.VERSION}" if spec.scene_cuts == "avoid" else reader.name
+    outcomes = _look_at(
+        [sample.media for sample in pairs.samples], HeaderCache(cache_file(), name), look or _all_here(reader)
+    )
     problems = list(pairs.problems)
     usable: list[Sample] = []
     good: list[Survey] = []
@@ -68,7 +72,7 @@ def list_samples(
             survey = Survey.of(outcome, spec)
             problems += _judge(sample.label, survey, spec)
             if survey.too_short is None:
-                usable.append(sample)
+                usable += expand_windows(sample, outcome, spec)
                 good.append(survey)
             else:
                 short.append(survey)
@@ -77,7 +81,8 @@ def list_samples(
     report = SourceReport(
         roots=tuple(str(root) for root in roots),
         num_videos=pairs.num_videos,
-        num_samples=len(usable),
+        num_samples=len(good),
+        num_windows=len(usable),
         problems=tuple(problems),
         source_fps=Spread.of([survey.source_fps for survey in good if survey.source_fps]),
         effective_fps=Spread.of([survey.effective_fps for survey in good if survey.effective_fps]),
@@ -92,16 +97,15 @@ def list_samples(
     return usable, report
 
 
-def _look_at(medias: Sequence[Media], reader: VideoReader, look: Look | None) -> dict[Media, ClipInfo | Failure]:
+def _look_at(medias: Sequence[Media], cache: HeaderCache, look: Look) -> dict[Media, ClipInfo | Failure]:
     """What is remembered or found of these files."""
-    cache = HeaderCache(cache_file(), reader.name)
     outcomes: dict[Media, ClipInfo | Failure] = dict(cache.get(medias))
     # In an order of their own, so that the first of them, where time doesn't suffice for all, are of all sorts.
     unknown = sorted((media for media in medias if media not in outcomes), key=_shuffled)
     found: dict[Media, ClipInfo] = {}
     since = time.monotonic()
     try:
-        for media, outcome in (look or _all_here(reader))(unknown):
+        for media, outcome in look(unknown):
             outcomes[media] = outcome
             if isinstance(outcome, ClipInfo):
                 found[media] = outcome
@@ -130,7 +134,7 @@ def _unreadable(media: Media, outcome: Failure) -> Problem:
 
 def _judge(path: str, survey: Survey, spec: ClipSpec) -> list[Problem]:
     if survey.too_short is not None:
-        effect = "left out" if spec.short_clips == "skip" else "error"
+        effect = "error" if spec.short_clips == "error" else "left out"
         return [Problem("too short", path, survey.too_short, effect)]
     problems: list[Problem] = []
 
@@ -145,7 +149,9 @@ def _judge(path: str, survey: Survey, spec: ClipSpec) -> list[Problem]:
     if survey.enlargement >= ENLARGEMENT_TO_NAME:
         keep("enlarged", f"{shape}: enlarged {survey.enlargement:.1f} times", survey.enlargement)
     if survey.num_padded:
-        keep("padded", f"its last frame is repeated {survey.num_padded} times", survey.num_padded)
+        again = f"it is played again for {survey.num_padded} frames"
+        last = f"its last frame is repeated {survey.num_padded} times"
+        keep("padded", again if spec.short_clips == "loop" else last, survey.num_padded)
     if survey.num_repeated:
         repeats = f"{survey.num_repeated} of {spec.max_num_frames} frames repeat the one before"
         keep("slow source", f"{survey.source_fps:.2f} fps: {repeats}", survey.num_repeated)
@@ -156,15 +162,17 @@ def _too_short_remedy(short: Sequence[Survey], spec: ClipSpec) -> str:
     """What takes these clips, with numbers; "" without any."""
     if not short:
         return ""
-    # As in timing.frame_indices, a frame is shown for a while after it began.
-    lasting = min(survey.duration_s + (0.5 / survey.source_fps if survey.source_fps else 0.0) for survey in short)
-    if spec.short_clips == "skip":
-        ways = ["they are left out; data.short_clips=pad repeats their last frame instead"]
-    else:
+    if spec.short_clips == "error":
         ways = ["data.short_clips=skip leaves them out, data.short_clips=pad repeats their last frame"]
-    frames = math.floor(lasting * spec.fps) // 8 * 8 + 1  # 8 j + 1 suits every model
+    else:
+        ways = ["they are left out; data.short_clips=pad repeats their last frame instead"]
+    frames = (min(survey.frames_available for survey in short) - 1) // 8 * 8 + 1  # 8 j + 1 suits every model
     if frames >= 9:
         ways.append(f"data.max_num_frames={frames} takes all of them as they are")
+    if spec.frame_stride is not None or spec.scene_cuts == "avoid":
+        return "; ".join(ways)
+    # As in timing.frame_indices, a frame is shown for a while after it began.
+    lasting = min(survey.duration_s + (0.5 / survey.source_fps if survey.source_fps else 0.0) for survey in short)
     fps = math.ceil((spec.max_num_frames - 1) / lasting) if lasting > 0 else math.inf
     if fps <= min(survey.source_fps for survey in short):
         ways.append(f"data.fps={fps} does so too, with motion {fps / spec.fps:.2g} times as slow at {spec.fps:g} fps")

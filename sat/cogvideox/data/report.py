@@ -122,6 +122,7 @@ class SourceReport:
         num_not_looked_at: videos with captions for which there was no time.
         kept_share, enlargement: of the usable files, see survey.Survey; video_size: height and width of the result.
         too_short_remedy: what takes the clips that are too short.
+        num_windows: samples of the usable files, where a long clip gives several; 0: not counted.
     """
 
     roots: tuple[str, ...]
@@ -137,6 +138,7 @@ class SourceReport:
     enlargement: Spread | None = None
     video_size: tuple[int, int] = (0, 0)
     too_short_remedy: str = ""
+    num_windows: int = 0
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
@@ -153,6 +155,8 @@ class SourceReport:
         ]
         if self.num_not_looked_at:
             lines.append(f"  {looked_at} of {self.num_videos} {self.noun} were looked at")
+        if self.num_windows > self.num_samples:
+            lines.append(f"  they give {self.num_windows} windows, each of which is a sample")
         if self.source_fps and self.effective_fps:
             lines.append(f"  source fps {self.source_fps}; effective fps {self.effective_fps}")
         if self.kept_share and self.enlargement:

@@ -24,6 +24,7 @@ class Sample:
         image: the first image for image-to-video, where it isn't the first frame.
         bucket: what it is trained at, once that is planned.
         window: which full window of a long clip it is, from 0.
+        cuts: where its video cuts to another scene, see timing.Cuts; empty where nobody looked.
     """
 
     media: Media
@@ -33,6 +34,7 @@ class Sample:
     image: Media | None = None
     bucket: Bucket | None = None
     window: int = 0
+    cuts: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:

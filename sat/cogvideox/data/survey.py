@@ -8,12 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.images import ImageReader
 from cogvideox.data.media import Media
-from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices
+from cogvideox.data.order import hash_words
+from cogvideox.data.sample import Sample
+from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices, frames_available, num_windows, shortened
 from cogvideox.errors import DataError
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
@@ -43,6 +45,7 @@ class Survey:
         enlargement: result pixels per source pixel and side; below 1 the clip is reduced.
         num_repeated, num_padded: see FrameChoice.
         too_short: why the clip is too short, or None.
+        frames_available: see timing.frames_available.
     """
 
     source_fps: float
@@ -55,31 +58,50 @@ class Survey:
     num_repeated: int = 0
     num_padded: int = 0
     too_short: str | None = None
+    frames_available: int = 0
 
     @classmethod
     def of(cls, info: ClipInfo, spec: ClipSpec) -> Survey:
-        """Judge a file; with `random_start`, at its beginning."""
+        """Judge a file; with `random_start` or windows "all", its first window."""
         height, width = spec.video_size
         enlargement = max(height / info.height, width / info.width)
-        kept = height * width / (enlargement**2 * info.height * info.width)
-        duration = float(info.timestamps[-1])
-        try:
-            choice = frame_indices(info.timestamps, spec)
-        except ClipTooShortError as error:
-            return cls(
-                info.fps, 0.0, duration, info.width, info.height, kept, enlargement, too_short=str(error)
-            )  # fmt: skip
-        return cls(
-            info.fps,
-            choice.effective_fps,
-            duration,
-            info.width,
-            info.height,
-            kept,
-            enlargement,
-            choice.num_repeated,
-            choice.num_padded,
+        survey = cls(
+            source_fps=info.fps,
+            effective_fps=0.0,
+            duration_s=float(info.timestamps[-1]),
+            width=info.width,
+            height=info.height,
+            kept_share=height * width / (enlargement**2 * info.height * info.width),
+            enlargement=enlargement,
+            frames_available=frames_available(info.timestamps, spec, info.cuts),
         )
+        try:
+            choice = frame_indices(info.timestamps, shortened(info.timestamps, spec, info.cuts), cuts=info.cuts)
+        except ClipTooShortError as error:
+            return replace(survey, too_short=str(error))
+        return replace(
+            survey,
+            effective_fps=choice.effective_fps,
+            num_repeated=choice.num_repeated,
+            num_padded=choice.num_padded,
+        )
+
+
+def expand_windows(sample: Sample, info: ClipInfo, spec: ClipSpec) -> list[Sample]:
+    """The samples that a clip gives, none where it is too short: one for each window, with the clip's cuts.
+
+    The first one keeps the sample's id.
+    """
+    spec = shortened(info.timestamps, spec, info.cuts)
+    return [
+        replace(
+            sample,
+            window=window,
+            cuts=tuple(info.cuts),
+            sample_id=hash_words("window", sample.sample_id, window) if window else sample.sample_id,
+        )
+        for window in range(num_windows(info.timestamps, spec, info.cuts))
+    ]
 
 
 def reader_for(media: Media, reader: VideoReader) -> VideoReader:

@@ -63,7 +63,7 @@ def check_data(config: Config) -> list[str]:
 def _check_folders(config: Config, roots: list[str]) -> tuple[list[str], list[Sample], bool]:
     """The report's lines, the usable samples, and whether all files were looked at."""
     data = data_section(config)
-    reader = open_reader(data.reader)
+    reader = open_reader(data.reader, data.scene_cuts)
     samples, report = list_samples(
         roots,
         clip_spec(data),
@@ -95,4 +95,7 @@ def clip_spec(data: DataConfig) -> ClipSpec:
         skip_frms_num=data.skip_frms_num,
         short_clips=data.short_clips,
         random_start=data.random_start,
+        frame_stride=data.frame_stride,
+        windows=data.windows,
+        scene_cuts=data.scene_cuts,
     )
