@@ -10,9 +10,20 @@ from pathlib import Path
 
 import av
 import numpy as np
+from cogvideox.data.decode import open_reader
+from cogvideox.errors import DataError
 from numpy.typing import NDArray
 
 BITS = 8
+
+
+def readers_here() -> tuple[str, ...]:
+    """The names of all readers whose libraries are installed; torchcodec's are not among the project's own."""
+    try:
+        open_reader("torchcodec")
+    except DataError:
+        return ("decord", "pyav")
+    return ("decord", "pyav", "torchcodec")
 
 
 def numbered_frame(number: int, height: int, width: int) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ def names(problems: list[Problem]) -> list[str]:
 
 
 def test_one_report_names_everything(mixed: Path) -> None:
-    samples, report = list_samples([mixed], SPEC, PyAVReader())
+    samples, report, _ = list_samples([mixed], SPEC, PyAVReader())
     expected = {
         "missing caption": ("alone.mp4", "error"),
         "unreadable video": ("empty.mp4", "left out"),
@@ -81,11 +81,11 @@ def test_one_report_names_everything(mixed: Path) -> None:
 
 def test_short_clips_skipped_or_padded(mixed: Path) -> None:
     spec = replace(SPEC, short_clips="skip")
-    samples, report = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
+    samples, report, _ = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
     assert "short.mp4" not in {Path(sample.media.path).name for sample in samples}
     assert [(problem.effect) for problem in report.of_kind("too short")] == ["left out"]
     spec = replace(SPEC, short_clips="pad")
-    samples, report = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
+    samples, report, _ = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
     assert "short.mp4" in {Path(sample.media.path).name for sample in samples}
     assert names(report.of_kind("padded")) == ["short.mp4"]
     assert report.of_kind("padded")[0].reason == "its last frame is repeated 3 times"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from cogvideox.data.decode import PyAVReader, VideoReader, open_reader
 from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.errors import DataError
-from data.clip_files import cut_without_encoding, read_number, render, render_audio
+from data.clip_files import cut_without_encoding, read_number, readers_here, render, render_audio
 
-READERS = ("decord", "pyav")
+READERS = readers_here()
 
 
 def numbers(
@@ -59,7 +60,8 @@ def test_frames_are_the_chosen_ones(clips: Path, name: str, reader: str) -> None
     for fps, start in ((8, 0.0), (8, 1.0), (5, 0.4), (12, 0.7), (29.97, 0.9)):
         shown, chosen, who = numbers(open_reader(reader), clips / name, fps, 9, start)
         assert shown == chosen
-        assert who == (reader if FILES[name][1] else "pyav")
+        itself = {"decord": FILES[name][1], "torchcodec": not name.endswith(".avi")}
+        assert who == (reader if itself.get(reader) else "pyav")
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -73,9 +75,10 @@ def test_readers_agree_on_pixels(clips: Path, name: str) -> None:
     def choose(timestamps: Timestamps) -> FrameChoice:
         return frame_indices(timestamps, ClipSpec((8, 8), 8, 9))
 
-    first, second = (open_reader(reader).read(Media(str(clips / name)), choose).frames for reader in READERS)
-    assert first.shape == second.shape == (9, 48, 96, 3) and first.dtype == second.dtype == np.uint8
-    assert np.max(np.abs(first.astype(int) - second.astype(int))) <= 2
+    first, *others = (open_reader(reader).read(Media(str(clips / name)), choose).frames for reader in READERS)
+    for other in others:
+        assert first.shape == other.shape == (9, 48, 96, 3) and first.dtype == other.dtype == np.uint8
+        assert np.max(np.abs(first.astype(int) - other.astype(int))) <= 2
 
 
 def test_skipping_inside_the_codec_changes_nothing(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +168,29 @@ def test_a_truncated_file_fails_where_it_ends(tmp_path: Path, reader: str) -> No
 
 
 def test_unknown_reader() -> None:
-    with pytest.raises(DataError, match="reader is 'opencv'; it has to be one of pyav, decord"):
+    with pytest.raises(DataError, match="reader is 'opencv'; it has to be one of pyav, decord, torchcodec"):
         open_reader("opencv")
+
+
+LIBRARY_ABSENT = "libavutil.so.60: cannot open shared object file"
+MISSING = {
+    "": "needs the package torchcodec: pip install torchcodec",
+    f"raise OSError('{LIBRARY_ABSENT}')": f"can't load its libraries: {LIBRARY_ABSENT}. It needs FFmpeg's",
+    "raise RuntimeError('Could not load it. Likely causes:\\n 1.')": "can't load its libraries: Could not load it. It",
+}
+
+
+@pytest.mark.parametrize("code", MISSING)
+def test_torchcodec_without_its_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
+        monkeypatch.delitem(sys.modules, name)
+    if not code:
+        monkeypatch.setitem(sys.modules, "torchcodec", None)  # type: ignore[arg-type]
+    if code:  # what importing it raises, in its versions
+        (tmp_path / "torchcodec").mkdir()
+        (tmp_path / "torchcodec/__init__.py").write_text("")
+        (tmp_path / "torchcodec/decoders.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=MISSING[code]) as caught:
+        open_reader("torchcodec")
+    assert "data.reader=pyav" in str(caught.value)

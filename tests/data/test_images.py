@@ -144,7 +144,7 @@ def test_folders_of_images_and_clips_train_on_single_frames(mixed: Path, caplog:
 
 
 def test_images_among_clips_are_reported_when_clips_have_more_frames(mixed: Path) -> None:
-    samples, report = list_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader())
+    samples, report, _ = list_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader())
     assert [Path(sample.media.path).name for sample in samples] == ["c.mp4"]
     left = report.of_kind("image among clips")
     assert [Path(problem.path).name for problem in left] == ["a.png", "b.jpg", "broken.png"]

@@ -149,7 +149,7 @@ def test_what_was_seen_is_remembered_when_looking_is_interrupted(tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         list_samples([tmp_path], SPEC, PyAVReader(), look=look)
-    samples, report = list_samples([tmp_path], SPEC, PyAVReader(), look=lambda medias: ())
+    samples, report, _ = list_samples([tmp_path], SPEC, PyAVReader(), look=lambda medias: ())
     assert len(samples) == 1 and report.num_not_looked_at == 1
 
 

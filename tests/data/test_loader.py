@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from cogvideox import stopping
+from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, build_dataset
 from cogvideox.data.loader import AnyBatch, build_evaluation_loader, build_loader
@@ -35,7 +36,8 @@ def scripted(folder: Path, names: list[str], max_failed_share: float = 0.5, time
         Sample(Media(str(folder / name)), (f"caption {name}",), index * 7 + 1) for index, name in enumerate(names)
     )
     reader = ClipDecoder(SPEC, ScriptedReader())
-    return VideoDataset(samples, reader, (SPEC.bucket,), clip_timeout_s=timeout_s, max_failed_share=max_failed_share)
+    plan = BucketPlan((SPEC.bucket,))
+    return VideoDataset(samples, reader, plan, clip_timeout_s=timeout_s, max_failed_share=max_failed_share)
 
 
 def letters(count: int) -> list[str]:

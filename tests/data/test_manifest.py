@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cogvideox.data import manifest as module
 from cogvideox.data.manifest import Manifest, ManifestWriter, ids_of
@@ -15,7 +16,6 @@ from cogvideox.data.order import hash_words
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.spec import Rows
 from cogvideox.errors import DataError
-from cogvideox.geometry import Bucket
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,12 +53,13 @@ def test_views_and_what_is_planned() -> None:
         np.array([3, 0, 0]),
         sample_ids=np.array([7, 8, 9]),
         windows=np.array([0, 0, 1], np.int32),
-        buckets=np.array([[9, 48, 96]] * 2 + [[1, 16, 16]], np.int32),
+        cuts=pa.array([[], [5, 9], [5, 9]], pa.list_(pa.int64())),
     )
     assert [(each.media.path, each.sample_id, each.window) for each in view] == [
         ("c.mp4", 7, 0), ("a.mp4", 8, 0), ("a.mp4", 9, 1)
     ]  # fmt: skip
-    assert view[2].bucket == Bucket(1, 16, 16) and str(view[0].bucket) == "9x48x96" and manifest[0].bucket is None
+    assert view[2].cuts == (5, 9) and view[0].cuts == manifest[0].cuts == ()
+    assert view.files().tolist() == [1, 0, 0] and len(set(manifest.files().tolist())) == 4
     assert list(view.select(np.array([2]))) == [view[2]]
     assert [media.path for media in view.medias(0, 2)] == ["c.mp4", "a.mp4"]
 

@@ -16,11 +16,11 @@ from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, frame_indices
 from cogvideox.errors import DataError
-from data.clip_files import flat_frame, write_frames
+from data.clip_files import flat_frame, readers_here, write_frames
 from numpy.typing import NDArray
 from PIL import Image
 
-READERS = ("pyav", "decord")
+READERS = readers_here()
 COLOUR = (200, 50, 40)
 
 

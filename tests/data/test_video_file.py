@@ -14,11 +14,11 @@ from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.video_file import FrameTimes
 from cogvideox.errors import DataError
-from data.clip_files import cut_without_encoding, numbered_frame, read_number, render, write_frames
+from data.clip_files import cut_without_encoding, numbered_frame, read_number, readers_here, render, write_frames
 from numpy.typing import NDArray
 from PIL import Image
 
-READERS = ("pyav", "decord")
+READERS = readers_here()
 
 
 def read(path: Path, reader: str = "pyav", count: int = 9, fps: float = 8) -> NDArray[np.uint8]:

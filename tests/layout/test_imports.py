@@ -11,17 +11,6 @@ BASE = {
     *("errors", "log", "geometry", "buckets", "released", "commands", "stopping"),
     *("text_files", "user_files", "__init__"),
 }
-    "errors",
-    "log",
-    "geometry",
-    "buckets",
-    "released",
-    "commands",
-    "stopping",
-    "text_files",
-    "user_files",
-    "__init__",
-}
 ALLOWED = {
     "errors": {"stopping"},
     "stopping": set(),
@@ -46,7 +35,8 @@ ALLOWED = {
 ONLY_IN = {
     "sat": {"transformer", "parallel", "training/optimizers.py"},
     "deepspeed": {"training/engine.py", "parallel/zero.py"},
-    "decord": {"data/decode.py"},
+    "decord": {"data/other_readers.py"},
+    "torchcodec": {"data/other_readers.py"},
     "transformers": {"text", "conversion/diffusers_export/verify.py"},
     "omegaconf": {"config"},
     # What a conversion is verified with: one can train, sample and convert without it.

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from cogvideox.config.schema import Config
+from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder, ReadDone
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.decode import open_reader
@@ -25,7 +26,7 @@ from cogvideox.data.media import Media
 from cogvideox.data.pool import Task
 from cogvideox.data.sample import Sample
 from cogvideox.errors import ConfigError
-from cogvideox.training.preflight import clip_spec, data_section
+from cogvideox.training.preflight import clip_spec
 from cogvideox.training.which_run import RunChoice
 from cogvideox.weights.safetensors_stream import WrittenFile
 from cogvideox.weights.sat_folder import begin_iteration
@@ -102,9 +103,9 @@ def text_settings(config: Config, layers: int | None = None) -> dict[str, Any]:
 
 def data_sets(config: Config, clips: int) -> tuple[VideoDataset, VideoDataset | None]:
     """In place of the clips in train_data; as many are held out as are evaluated at once by each of the processes."""
-    spec = clip_spec(data_section(config))
+    spec = clip_spec(config)
     samples = tuple(Sample(Media(f"{n}.mp4"), (CAPTION,), n) for n in range(clips))
-    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), (spec.bucket,))
+    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), BucketPlan((spec.bucket,)))
     args = config.train_args
     return data, data.first(args.eval_batch_size) if args.valid_data or args.eval_split > 0 else None
 

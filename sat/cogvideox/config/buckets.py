@@ -22,8 +22,6 @@ def read_buckets(data: DataConfig, sizes: ClipSizes, findings: Reporter) -> Buck
     default = Buckets((Bucket(data.max_num_frames, *data.video_size),))
     rule = data.buckets
     if rule is None:
-        if data.short_clips == "shorten":
-            findings.error("data.short_clips", f"shorten gives clips other numbers of frames, which needs {PATH}")
         return default
     if not isinstance(rule, Mapping):
         rule = {"shapes": rule}

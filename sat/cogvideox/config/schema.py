@@ -243,8 +243,8 @@ class DataConfig:
     fps: float = float(V1_0.clip.fps)
     max_num_frames: int = V1_0.clip.frames
     skip_frms_num: float = 3.0
-    reader: Literal["pyav", "decord"] = "pyav"
-    short_clips: Literal["error", "skip", "pad"] = "skip"
+    reader: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    short_clips: Literal["error", "skip", "pad", "loop", "shorten"] = "skip"
     missing_captions: Literal["error", "empty"] = "error"
     video_column: str | None = None
     caption_column: str | None = None
@@ -254,12 +254,25 @@ class DataConfig:
     max_failed_share: float = 0.05
     clip_timeout_s: float = 60.0
     random_start: bool = False
+    frame_stride: int | None = None
+    windows: Literal["one", "all"] = "one"
+    scene_cuts: Literal["ignore", "avoid"] = "ignore"
     buckets: list[tuple[int, int, int]] | dict[str, Any] | None = None
     tokens_per_micro_batch: int | None = None
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether clips of several shapes are trained in one run."""
+        return self.buckets is not None
 
     def problems(self) -> Problems:
         yield from at_least(self, 1, "tokens_per_micro_batch")
         yield from at_least(self, 0, "skip_frms_num")
+        yield from at_least(self, 1, "frame_stride")
+        if self.random_start and self.windows == "all":
+            yield "random_start", "has no use with windows: all, which takes every part of a clip; keep one of them"
+        if self.short_clips == "shorten" and not self.has_buckets:
+            yield "short_clips", "shorten needs data.buckets, which give clips of several lengths; or pad, loop, skip"
         yield from share(self, "max_failed_share")
         for name in ("fps", "clip_timeout_s"):
             if getattr(self, name) <= 0:

@@ -33,13 +33,15 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class ReadJob:
-    """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation."""
+    """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation. window, cuts: see Sample."""
 
     media: Media
     sample_id: int
     bucket: Bucket
     seed: int
     epoch: int
+    window: int = 0
+    cuts: tuple[int, ...] = ()
 
 
 Job = ProbeJob | ReadJob
@@ -105,7 +107,7 @@ class ClipDecoder:
         return {"video": Field((bucket.frames, 3, bucket.height, bucket.width), torch.uint8)}
 
     def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
-        return ReadJob(sample.media, sample.sample_id, bucket, seed, epoch)
+        return ReadJob(sample.media, sample.sample_id, bucket, seed, epoch, sample.window, sample.cuts)
 
     def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
         return ClipBatch(rows, values["video"])
@@ -125,7 +127,7 @@ class ClipDecoder:
 
         def choose(timestamps: Timestamps) -> FrameChoice:
             try:
-                return frame_indices(timestamps, spec, start)
+                return frame_indices(timestamps, spec, start, job.window, job.cuts)
             except ClipTooShortError as error:
                 raise ClipTooShortError(f"{job.media.label}: {error}") from None
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideox.buckets import Buckets
+from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
@@ -36,10 +38,7 @@ class VideoDataset:
     Args:
         samples: at least one.
         reader: makes rows of them.
-        buckets: all that samples have, at most 64.
-        bucket_numbers: int64 [n], which of them each sample has; None where there is one.
-        choices: uint64 [n], a bit for each bucket that a sample may be drawn for in training, anew in each epoch; None
-            where each keeps its own.
+        plan: their buckets.
         short_clips: what happens to clips that turn out to be too short, see ClipSpec.
         captions: which of its captions a sample gets, see sample.choose_caption.
         clip_timeout_s: seconds that a clip may take to decode.
@@ -49,9 +48,7 @@ class VideoDataset:
 
     samples: Sequence[Sample]
     reader: SampleReader
-    buckets: tuple[Bucket, ...]
-    bucket_numbers: NDArray[np.int64] | None = None
-    choices: NDArray[np.uint64] | None = None
+    plan: BucketPlan
     short_clips: str = "error"
     captions: str = "first"
     clip_timeout_s: float = 60.0
@@ -67,18 +64,16 @@ class VideoDataset:
             return self.samples.sample_ids()
         return np.array([sample.sample_id for sample in self.samples], dtype=np.int64)
 
-    def buckets_of(self, index: int) -> tuple[Bucket, ...]:
-        """All that a sample may be trained at, its own one first."""
-        own = 0 if self.bucket_numbers is None else int(self.bucket_numbers[index])
-        may = 0 if self.choices is None else int(self.choices[index])
-        others = [number for number in range(len(self.buckets)) if may >> number & 1 and number != own]
-        return tuple(self.buckets[number] for number in (own, *others))
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """All that samples may have."""
+        return self.plan.shapes
 
     def ordered(self, for_evaluation: bool = False) -> OrderedSamples:
         """What their order is a function of. In evaluation each comes once, in its own bucket."""
-        choices, sources = (None, None) if for_evaluation else (self.choices, self._source_numbers())
+        choices, sources = (None, None) if for_evaluation else (self.plan.choices, self._source_numbers())
         repeats = () if sources is None else tuple(source.repeats for source in self.sources)
-        return OrderedSamples(self.sample_ids(), self.bucket_numbers, choices, sources, repeats, len(self.buckets))
+        return OrderedSamples(self.sample_ids(), self.plan.numbers, choices, sources, repeats, len(self.buckets))
 
     def _source_numbers(self) -> NDArray[np.int64] | None:
         """int64 [n], the entry of each sample; None where all come once."""
@@ -96,16 +91,11 @@ class VideoDataset:
 
     def first(self, count: int) -> VideoDataset:
         """At most `count` samples, chosen by their ids: the same ones whatever the order of folders."""
-        return self.only(_held_out_places(self, count))
+        return self.only(_first_places(self.sample_ids(), count))
 
     def only(self, places: NDArray[np.int64]) -> VideoDataset:
         """With the samples at these places."""
-        return replace(
-            self,
-            samples=select(self.samples, places),
-            bucket_numbers=None if self.bucket_numbers is None else self.bucket_numbers[places],
-            choices=None if self.choices is None else self.choices[places],
-        )
+        return replace(self, samples=select(self.samples, places), plan=self.plan.at(places))
 
 
 def select(samples: Sequence[Sample], places: NDArray[np.int64]) -> Sequence[Sample]:
@@ -116,23 +106,34 @@ def select(samples: Sequence[Sample], places: NDArray[np.int64]) -> Sequence[Sam
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
     """Divide into samples to train on and samples held out for evaluation.
 
-    Chosen by a hash of the sample ids: independent of the seed and of the order of folders.
+    Chosen by a hash of the sample ids: independent of the seed and of the order of folders. All windows of a file go
+    the same way.
 
     Args:
-        dataset: at least two samples.
-        share: of the samples to hold out, rounded, at least one; between 0 and 1, both excluded.
+        dataset: of at least two files.
+        share: of the files to hold out, rounded, at least one; between 0 and 1, both excluded.
 
     Raises:
         DataError: see listing.held_out_count.
     """
-    count = held_out_count(len(dataset), share)
-    chosen = _held_out_places(dataset, count)
-    return dataset.only(np.setdiff1d(np.arange(len(dataset)), chosen)), dataset.only(chosen)
+    files = _files(dataset.samples)
+    _, first, file_of = np.unique(files, return_index=True, return_inverse=True)
+    held_files = _first_places(dataset.sample_ids()[first], held_out_count(len(first), share))
+    is_held = np.isin(file_of, held_files)
+    return dataset.only(np.flatnonzero(~is_held)), dataset.only(np.flatnonzero(is_held))
 
 
-def _held_out_places(dataset: VideoDataset, count: int) -> NDArray[np.int64]:
-    """The places, ascending, of the samples that are held out before others."""
-    ranks = np.array([hash_words("held out", sample_id) for sample_id in dataset.sample_ids().tolist()], np.int64)
+def _files(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """int64 [n], the same number for samples of the same file."""
+    if isinstance(samples, Manifest):
+        return samples.files()
+    numbers: dict[Media, int] = {}
+    return np.array([numbers.setdefault(sample.media, len(numbers)) for sample in samples], np.int64)
+
+
+def _first_places(ids: SampleIds, count: int) -> NDArray[np.int64]:
+    """The places, ascending, of the ids that are held out before others."""
+    ranks = np.array([hash_words("held out", sample_id) for sample_id in ids.tolist()], np.int64)
     return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
@@ -145,6 +146,7 @@ def build_dataset(
     captions: str = "first",
     max_failed_share: float = 0.05,
     cache: str | None = None,
+    buckets: Buckets | None = None,
     clip_timeout_s: float = 60.0,
     num_workers: int = 2,
 ) -> VideoDataset:
@@ -154,7 +156,7 @@ def build_dataset(
     others: it is picklable.
 
     Args:
-        entries, spec, missing_captions, captions, max_failed_share, cache: see listing.list_samples.
+        entries, spec, missing_captions, captions, max_failed_share, cache, buckets: see listing.list_samples.
         reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
@@ -164,8 +166,8 @@ def build_dataset(
     """
     if not 0 <= max_failed_share <= 1:
         raise DataError(f"max_failed_share is {max_failed_share:g}; it has to lie between 0 and 1")
-    decoder = ClipDecoder(spec, open_reader(reader) if isinstance(reader, str) else reader)
-    samples, report = list_samples(
+    decoder = ClipDecoder(spec, open_reader(reader, spec.scene_cuts) if isinstance(reader, str) else reader)
+    samples, report, plan = list_samples(
         entries,
         spec,
         decoder.reader,
@@ -174,13 +176,14 @@ def build_dataset(
         captions=captions,
         max_failed_share=max_failed_share,
         cache=cache,
+        buckets=buckets,
     )
     report.check()
     _log.info("%s", report.text())
     return VideoDataset(
         samples,
         decoder,
-        (spec.bucket,),
+        plan,
         short_clips=spec.short_clips,
         captions=captions,
         clip_timeout_s=clip_timeout_s,

@@ -1,8 +1,8 @@
-"""Two readers of video files behind one small interface: PyAV (the default) and decord.
+"""The interface of all readers of video files, and the default one: PyAV.
 
 `read(media, choose)` asks `choose` which frames are wanted, and decodes no more than it has to. The frames are what
-players show (picture.py). What decord can't read, or doesn't read exactly, is read by PyAV instead; the result says
-which reader it was.
+players show (picture.py). What other readers (other_readers.py) can't read, or don't read exactly, is read by PyAV
+instead; the result says which reader it was.
 
 Letters: t frames of the result, n frames of the file, h w pixels of the source as shown, c = 3 colours (RGB).
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from cogvideox.data.media import Media
@@ -26,9 +27,7 @@ from cogvideox.data.video_file import FrameTimes, VideoFile, open_video, times_o
 from cogvideox.errors import DataError
 
 FrameChooser = Callable[[Timestamps], FrameChoice]
-READERS = ("pyav", "decord")
-# Codecs whose frames decord was found to return exactly (tests/data/test_decode.py).
-_DECORD_EXACT = ("h264", "vp8", "vp9")
+READERS = ("pyav", "decord", "torchcodec")
 # Codecs that take a new setting for skipping with every packet (dav1d takes it once, when it is opened).
 _SKIPPING = ("h264", "hevc", "mpeg4")
 # Of one clip's frames as shown: 49 of 7680x4320 are 4.9e9. More would make the system end this or another process.
@@ -42,11 +41,13 @@ class ClipInfo:
     Args:
         width, height: as shown, that is turned and in square pixels.
         timestamps: float64 [n], seconds from the first frame; those that reading finds.
+        cuts: where it cuts to another scene, see timing.Cuts; empty where nobody looked.
     """
 
     width: int
     height: int
     timestamps: Timestamps
+    cuts: Sequence[int] = ()
 
     @property
     def num_frames(self) -> int:
@@ -69,7 +70,9 @@ class DecodedFrames:
 class VideoReader(Protocol):
     """A reader of video files. It has to be picklable: decoding processes get a copy."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in `data.reader`."""
 
     def probe(self, media: Media) -> ClipInfo:
         """What the file says about itself, cheaply. Raises DataError for a file that can't be read."""
@@ -80,17 +83,23 @@ class VideoReader(Protocol):
         """
 
 
-def open_reader(name: str) -> VideoReader:
+def open_reader(name: str, scene_cuts: str = "ignore") -> VideoReader:
     """The reader of that name.
 
+    Args:
+        name: one of READERS.
+        scene_cuts: "avoid" makes `probe` decode all of a video and find its cuts.
+
     Raises:
-        DataError: for an unknown name.
+        DataError: for an unknown name, or a reader whose libraries are missing.
     """
-    if name == "decord":
-        return DecordReader()
-    if name == "pyav":
-        return PyAVReader()
-    raise DataError(f"reader is {name!r}; it has to be one of {', '.join(READERS)}")
+    if name not in READERS:
+        raise DataError(f"reader is {name!r}; it has to be one of {', '.join(READERS)}")
+    # Imported here: the usual case needs neither.
+    from cogvideox.data import other_readers, scene_reader
+
+    reader = PyAVReader() if name == "pyav" else other_readers.open_other(name)
+    return scene_reader.SceneReader(reader) if scene_cuts == "avoid" else reader
 
 
 class PyAVReader:
@@ -116,7 +125,7 @@ class PyAVReader:
     def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
         """Frames are found by their presentation times, never by counting on an assumed rate."""
         with open_video(media) as video:
-            request = _Request.make(video, choose)
+            request = Request.make(video, choose)
             pixels = request.quickly(video)
         if pixels is None:
             pixels = request.carefully(media)
@@ -129,49 +138,20 @@ def _info(video: VideoFile, seconds: Timestamps) -> ClipInfo:
     return ClipInfo(width, height, seconds)
 
 
-class DecordReader:
-    """decord where it reads the right frames, PyAV for other files and for probing.
+def small_frames(media: Media, side: int) -> NDArray[np.uint8]:
+    """All frames as they are stored, squeezed into side x side pixels by averaging: uint8 [n, side, side, c].
 
-    decord 0.6 fails on some sizes (48 pixels wide) and codecs (AV1), returns neighbours of the wanted frames for edit
-    lists, HEVC with open groups, MPEG-4 with B frames and AVI, hides damage, and stretches pictures to the size of the
-    first one. It scans a whole file to open it, and opens no parts of files. Files and pictures that it doesn't treat
-    as players do go to PyAV, and its key frames are decoded by PyAV too, to find other sizes and damage; damage
-    elsewhere stays unseen.
+    Raises:
+        DataError: the file can't be decoded to its end.
     """
-
-    name = "decord"
-
-    def probe(self, media: Media) -> ClipInfo:
-        """See PyAVReader.probe."""
-        return PyAVReader().probe(media)
-
-    def read(self, media: Media, choose: FrameChooser) -> DecodedFrames:
-        """The frames; `reader` of the result says who read them."""
-        with open_video(media) as video:
-            request = _Request.make(video, choose)
-            size = request.plain_size(video) if video.decoder.name in _DECORD_EXACT and not media.is_part else None
-        pixels = _by_decord(media.path, request, size) if size else None
-        if pixels is None:
-            return PyAVReader().read(media, choose)
-        return DecodedFrames(pixels, request.choice, self.name)
+    with open_video(media) as video:
+        request = Request.make(video, _all_frames)
+    with open_video(media) as video:
+        return request.small(video, side)
 
 
-def _by_decord(path: str, request: _Request, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """The chosen frames; None where decord finds other frames, or none."""
-    # Imported here: only decoding processes need it.
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    unique, where = np.unique(request.choice.indices, return_inverse=True)
-    try:
-        clip = decord.VideoReader(path, num_threads=1)
-        times = clip.get_frame_timestamp(np.arange(len(clip)))[:, 0].astype(np.float64)
-        if len(times) != len(request.times.times) or times[0] < 0 or np.any(np.diff(times) <= 0):
-            return None
-        pixels: NDArray[np.uint8] = clip.get_batch(unique).asnumpy()[where]
-    except (decord.DECORDError, RuntimeError, IndexError):
-        return None
-    return pixels if pixels.shape[1:3] == size else None
+def _all_frames(timestamps: Timestamps) -> FrameChoice:
+    return FrameChoice(np.arange(len(timestamps)), average_fps(timestamps), 0, 0)
 
 
 class _CantReadError(Exception):
@@ -179,7 +159,7 @@ class _CantReadError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class _Request:
+class Request:
     """What is wanted of a file.
 
     Args:
@@ -193,7 +173,7 @@ class _Request:
     wanted: dict[int, list[int]]
 
     @classmethod
-    def make(cls, video: VideoFile, choose: FrameChooser) -> _Request:
+    def make(cls, video: VideoFile, choose: FrameChooser) -> Request:
         times = FrameTimes.scan(video)
         choice = choose(times.seconds)
         wanted: dict[int, list[int]] = {}
@@ -234,6 +214,21 @@ class _Request:
         except _CantReadError as error:
             raise DataError(f"{media.label}: {error}") from None
 
+    def small(self, video: VideoFile, side: int) -> NDArray[np.uint8]:
+        """See small_frames; of a file just opened."""
+        pixels, missing = np.zeros((len(self.choice.indices), side, side, 3), np.uint8), set(self.wanted)
+        size: Any = {"width": side, "height": side, "interpolation": Interpolation.AREA}
+        try:
+            for number, frame in enumerate(self._decoded(video, video.packets(), self.times.whole_from)):
+                time = number if self.times.counted else frame.pts
+                if time in missing:
+                    pixels[self.wanted[time]] = frame.reformat(format="rgb24", threads=1, **size).to_ndarray()
+                    missing.remove(time)
+            self._check_none(missing)
+        except _CantReadError as error:
+            raise DataError(f"{video.media.label}: {error}") from None
+        return pixels
+
     def plain_size(self, video: VideoFile) -> tuple[int, int] | None:
         """Height and width, if all key frames among the wanted ones are whole, plain, and of one size."""
         key = self.times.key_before(int(self.choice.indices[0]))
@@ -272,9 +267,13 @@ class _Request:
             missing.remove(time)
             if not missing:
                 return pixels
-        raise _CantReadError(
-            f"{len(missing)} of {len(self.wanted)} frames are missing; the file is truncated or broken"
-        )
+        self._check_none(missing)
+        raise AssertionError("no frame was wanted")
+
+    def _check_none(self, missing: set[int]) -> None:
+        if missing:
+            text = f"{len(missing)} of {len(self.wanted)} frames are missing; the file is truncated or broken"
+            raise _CantReadError(text)
 
     def _room_for(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         shape = (len(self.choice.indices), *size, 3)

@@ -9,20 +9,27 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from cogvideox.buckets import Buckets
+from cogvideox.data import scenes
+from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.header_cache import HeaderCache, cache_file
 from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
-from cogvideox.data.report import Problem, SourceReport, Spread
+from cogvideox.data.order import hash_words
+from cogvideox.data.report import BucketInfo, Problem, SourceReport, Spread
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.read import Listing, count_by_source, read_sources, settle_repeats
 from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
@@ -35,6 +42,16 @@ ENLARGEMENT_TO_NAME = 2.0
 _REMEMBER_EVERY_S = 20.0
 _AT_A_TIME = 10_000
 Outcome = Survey | Failure | None  # None: not looked at
+
+
+class Listed(NamedTuple):
+    """What can be trained on, the report on everything that was found, and the buckets of the samples."""
+
+    samples: Manifest
+    report: SourceReport
+    plan: BucketPlan
+
+
 _MISSING = Failure("there is no such file")
 
 
@@ -48,7 +65,8 @@ def list_samples(
     captions: str = "first",
     max_failed_share: float = 0.05,
     cache: str | None = None,
-) -> tuple[Manifest, SourceReport]:
+    buckets: Buckets | None = None,
+) -> Listed:
     """Read the entries, and look at every file that isn't remembered from an earlier run.
 
     Args:
@@ -59,26 +77,30 @@ def list_samples(
         missing_captions: "error" or "empty"; captions: "first" or "random".
         max_failed_share: for the report's verdict.
         cache: folder in which what was seen is remembered; None: the user's own.
+        buckets: the shapes that samples may have; None for that of `spec`.
 
     Returns:
-        The usable samples in order, and the report. Samples that were not looked at are not among them. Problems of
-        single items don't raise: see SourceReport.check.
+        The usable samples in order, the report, and their buckets. Samples that were not looked at are not among
+        them. Problems of single items don't raise: see SourceReport.check.
 
     Raises:
         DataError: for the entries themselves, see read.read_sources.
     """
     listing = read_sources(entries, missing_captions, captions=captions, with_images=spec.max_num_frames == 1)
     samples = listing.samples
+    name = f"{reader.name}, cuts {scenes.VERSION}" if spec.scene_cuts == "avoid" else reader.name
     outcomes, num_images = _look_at(
-        samples, spec, HeaderCache(cache_file(cache), reader.name), look or _all_here(reader)
+        samples, spec, buckets, HeaderCache(cache_file(cache), name), look or _all_here(reader)
     )
     problems = [*listing.problems, *_judged(samples, outcomes, spec)]
-    good = [each for each in outcomes if isinstance(each, Survey) and each.too_short is None]
-    usable = samples.select(np.flatnonzero([isinstance(each, Survey) and each.too_short is None for each in outcomes]))
+    good = [each for each in outcomes if isinstance(each, Survey) and each.is_usable]
+    usable, plan = _expanded(samples, outcomes, spec)
     report = SourceReport(
         roots=tuple(source.path for source in listing.sources),
         num_videos=listing.num_videos,
-        num_samples=len(usable),
+        num_samples=len(good),
+        num_windows=len(usable),
+        buckets=_bucket_infos(good),
         problems=tuple(problems),
         source_fps=Spread.of([survey.source_fps for survey in good if survey.source_fps]),
         effective_fps=Spread.of([survey.effective_fps for survey in good if survey.effective_fps]),
@@ -94,10 +116,49 @@ def list_samples(
         missing_remedy=_missing_remedy(listing, samples, outcomes),
         sources=settle_repeats(listing.sources, entries, count_by_source(usable, len(entries))),
     )
-    return usable, report
+    return Listed(usable, report, plan)
 
 
-def _look_at(samples: Manifest, spec: ClipSpec, cache: HeaderCache, look: Look) -> tuple[list[Outcome], int]:
+def _bucket_infos(good: Sequence[Survey]) -> tuple[BucketInfo, ...]:
+    """By bucket, in order; each file in its own one."""
+    members: dict[Bucket, list[Survey]] = {}
+    for survey in good:
+        members.setdefault(survey.buckets[0], []).append(survey)
+    return tuple(
+        BucketInfo(
+            bucket,
+            sum(each.num_windows for each in some),
+            len(some),
+            Spread.over([each.kept_share for each in some]),
+            Spread.over([each.enlargement for each in some]),
+            sum(each.num_padded for each in some),
+        )
+        for bucket, some in sorted(members.items())
+    )
+
+
+def _expanded(samples: Manifest, outcomes: Sequence[Outcome], spec: ClipSpec) -> tuple[Manifest, BucketPlan]:
+    """A sample for each window of the usable clips, and their buckets. The first window keeps its clip's id."""
+    surveys = [each if isinstance(each, Survey) and each.is_usable else None for each in outcomes]
+    counts = np.array([0 if each is None else each.num_windows for each in surveys], np.int64)
+    places = np.repeat(np.arange(len(surveys)), counts)
+    good: list[Survey] = [surveys[place] for place in places]  # type: ignore[misc]
+    plan = BucketPlan.of_choices([each.buckets for each in good])
+    if spec.windows == "one" and spec.scene_cuts == "ignore":
+        return samples.select(places), plan
+    windows = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ids = samples.sample_ids()[places]
+    ids[windows > 0] = [
+        hash_words("window", sample_id, window)
+        for sample_id, window in zip(ids[windows > 0].tolist(), windows[windows > 0].tolist(), strict=True)
+    ]
+    cuts = pa.array([each.cuts for each in good], pa.list_(pa.int64())) if spec.scene_cuts == "avoid" else None
+    return samples.select(places, sample_ids=ids, windows=windows.astype(np.int32), cuts=cuts), plan
+
+
+def _look_at(
+    samples: Manifest, spec: ClipSpec, buckets: Buckets | None, cache: HeaderCache, look: Look
+) -> tuple[list[Outcome], int]:
     """What is remembered or found of each sample's file, and how many are images."""
     outcomes: list[Outcome] = [None] * len(samples)
     unknown: dict[Media, list[int]] = {}
@@ -112,7 +173,7 @@ def _look_at(samples: Manifest, spec: ClipSpec, cache: HeaderCache, look: Look) 
             elif (info := known[media]) is None:
                 outcomes[place] = _MISSING
             else:
-                outcomes[place] = _survey(info, spec)
+                outcomes[place] = _survey(info, spec, buckets)
     # In an order of their own, so that the first of them, where time doesn't suffice for all, are of all sorts.
     found: dict[Media, ClipInfo] = {}
     since, done = time.monotonic(), 0
@@ -120,7 +181,7 @@ def _look_at(samples: Manifest, spec: ClipSpec, cache: HeaderCache, look: Look) 
         for media, outcome in look(sorted(unknown, key=_shuffled)):
             done += 1
             for place in unknown[media]:
-                outcomes[place] = _survey(outcome, spec) if isinstance(outcome, ClipInfo) else outcome
+                outcomes[place] = _survey(outcome, spec, buckets) if isinstance(outcome, ClipInfo) else outcome
             if isinstance(outcome, ClipInfo):
                 found[media] = outcome
             if time.monotonic() - since > _REMEMBER_EVERY_S:
@@ -134,9 +195,9 @@ def _look_at(samples: Manifest, spec: ClipSpec, cache: HeaderCache, look: Look) 
 
 
 @lru_cache(maxsize=4096)
-def _survey(info: ClipInfo, spec: ClipSpec) -> Survey:
+def _survey(info: ClipInfo, spec: ClipSpec, buckets: Buckets | None) -> Survey:
     """The same object for the same header: the cache gives one for all clips of which the same is known."""
-    return Survey.of(info, spec)
+    return Survey.of(info, spec, buckets)
 
 
 def _judged(samples: Manifest, outcomes: Sequence[Outcome], spec: ClipSpec) -> Iterator[Problem]:
@@ -181,7 +242,10 @@ def _unreadable(media: Media, outcome: Failure) -> Problem:
 def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, float], ...]:
     """(kind, reason, effect, badness) of each problem."""
     if survey.too_short is not None:
-        return (("too short", survey.too_short, "left out" if spec.short_clips == "skip" else "error", 0.0),)
+        effect = "error" if spec.short_clips == "error" else "left out"
+        return (("too short", survey.too_short, effect, 0.0),)
+    if survey.too_small is not None:
+        return (("too small", survey.too_small, "left out", survey.enlargement),)
     found: list[tuple[str, str, str, float]] = []
 
     def keep(kind: str, reason: str, badness: float = 0.0) -> None:
@@ -195,7 +259,9 @@ def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, floa
     if survey.enlargement >= ENLARGEMENT_TO_NAME:
         keep("enlarged", f"{shape}: enlarged {survey.enlargement:.1f} times", survey.enlargement)
     if survey.num_padded:
-        keep("padded", f"its last frame is repeated {survey.num_padded} times", survey.num_padded)
+        again = f"it is played again for {survey.num_padded} frames"
+        last = f"its last frame is repeated {survey.num_padded} times"
+        keep("padded", again if spec.short_clips == "loop" else last, survey.num_padded)
     if survey.num_repeated:
         repeats = f"{survey.num_repeated} of {spec.max_num_frames} frames repeat the one before"
         keep("slow source", f"{survey.source_fps:.2f} fps: {repeats}", survey.num_repeated)
@@ -206,15 +272,17 @@ def _too_short_remedy(short: Sequence[Survey], spec: ClipSpec) -> str:
     """What takes these clips, with numbers; "" without any."""
     if not short:
         return ""
-    # As in timing.frame_indices, a frame is shown for a while after it began.
-    lasting = min(survey.duration_s + (0.5 / survey.source_fps if survey.source_fps else 0.0) for survey in short)
-    if spec.short_clips == "skip":
-        ways = ["they are left out; data.short_clips=pad repeats their last frame instead"]
-    else:
+    if spec.short_clips == "error":
         ways = ["data.short_clips=skip leaves them out, data.short_clips=pad repeats their last frame"]
-    frames = math.floor(lasting * spec.fps) // 8 * 8 + 1  # 8 j + 1 suits every model
+    else:
+        ways = ["they are left out; data.short_clips=pad repeats their last frame instead"]
+    frames = (min(survey.frames_available for survey in short) - 1) // 8 * 8 + 1  # 8 j + 1 suits every model
     if frames >= 9:
         ways.append(f"data.max_num_frames={frames} takes all of them as they are")
+    if spec.frame_stride is not None or spec.scene_cuts == "avoid":
+        return "; ".join(ways)
+    # As in timing.frame_indices, a frame is shown for a while after it began.
+    lasting = min(survey.duration_s + (0.5 / survey.source_fps if survey.source_fps else 0.0) for survey in short)
     fps = math.ceil((spec.max_num_frames - 1) / lasting) if lasting > 0 else math.inf
     if fps <= min(survey.source_fps for survey in short):
         ways.append(f"data.fps={fps} does so too, with motion {fps / spec.fps:.2g} times as slow at {spec.fps:g} fps")

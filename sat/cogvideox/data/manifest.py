@@ -21,7 +21,6 @@ from cogvideox.data.order import SampleIds, hash_words
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.spec import Rows
 from cogvideox.errors import DataError
-from cogvideox.geometry import Bucket
 
 _AT_A_TIME = 10_000
 _MOST_BYTES_SENT = 2**28  # about 1.5 million samples
@@ -175,8 +174,8 @@ class Manifest(Sequence[Sample]):
         content: the file.
         ids: int64 [n], sample ids.
         rows: int64 [n], the row of the file that each sample is.
-        buckets: int32 [n, 3], what each is trained at (frames, height, width), or None before that is planned.
         windows: int32 [n], which full window of a long clip each is; None: the first.
+        cuts: Arrow lists [n], where the video of each cuts to another scene; None where nobody looked.
     """
 
     def __init__(
@@ -184,11 +183,11 @@ class Manifest(Sequence[Sample]):
         content: _Content,
         ids: SampleIds,
         rows: NDArray[np.int64],
-        buckets: NDArray[np.int32] | None = None,
         windows: NDArray[np.int32] | None = None,
+        cuts: Any = None,
     ) -> None:
         self._content, self._ids, self._rows = content, ids, rows
-        self._buckets, self._windows = buckets, windows
+        self._windows, self._cuts = windows, cuts
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -228,23 +227,29 @@ class Manifest(Sequence[Sample]):
         places: NDArray[np.int64],
         *,
         sample_ids: SampleIds | None = None,
-        buckets: NDArray[np.int32] | None = None,
         windows: NDArray[np.int32] | None = None,
+        cuts: Any = None,
     ) -> Manifest:
         """The samples at these places, in this order; a place may come more than once.
 
         Args:
             places: int64 [m].
             sample_ids: int64 [m], new ids, as for several windows of one clip; None keeps them.
-            buckets: int32 [m, 3]; windows: int32 [m]; None keeps them.
+            windows: int32 [m]; cuts: Arrow lists [m]; None keeps them.
         """
         return Manifest(
             self._content,
             self._ids[places] if sample_ids is None else sample_ids,
             self._rows[places],
-            buckets if buckets is not None or self._buckets is None else self._buckets[places],
             windows if windows is not None or self._windows is None else self._windows[places],
+            cuts if cuts is not None or self._cuts is None else self._cuts.take(pa.array(places)),
         )
+
+    def files(self) -> NDArray[np.int64]:
+        """int64 [n], the same number for samples of the same video."""
+        paths = self.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
+        where = np.stack([paths.astype(np.int64), self.column("offset").to_numpy()], axis=1)
+        return np.unique(where, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def medias(self, first: int, last: int) -> list[Media]:
         """Where the videos of these samples are, without anything else of them."""
@@ -264,9 +269,9 @@ class Manifest(Sequence[Sample]):
             images,
             strict=True,
         ):
-            bucket = None if self._buckets is None else Bucket(*self._buckets[place].tolist())
             window = 0 if self._windows is None else int(self._windows[place])
-            samples.append(Sample(media, tuple(captions), int(self._ids[place]), source, image, bucket, window))
+            cuts = () if self._cuts is None else tuple(self._cuts[place].as_py())
+            samples.append(Sample(media, tuple(captions), int(self._ids[place]), source, image, window, cuts))
         return samples
 
     def _part(self, first: int, last: int, names: Sequence[str] = ()) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 
 # In the order in which they are listed.
 KINDS = (
@@ -19,6 +20,7 @@ KINDS = (
     "unreadable video",
     "unreadable image",
     "too short",
+    "too small",
     "held out and trained on",
     "cropped",
     "enlarged",
@@ -36,6 +38,7 @@ _REMEDIES = {
     "missing caption": "write the captions, or set data.missing_captions=empty to train without",
     "ambiguous caption": "keep one caption file per video",
     "unreadable caption": "save the captions as UTF-8 text",
+    "too small": "they are left out; a larger data.buckets.max_upscale takes them, or smaller shapes",
     "incomplete row": "correct these rows, or take them out of the list",
 }
 _ADVICE = {
@@ -76,7 +79,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        return cls(min(values), sum(values) / len(values), max(values)) if values else None
+        """Of any number of values; None of none."""
+        return cls.over(values) if values else None
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(min(values), sum(values) / len(values), max(values))
 
     def __str__(self) -> str:
         return self._told("{:.2f}")
@@ -132,6 +141,33 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class BucketInfo:
+    """A bucket with the samples whose own it is.
+
+    Args:
+        num_samples: how many; num_files: of how many files.
+        kept_share, enlargement: of the files, see buckets.Fit.
+        num_padded: frames that only fill clips up, of all files.
+    """
+
+    bucket: Bucket
+    num_samples: int
+    num_files: int
+    kept_share: Spread
+    enlargement: Spread
+    num_padded: int = 0
+
+    def text(self) -> str:
+        """A line of the report."""
+        padded = self.num_padded / (self.num_files * self.bucket.frames)
+        more = f"; {padded:.1%} of the frames are padding" if self.num_padded else ""
+        return (
+            f"bucket {self.bucket} (frames, height, width): {self.num_samples} samples; the crop keeps "
+            f"{self.kept_share.percent()}; enlarged {self.enlargement} times{more}"
+        )
+
+
+@dataclass(frozen=True)
 class SourceReport:
     """What the entries of args.train_data or args.valid_data hold.
 
@@ -148,6 +184,8 @@ class SourceReport:
         kept_share, enlargement: of the usable files, see survey.Survey; video_size: height and width of the result.
         too_short_remedy: what takes the clips that are too short; missing_remedy: where missing files may be.
         sources: what each entry gave.
+        num_windows: samples of the usable files, where a long clip gives several; 0: not counted.
+        buckets: what each bucket got.
     """
 
     roots: tuple[str, ...]
@@ -165,6 +203,8 @@ class SourceReport:
     too_short_remedy: str = ""
     missing_remedy: str = ""
     sources: tuple[SourceInfo, ...] = ()
+    num_windows: int = 0
+    buckets: tuple[BucketInfo, ...] = ()
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
@@ -184,9 +224,13 @@ class SourceReport:
             lines += [f"  {source.text()}" for source in self.sources]
         if self.num_not_looked_at:
             lines.append(f"  {looked_at} of {self.num_videos} {self.noun} were looked at")
+        if self.num_windows > self.num_samples:
+            lines.append(f"  they give {self.num_windows} windows, each of which is a sample")
         if self.source_fps and self.effective_fps:
             lines.append(f"  source fps {self.source_fps}; effective fps {self.effective_fps}")
-        if self.kept_share and self.enlargement:
+        if len(self.buckets) > 1:
+            lines += [f"  {each.text()}" for each in self.buckets]
+        elif self.kept_share and self.enlargement:
             lines.append(
                 f"  at {self.video_size[0]} x {self.video_size[1]} (height x width) the crop keeps "
                 f"{self.kept_share.percent()}; enlarged {self.enlargement} times (below 1: reduced)"

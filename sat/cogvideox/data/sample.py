@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from cogvideox.data.media import Media
 from cogvideox.data.order import uniform
-from cogvideox.geometry import Bucket
 
 CAPTION_CHOICES = ("first", "random")
 
@@ -22,8 +21,8 @@ class Sample:
         sample_id: 63 bits from the name that the sample has in its source: the same on every machine.
         source: number of its entry in args.train_data, from 0.
         image: the first image for image-to-video, where it isn't the first frame.
-        bucket: what it is trained at, once that is planned.
         window: which full window of a long clip it is, from 0.
+        cuts: where its video cuts to another scene, see timing.Cuts; empty where nobody looked.
     """
 
     media: Media
@@ -31,8 +30,8 @@ class Sample:
     sample_id: int
     source: int = 0
     image: Media | None = None
-    bucket: Bucket | None = None
     window: int = 0
+    cuts: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:

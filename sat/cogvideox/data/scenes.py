@@ -33,9 +33,9 @@ _FLASH_SHARE = 0.6  # of the difference to the flash: less, and the picture is b
 _LARGEST_SHIFT = 8
 _HALF_FADES = (3, 4, 6, 8, 12, 16, 24, 32, 48)  # frames from the middle to an end of a cross-fade
 _LEAST_FADE_DIFFERENCE = 20.0
-_MIXTURE_SHARE = 0.25  # of the difference between the ends; in clips without cuts it was 0.67 and more
 _MOST_CORRELATION = 0.45
-_SHIFT_SHARE = 0.7  # of that difference must remain when a shift is taken out
+_MIXTURE_SHARE = 0.35  # of the contrast of the fainter end
+_SHIFT_SHARE = 0.7  # of the difference between the ends must remain when a shift is taken out
 _FLAT = 4.0  # standard deviation of a picture that shows nothing
 _DARK, _BRIGHT = 24.0, 231.0
 _BLOCK = 512  # frames at a time: bounds the memory
@@ -88,7 +88,7 @@ def _is_flash(frames: Pictures, cut: int, difference: float) -> bool:
 
 def _fades(frames: Pictures) -> list[int]:
     """The middles of black or white runs between two pictures."""
-    pixels = frames.reshape(len(frames), -1, 3)
+    pixels = frames.reshape(len(frames), SIDE * SIDE, 3)
     flat = np.empty(len(frames), bool)
     for begin in range(0, len(frames), _BLOCK):
         some = pixels[begin : begin + _BLOCK].astype(np.float32)
@@ -109,7 +109,8 @@ def _fades(frames: Pictures) -> list[int]:
 
 def _cross_fades(frames: Pictures) -> list[tuple[int, int]]:
     """The middles of stretches in which every frame mixes the two ends, and the frames from there to an end."""
-    grey = frames.astype(np.float32).mean(axis=3) if len(frames) else np.empty((0, SIDE, SIDE), np.float32)
+    grey = frames.astype(np.float32).mean(axis=3)
+    grey -= grey.mean(axis=(1, 2), keepdims=True)
     best = np.zeros(len(frames))  # the largest difference that is crossed with this frame in the middle
     halves = np.zeros(len(frames), np.int64)
     for half in _HALF_FADES:
@@ -125,17 +126,21 @@ def _cross_fades(frames: Pictures) -> list[tuple[int, int]]:
 
 
 def _crossed(frames: Pictures, grey: NDArray[np.float32], middle: NDArray[np.int64], half: int) -> Values:
-    """How different the frames at `middle` - half and `middle` + half are; 0 where those between don't mix them."""
+    """How different the frames at `middle` - half and `middle` + half are; 0 where those between don't mix them.
+
+    grey: float32 [n, SIDE, SIDE], brightness without its mean, so that a change of light is no mixture.
+    """
     first, last = grey[middle - half], grey[middle + half]
-    crossed = _rms(last, first)
-    crossed[(crossed < _LEAST_FADE_DIFFERENCE) | (_correlation(first, last) >= _MOST_CORRELATION)] = 0
-    left = np.nonzero(crossed)[0]
+    one, two = _rms(first, 0 * first), _rms(last, 0 * last)
+    fainter, crossed = np.minimum(one, two), _rms(last, first)
+    alike = (first * last).mean(axis=(1, 2)) / np.maximum(one * two, 1e-9)
+    left = np.nonzero((crossed >= _LEAST_FADE_DIFFERENCE) & (fainter > _FLAT) & (alike < _MOST_CORRELATION))[0]
     for shift in (-half // 2, 0, half // 2):
         share = (half + shift) / (2 * half)
         rest = _rms(grey[middle[left] + shift], (1 - share) * first[left] + share * last[left])
-        left = left[rest <= _MIXTURE_SHARE * crossed[left]]
-    moved = _apart(frames[middle[left] - half], frames[middle[left] + half])
-    left = left[moved >= _SHIFT_SHARE * crossed[left]]
+        left = left[rest <= _MIXTURE_SHARE * fainter[left]]
+    ends = frames[middle[left] - half], frames[middle[left] + half]
+    left = left[_apart(*ends) >= _SHIFT_SHARE * _rms(*ends)]
     result = np.zeros(len(middle))
     result[left] = crossed[left]
     return result
@@ -172,10 +177,3 @@ def _rms(first: Any, second: Any) -> Values:
     """[k], between pairs of pictures or of grey ones, as they are."""
     difference = np.asarray(first, np.float32) - np.asarray(second, np.float32)
     return np.sqrt(np.mean(difference**2, axis=tuple(range(1, difference.ndim)), dtype=np.float64))
-
-
-def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> Values:
-    """[k], of pairs of grey pictures; 1 where one of them shows next to nothing."""
-    one, two = (each - each.mean(axis=(1, 2), keepdims=True) for each in (first, second))
-    spread = np.sqrt((one**2).mean(axis=(1, 2)) * (two**2).mean(axis=(1, 2)))
-    return np.where(spread > _FLAT**2, (one * two).mean(axis=(1, 2)) / np.maximum(spread, 1e-9), 1.0)

@@ -8,13 +8,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from cogvideox.buckets import Buckets, Fit
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.images import ImageReader
 from cogvideox.data.media import Media
-from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices
+from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices, frames_available, num_windows
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
@@ -43,6 +45,11 @@ class Survey:
         enlargement: result pixels per source pixel and side; below 1 the clip is reduced.
         num_repeated, num_padded: see FrameChoice.
         too_short: why the clip is too short, or None.
+        frames_available: see timing.frames_available.
+        buckets: those that suit it, its own one first.
+        too_small: why it has too few pixels for any bucket, or None.
+        num_windows: how many samples it gives.
+        cuts: where it cuts to another scene, see timing.Cuts.
     """
 
     source_fps: float
@@ -55,30 +62,58 @@ class Survey:
     num_repeated: int = 0
     num_padded: int = 0
     too_short: str | None = None
+    frames_available: int = 0
+    buckets: tuple[Bucket, ...] = ()
+    too_small: str | None = None
+    num_windows: int = 1
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it gives samples."""
+        return self.too_short is None and self.too_small is None
 
     @classmethod
-    def of(cls, info: ClipInfo, spec: ClipSpec) -> Survey:
-        """Judge a file; with `random_start`, at its beginning."""
-        height, width = spec.video_size
-        enlargement = max(height / info.height, width / info.width)
-        kept = height * width / (enlargement**2 * info.height * info.width)
-        duration = float(info.timestamps[-1])
+    def of(cls, info: ClipInfo, spec: ClipSpec, buckets: Buckets | None = None) -> Survey:
+        """Judge a file; with `random_start` or windows "all", its first window. buckets: None for that of `spec`."""
+        available = frames_available(info.timestamps, spec, info.cuts)
+        size, too_small = (info.height, info.width), None
+        choices: tuple[Bucket, ...] = (spec.bucket,)
+        if buckets is not None:
+            frames = available
+            if spec.short_clips in ("pad", "loop"):
+                frames = max(available, min(shape.frames for shape in buckets.shapes))
+            choices = buckets.choices(size, frames)
+            if not choices:
+                shortest = min(buckets.shapes)  # what says whether it is too short
+                too_small = buckets.why_none(size, frames) if frames >= shortest.frames else None
+                choices = (shortest,)
+        shape = choices[0]
+        spec = replace(spec, video_size=(shape.height, shape.width), max_num_frames=shape.frames)
+        fit = Fit.of(size, spec.video_size)
+        survey = cls(
+            source_fps=info.fps,
+            effective_fps=0.0,
+            duration_s=float(info.timestamps[-1]),
+            width=info.width,
+            height=info.height,
+            kept_share=fit.kept_share,
+            enlargement=fit.enlargement,
+            frames_available=available,
+            buckets=choices,
+            cuts=tuple(info.cuts),
+            too_small=too_small,
+        )
         try:
-            choice = frame_indices(info.timestamps, spec)
+            choice = frame_indices(info.timestamps, spec, cuts=info.cuts)
         except ClipTooShortError as error:
-            return cls(
-                info.fps, 0.0, duration, info.width, info.height, kept, enlargement, too_short=str(error)
-            )  # fmt: skip
-        return cls(
-            info.fps,
-            choice.effective_fps,
-            duration,
-            info.width,
-            info.height,
-            kept,
-            enlargement,
-            choice.num_repeated,
-            choice.num_padded,
+            return replace(survey, too_short=str(error))
+        return replace(
+            survey,
+            effective_fps=choice.effective_fps,
+            num_repeated=choice.num_repeated,
+            num_padded=choice.num_padded,
+            num_windows=num_windows(info.timestamps, spec, info.cuts),
         )
 
 

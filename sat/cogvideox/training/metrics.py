@@ -44,24 +44,23 @@ class Reading:
 
 
 class StepMeter:
-    """Accumulates step results without touching the host.
+    """Accumulates step results without touching the host."""
 
-    tokens_per_step: tokens that all processes together put through the transformer in one step.
-    """
-
-    def __init__(self, groups: ProcessGroups, tokens_per_step: int) -> None:
-        self._groups, self._tokens_per_step = groups, tokens_per_step
+    def __init__(self, groups: ProcessGroups) -> None:
+        self._groups = groups
         self._bad_in_a_row = torch.zeros((), device=groups.device)
         self._longest_bad_run = torch.zeros((), device=groups.device)
         self._restart()
 
     def _restart(self) -> None:
         self._sums = torch.zeros(2, device=self._groups.device)  # loss, gradient norm
-        self._steps = 0
+        self._steps = self._tokens = 0
         self._started = time.perf_counter()
 
-    def add(self, result: StepResult) -> None:
-        """Take one step's result; scalars stay on the device."""
+    def add(self, result: StepResult, tokens: int) -> None:
+        """Take one step's result; scalars stay on the device. tokens: that all processes together put through the
+        transformer in it."""
+        self._tokens += tokens
         self._sums += torch.stack([result.loss.float(), result.grad_norm.float()])
         self._bad_in_a_row = torch.where(result.is_bad, self._bad_in_a_row + 1, 0.0)
         self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
@@ -85,10 +84,11 @@ class StepMeter:
         """Means since the last reading, agreed by all processes; starts over."""
         assert self._steps, "nothing to read"
         loss, norm = (self._groups.mean(self._sums) / self._steps).tolist()
-        seconds = (time.perf_counter() - self._started) / self._steps
+        elapsed = time.perf_counter() - self._started
+        seconds, tokens = elapsed / self._steps, self._tokens / elapsed
         held = torch.tensor(peak_memory_gib(self._groups.device), device=self._groups.device)
         peak, *reserved = self._groups.max(held).tolist()
-        reading = Reading(step, loss, norm, seconds, self._tokens_per_step / seconds, peak, *reserved)
+        reading = Reading(step, loss, norm, seconds, tokens, peak, *reserved)
         self._restart()
         return reading
 

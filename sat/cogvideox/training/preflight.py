@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cogvideox.buckets import Buckets
+from cogvideox.config.buckets import read_buckets
+from cogvideox.config.clip_sizes import ClipSizes, read_sizes
+from cogvideox.config.findings import Refusal
 from cogvideox.config.schema import Config, DataConfig, data_entries
 from cogvideox.data.decode import open_reader
 from cogvideox.data.listing import held_out_count, list_samples, trained_and_held_out
@@ -55,34 +59,37 @@ def check_data(config: Config) -> list[str]:
     """Look at the captions and, for a few seconds, at the clips of `train_data` and `valid_data`; what was seen is
     remembered. Returns: the reports' lines. Raises: DataError."""
     args = config.train_args
-    lines, train, is_whole = _check_folders(config, args.train_data)
+    lines, train, num_files = _check_folders(config, args.train_data)
     if args.valid_data:
         more, held_out, _ = _check_folders(config, args.valid_data)
         lines += more + describe(trained_and_held_out(train, held_out))
-    elif args.eval_split > 0 and is_whole:
-        held_out_count(len(train), args.eval_split)
+    elif args.eval_split > 0 and num_files is not None:
+        held_out_count(num_files, args.eval_split)
     return lines
 
 
-def _check_folders(config: Config, written: list[str | dict[str, Any]]) -> tuple[list[str], Sequence[Sample], bool]:
-    """The report's lines, the usable samples, and whether all files were looked at."""
+def _check_folders(
+    config: Config, written: list[str | dict[str, Any]]
+) -> tuple[list[str], Sequence[Sample], int | None]:
+    """The report's lines, the usable samples, and how many files they are of; None where not all were looked at."""
     data = data_section(config)
-    reader = open_reader(data.reader)
-    samples, report = list_samples(
+    reader = open_reader(data.reader, data.scene_cuts)
+    samples, report, _ = list_samples(
         source_specs(written, data),
-        clip_spec(data),
+        clip_spec(config),
         reader,
         look=lambda medias: look_here(medias, reader, data.clip_timeout_s, CHECK_BUDGET_S),
         missing_captions=data.missing_captions,
         captions=data.captions,
         max_failed_share=data.max_failed_share,
         cache=config.train_args.cache,
+        buckets=buckets_of(config),
     )
     report.check()
     lines = [report.text()]
     if report.num_not_looked_at:
         lines.append("  the next --check goes on from there; training looks at all of them before it loads weights")
-    return lines, samples, report.num_not_looked_at == 0
+    return lines, samples, report.num_samples if report.num_not_looked_at == 0 else None
 
 
 def data_section(config: Config) -> DataConfig:
@@ -110,8 +117,9 @@ def source_specs(written: list[str | dict[str, Any]], data: DataConfig) -> list[
     ]
 
 
-def clip_spec(data: DataConfig) -> ClipSpec:
+def clip_spec(config: Config) -> ClipSpec:
     """What every clip becomes, from section `data`."""
+    data = data_section(config)
     return ClipSpec(
         video_size=data.video_size,
         fps=data.fps,
@@ -119,4 +127,20 @@ def clip_spec(data: DataConfig) -> ClipSpec:
         skip_frms_num=data.skip_frms_num,
         short_clips=data.short_clips,
         random_start=data.random_start,
+        frame_stride=data.frame_stride,
+        windows=data.windows,
+        scene_cuts=data.scene_cuts,
+        geometry=clip_sizes(config).geometry,
     )
+
+
+def clip_sizes(config: Config) -> ClipSizes:
+    """What the model takes."""
+    model = config.model
+    return read_sizes(model.network_config["params"], model.first_stage_config["params"])
+
+
+def buckets_of(config: Config) -> Buckets | None:
+    """The shapes of `data.buckets`; None without."""
+    data = data_section(config)
+    return None if data.buckets is None else read_buckets(data, clip_sizes(config), Refusal())

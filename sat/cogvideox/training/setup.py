@@ -13,11 +13,12 @@ from typing import Any
 
 from cogvideox.config.compare import changed_settings
 from cogvideox.config.load import resolved_yaml
-from cogvideox.config.schema import Config, DataConfig, TrainArgs
+from cogvideox.config.schema import Config, TrainArgs
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
 from cogvideox.data.listing import long_captions, trained_and_held_out
 from cogvideox.data.report import Problem, describe
 from cogvideox.errors import ConfigError, DataError
+from cogvideox.geometry import Bucket
 from cogvideox.log import get_logger
 from cogvideox.model.build import draft_model, place_model
 from cogvideox.model.files import model_files
@@ -39,7 +40,7 @@ from cogvideox.training.lr_schedules import (
 )
 from cogvideox.training.optimizers import read_optimizer
 from cogvideox.training.optional_output import OptionalOutput
-from cogvideox.training.preflight import clip_spec, data_section, source_specs
+from cogvideox.training.preflight import buckets_of, clip_spec, data_section, source_specs
 from cogvideox.training.run_folder import RunLock, check_save_folder, make_run_folder, newest_config, write_config
 from cogvideox.training.training_state import state_file
 from cogvideox.training.which_run import RunChoice
@@ -104,7 +105,7 @@ def prepare(config: Config, groups: ProcessGroups, choice: RunChoice, lock: RunL
         groups.attempt(checks.wait)
     if choice.resume is not None and groups.is_first:
         _compare(progress, train_data)
-    _announce(config, engine, trainable, schedule, optimizer.lr)
+    _announce(config, engine, model, train_data, trainable, schedule, optimizer.lr)
     folder = groups.first_only(lambda: _run_folder(config, choice, progress, lock))
     return Parts(model, engine, train_data, held_out, trainable, progress, folder, extra, previews)
 
@@ -160,12 +161,13 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
     def read(written: list[str | dict[str, Any]]) -> VideoDataset:
         return build_dataset(
             source_specs(written, data),
-            clip_spec(data),
+            clip_spec(config),
             reader=data.reader,
             missing_captions=data.missing_captions,
             captions=data.captions,
             max_failed_share=data.max_failed_share,
             cache=args.cache,
+            buckets=buckets_of(config),
             clip_timeout_s=data.clip_timeout_s,
             num_workers=args.num_workers,
         )
@@ -231,7 +233,13 @@ def _too_few(processes: int, clips: int) -> str:
 
 
 def _announce(
-    config: Config, engine: TrainEngine, trainable: TrainableReport, schedule: Schedule, peak_lr: float
+    config: Config,
+    engine: TrainEngine,
+    model: VideoDiffusion,
+    train_data: VideoDataset,
+    trainable: TrainableReport,
+    schedule: Schedule,
+    peak_lr: float,
 ) -> None:
     """What a person checks before the first step."""
     sizes, total = engine.sizes, config.train_args.train_iters
@@ -240,6 +248,11 @@ def _announce(
         "effective batch %d = %d per process x %d accumulated x %d processes",
         sizes.effective, sizes.micro, sizes.accumulation, sizes.processes,
     )  # fmt: skip
+    micro = micro_batch_sizes(config, model, train_data.buckets, sizes.micro)
+    if set(micro) != {sizes.micro}:
+        others = sizes.accumulation * sizes.processes
+        texts = [f"{size * others} of {bucket}" for bucket, size in zip(train_data.buckets, micro, strict=True)]
+        _log.info("by data.tokens_per_micro_batch it is %s", ", ".join(texts))
     _log.info("%s", describe_schedule(schedule, peak_lr, total))
 
 
@@ -268,10 +281,19 @@ def _with_load(config: Config, load: Path | None) -> Config:
     return replace(config, args=args, resolved_yaml=resolved_yaml(args, config.model, config.data, config.deepspeed))
 
 
-def tokens_per_sample(model: VideoDiffusion, data: DataConfig) -> int:
+def tokens_per_sample(model: VideoDiffusion, bucket: Bucket) -> int:
     """Text and video tokens that one clip puts through the transformer."""
     network = model.transformer.network  # type: ignore[union-attr]
-    return network.text_length + model.geometry.num_video_tokens(data.max_num_frames, *data.video_size)
+    return network.text_length + model.geometry.num_video_tokens(*bucket)
+
+
+def micro_batch_sizes(config: Config, model: VideoDiffusion, buckets: Sequence[Bucket], micro: int) -> list[int]:
+    """Clips of each bucket in a micro batch: as many as data.tokens_per_micro_batch allows, at least one; without it
+    `micro` of every bucket."""
+    budget = data_section(config).tokens_per_micro_batch
+    if budget is None:
+        return [micro] * len(buckets)
+    return [max(1, budget // model.geometry.num_video_tokens(*bucket)) for bucket in buckets]
 
 
 def every(interval: int | None, last: int) -> Callable[[int], bool]:

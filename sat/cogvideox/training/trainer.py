@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cogvideox.training.next_steps import after_training, resume_command
 from cogvideox.training.optional_output import OptionalOutput
 from cogvideox.training.run_folder import RunLock
 from cogvideox.training.run_log import RunLog
-from cogvideox.training.setup import every, prepare, tokens_per_sample
+from cogvideox.training.setup import every, micro_batch_sizes, prepare, tokens_per_sample
 from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, finished_summary, say_finished
 from cogvideox.weights.atomic import write_text_atomically
 
@@ -79,7 +80,7 @@ class Trainer:
             self._open_loader() as loader,
             self._open_log(first, last) as self._log,
         ):
-            self._meter, self._checkpointer = self._make_meter(), self._make_checkpointer()
+            self._meter, self._checkpointer = StepMeter(self._groups), self._make_checkpointer()
             try:
                 self._train(loader, first, last)
             except stopping.Stopped as stop:
@@ -98,7 +99,7 @@ class Trainer:
             self._seed_dropout(step)
             # Here the processes agree to stop, or on an error of one of them, before any of them waits in a step.
             batches = self._groups.attempt(lambda: self._next_batches(loader))
-            self._meter.add(engine.step(step, batches))
+            self._meter.add(engine.step(step, batches), self._tokens_of(batches))
             self._done = Progress(step, loader.position, fingerprint)
             self._report(step, log_due(step))
             if save_due(step):  # first: whatever happens while evaluating, this interval is safe
@@ -129,7 +130,7 @@ class Trainer:
         parts = self._parts
         return build_loader(
             parts.train_data,
-            parts.engine.sizes.micro,
+            micro_batch_sizes(self._config, parts.model, parts.train_data.buckets, parts.engine.sizes.micro),
             rank=self._groups.rank,
             world_size=self._groups.world_size,
             seed=self._args.seed,
@@ -151,11 +152,10 @@ class Trainer:
             configuration=self._config.resolved_yaml,
         )
 
-    def _make_meter(self) -> StepMeter:
-        assert self._config.data is not None
-        parts = self._parts
-        tokens = tokens_per_sample(parts.model, self._config.data) * parts.engine.sizes.effective
-        return StepMeter(self._groups, tokens)
+    def _tokens_of(self, batches: Sequence[AnyBatch]) -> int:
+        """What all processes together put through the transformer in a step; they have the same buckets."""
+        tokens = sum(tokens_per_sample(self._parts.model, each.rows.bucket) * len(each.rows) for each in batches)
+        return tokens * self._groups.world_size
 
     def _make_checkpointer(self) -> Checkpointer:
         parts = self._parts

@@ -1,0 +1,68 @@
+"""Which bucket each sample of a data set has. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideox.buckets import MAX_BUCKETS
+from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
+
+
+@dataclass(frozen=True, eq=False)
+class BucketPlan:
+    """The buckets of n samples.
+
+    Args:
+        shapes: all that samples may have, at most MAX_BUCKETS.
+        numbers: int64 [n], which of them each sample has; None where there is one.
+        choices: uint64 [n], a bit for each that a sample may be drawn for in training, anew in each epoch; None where
+            each keeps its own.
+    """
+
+    shapes: tuple[Bucket, ...]
+    numbers: NDArray[np.int64] | None = None
+    choices: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of_choices(cls, choices: Sequence[tuple[Bucket, ...]]) -> BucketPlan:
+        """From what suits each sample, its own bucket first. Raises: DataError for more than MAX_BUCKETS."""
+        shapes = tuple(sorted({shape for each in set(choices) for shape in each}))
+        if len(shapes) > MAX_BUCKETS:
+            raise DataError(
+                f"the clips need {len(shapes)} different buckets, more than {MAX_BUCKETS}: give data.buckets fewer "
+                "frames or aspect_ratios, or a larger step"
+            )
+        if len(shapes) < 2:
+            return cls(shapes)
+        numbers = {shape: number for number, shape in enumerate(shapes)}
+        own = np.array([numbers[each[0]] for each in choices], dtype=np.int64)
+        if all(len(each) == 1 for each in set(choices)):
+            return cls(shapes, own)
+        return cls(shapes, own, np.array([sum(1 << numbers[shape] for shape in each) for each in choices], np.uint64))
+
+    def at(self, places: NDArray[np.int64]) -> BucketPlan:
+        """Of the samples at these places."""
+        return replace(
+            self,
+            numbers=None if self.numbers is None else self.numbers[places],
+            choices=None if self.choices is None else self.choices[places],
+        )
+
+    def of(self, index: int) -> tuple[Bucket, ...]:
+        """All that a sample may be trained at, its own one first."""
+        own = 0 if self.numbers is None else int(self.numbers[index])
+        may = 0 if self.choices is None else int(self.choices[index])
+        others = [number for number in range(len(self.shapes)) if may >> number & 1 and number != own]
+        return tuple(self.shapes[number] for number in (own, *others))
+
+    def counts(self, num_samples: int) -> dict[Bucket, int]:
+        """How many samples have which bucket as their own, empty ones left out."""
+        if self.numbers is None:
+            return {self.shapes[0]: num_samples} if self.shapes else {}
+        found = np.bincount(self.numbers, minlength=len(self.shapes)).tolist()
+        return {shape: count for shape, count in zip(self.shapes, found, strict=True) if count}
