@@ -25,7 +25,7 @@ from cogvideox.config.targets import instantiate
 from cogvideox.data.clips import ClipDecoder, ClipSpec, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.media import Media
-from cogvideox.data.sources.pairs import find_pairs
+from cogvideox.data.sources.read import read_sources
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.pieces import to_signed
 from cogvideox.weights import vae_map
@@ -62,7 +62,7 @@ def read_clips(options: argparse.Namespace) -> list[Tensor]:
         random_start=False,
     )
     decoder = ClipDecoder(form, open_reader("pyav"))
-    files = [Path(sample.media.path) for sample in find_pairs([options.clips], "error").samples][: options.count]
+    files = [Path(sample.media.path) for sample in read_sources([options.clips]).samples][: options.count]
     return [to_signed(decoder.read(ReadJob(Media(str(file)), 0, 0, 0)).video[None]) for file in files]
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 
-_LINE_END = re.compile(r"\r\n|\r|\n")
+LINE_END = re.compile(r"\r\n|\r|\n")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -23,7 +23,7 @@ def split_lines(text: str) -> list[str]:
     str.splitlines also cuts at U+2028, form feeds and others, which stand inside captions. An end after the last line
     opens no further line.
     """
-    lines = _LINE_END.split(text)
+    lines = LINE_END.split(text)
     return lines[:-1] if lines[-1] == "" else lines
 
 

@@ -28,7 +28,7 @@ def cache(tmp_path: Path) -> HeaderCache:
 
 
 def test_a_header_comes_back_as_it_was(cache: HeaderCache, clip: Media) -> None:
-    assert cache.get([clip, Media("/nowhere.mp4")]) == {}
+    assert cache.get([clip, Media("/nowhere.mp4")]) == {Media("/nowhere.mp4"): None}
     cache.put({clip: INFO})
     back = cache.get([clip])[clip]
     assert (back.width, back.height) == (96, 48)

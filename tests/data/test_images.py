@@ -15,7 +15,7 @@ from cogvideox.data.images import ImageReader, read_image
 from cogvideox.data.listing import list_samples
 from cogvideox.data.loader import build_loader
 from cogvideox.data.media import IMAGE_SUFFIXES, Media
-from cogvideox.data.sources.pairs import find_pairs
+from cogvideox.data.sources.read import read_sources
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -155,8 +155,8 @@ def test_images_among_clips_are_reported_when_clips_have_more_frames(mixed: Path
 def test_a_folder_of_images_needs_clips_of_one_frame(tmp_path: Path) -> None:
     put_image(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"holds 1 images and no video; images .* with data.max_num_frames=1"):
-        find_pairs([tmp_path])
-    assert len(find_pairs([tmp_path], with_images=True).samples) == 1
+        read_sources([tmp_path])
+    assert len(read_sources([tmp_path], with_images=True).samples) == 1
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"holds no video and no image; looked for .mp4, .*, .png, .jpg"):
-        find_pairs([tmp_path / "none"], with_images=True)
+        read_sources([tmp_path / "none"], with_images=True)

@@ -15,7 +15,7 @@ from cogvideox.data.listing import held_out_count, list_samples, long_captions, 
 from cogvideox.data.media import Media
 from cogvideox.data.report import SourceReport, describe
 from cogvideox.data.sample import Sample
-from cogvideox.data.sources.pairs import find_pairs
+from cogvideox.data.sources.read import read_sources
 from cogvideox.data.survey import Failure
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -158,8 +158,8 @@ def test_held_out_clips_that_are_trained_on_are_named(tmp_path: Path) -> None:
     put(tmp_path / "valid", "new.mp4", "b.mp4")  # another file of the same name and content
     (tmp_path / "valid" / "soft.mp4").symlink_to(tmp_path / "train" / "a.mp4")
     os.link(tmp_path / "train" / "c.mp4", tmp_path / "valid" / "hard.mp4")
-    train = find_pairs([tmp_path / "train"], "empty").samples
-    found = trained_and_held_out(train, find_pairs([tmp_path / "valid"], "empty").samples)
+    train = read_sources([tmp_path / "train"], "empty").samples
+    found = trained_and_held_out(train, read_sources([tmp_path / "valid"], "empty").samples)
     assert [(Path(problem.path).name, Path(problem.reason).name) for problem in found] == [
         ("hard.mp4", "c.mp4"),
         ("soft.mp4", "a.mp4"),

@@ -18,7 +18,7 @@ from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
-from cogvideox.data.sources.pairs import find_pairs
+from cogvideox.data.sources.read import read_sources
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file
@@ -190,7 +190,7 @@ def _clips(folder: Path) -> None:
 
 
 def _read_captions(folder: Path) -> None:
-    find_pairs([folder / "clips"])
+    read_sources([folder / "clips"])
 
 
 def _read_clip(folder: Path) -> None:

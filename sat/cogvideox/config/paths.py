@@ -12,7 +12,7 @@ from pathlib import Path
 from cogvideox import commands
 from cogvideox.config.clip_sizes import patch_triple
 from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import Config, SampleArgs
+from cogvideox.config.schema import Config, SampleArgs, data_entries
 from cogvideox.config.tree import Node, find
 from cogvideox.user_files import is_possible, shown, shown_path
 
@@ -116,8 +116,12 @@ def _named_paths(config: Config) -> list[tuple[str, str]]:
         if config.args.input_type == "txt" and not config.args.prompts:
             found.append(("args.input_file", config.args.input_file))
     else:
-        found += [("args.train_data", folder) for folder in config.args.train_data]
-        found += [("args.valid_data", folder) for folder in config.args.valid_data]
+        for key, written in (("args.train_data", config.args.train_data), ("args.valid_data", config.args.valid_data)):
+            for entry in data_entries(written):
+                is_elsewhere = entry.layout == "hub" or any(
+                    each in entry.path for each in "{*?["
+                )  # the data room says it
+                found += [(key, None if is_elsewhere else entry.path), (key, entry.root)]
         if config.args.resume != "latest":
             found.append(("args.resume", config.args.resume))
     found.append(("args.base_model", config.args.base_model))

@@ -26,6 +26,39 @@ Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be va
 
 
 @dataclass(frozen=True)
+class DataEntry:
+    """An entry of `args.train_data` or `args.valid_data`; a path alone is one with this `path`.
+
+    Keys that are None take what section `data` says.
+    """
+
+    path: str = ""
+    layout: (
+        Literal["pairs", "csv", "json", "parquet", "lines", "videofolder", "datasets", "hub", "webdataset"] | None
+    ) = None
+    root: str | None = None
+    video_column: str | None = None
+    caption_column: str | None = None
+    image_column: str | None = None
+    weight: float | None = None
+    repeats: float | None = None
+    caption_prefix: str | None = None
+
+    def problems(self) -> Problems:
+        if not self.path:
+            yield "path", "missing: a folder, a list of clips, or a pattern of tar files"
+        for name in ("weight", "repeats"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                yield name, f"must be more than 0, not {value:g}"
+
+
+def data_entries(written: list[str | dict[str, Any]]) -> list[DataEntry]:
+    """The entries of `args.train_data` or `args.valid_data`."""
+    return [DataEntry(path=each) if isinstance(each, str) else DataEntry(**each) for each in written]
+
+
+@dataclass(frozen=True)
 class TrainArgs:
     """Section `args` of a training run. Iterations are optimizer steps; sizes are pixels."""
 
@@ -61,8 +94,9 @@ class TrainArgs:
     lr_decay_style: Literal["linear", "cosine", "exponential", "constant"] = "linear"
     lr_decay_ratio: float = 0.1
     # data
-    train_data: list[str] = field(default_factory=list)
-    valid_data: list[str] = field(default_factory=list)
+    train_data: list[str | dict[str, Any]] = field(default_factory=list)  # a mapping is a DataEntry
+    valid_data: list[str | dict[str, Any]] = field(default_factory=list)
+    cache: str | None = None
     split: str = "1,0"
     num_workers: int = 2
     # evaluation
@@ -86,8 +120,9 @@ class TrainArgs:
         if not self.train_data:
             yield (
                 "train_data",
-                "missing: give the folders with videos and captions, e.g. args.train_data=[clips]",
+                "missing: give the folders or lists of videos with captions, e.g. args.train_data=[clips]",
             )
+        yield from _entry_problems(self)
         yield from at_least(
             self,
             1,
@@ -117,6 +152,18 @@ class TrainArgs:
             yield "model_parallel_size", "only 1 is supported: this version has no tensor parallelism"
         if self.mode == "inference":
             yield "mode", "'inference' is for sample_video.py; training takes finetune or pretrain"
+
+
+def _entry_problems(args: TrainArgs) -> Problems:
+    """What is wrong with the entries of data together."""
+    entries = data_entries(args.train_data)
+    weights, repeats = (sum(getattr(each, name) is not None for each in entries) for name in ("weight", "repeats"))
+    if weights and repeats:
+        yield "train_data", "weight and repeats stand in one list: keep one of the two"
+    elif 0 < weights < len(entries):
+        yield "train_data", f"{weights} of {len(entries)} entries have a weight: give each entry one, or none"
+    if any(each.weight is not None or each.repeats is not None for each in data_entries(args.valid_data)):
+        yield "valid_data", "weight and repeats belong to train_data: an evaluation takes each clip once"
 
 
 @dataclass(frozen=True)
@@ -192,6 +239,11 @@ class DataConfig:
     reader: Literal["pyav", "decord", "torchcodec"] = "pyav"
     short_clips: Literal["error", "skip", "pad", "loop", "shorten"] = "skip"
     missing_captions: Literal["error", "empty"] = "error"
+    video_column: str | None = None
+    caption_column: str | None = None
+    image_column: str | None = None
+    caption_prefix: str = ""
+    captions: Literal["first", "random"] = "first"
     max_failed_share: float = 0.05
     clip_timeout_s: float = 60.0
     random_start: bool = False

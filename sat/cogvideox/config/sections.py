@@ -9,13 +9,14 @@ from functools import cache
 from typing import Any, TypeVar
 
 from cogvideox.config.familiar_words import meant
-from cogvideox.config.report import Origin, Report
-from cogvideox.config.schema import NO_EFFECT, DataConfig, Kind, ModelConfig, SampleArgs, TrainArgs
+from cogvideox.config.report import Origin, Report, suggestion
+from cogvideox.config.schema import NO_EFFECT, DataConfig, DataEntry, Kind, ModelConfig, SampleArgs, TrainArgs
 from cogvideox.config.targets import ABSENT, check_component
 from cogvideox.config.tree import Node
 from cogvideox.config.value_types import TypeMismatch, convert
 
 Section = TypeVar("Section", TrainArgs, SampleArgs, DataConfig)
+_ENTRIES = ("train_data", "valid_data")
 COMPONENTS = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.name.endswith("_config"))
 REQUIRED_COMPONENTS = tuple(
     field.name
@@ -103,6 +104,11 @@ def _typed_values(
         origins[key] = child.origin
         if key in known:
             try:
+                if section is TrainArgs and key in _ENTRIES:
+                    entries = _read_entries(child, report)
+                    if entries or not child.value:
+                        values[key] = entries
+                    continue
                 values[key] = convert(child.plain(), _annotations(section)[key])
             except TypeMismatch as error:
                 report.error(child.origin, str(error))
@@ -117,6 +123,41 @@ def _typed_values(
             text = "belongs to the other kind of run (training or sampling): no effect here"
             report.error(child.origin, f"{text}; {hint}" if hint else text)
     return values, origins
+
+
+def _read_entries(node: Node, report: Report) -> list[Any]:
+    """The entries of a list of data, mappings checked key by key. An entry that fails is left out meanwhile.
+
+    Raises:
+        TypeMismatch: no list of paths and mappings.
+    """
+    written = convert(node.plain(), _annotations(TrainArgs)["train_data"])
+    entries: list[Any] = []
+    for item, plain in zip(node.value, written, strict=True):
+        if not isinstance(item.value, dict):
+            entries.append(plain)
+            continue
+        values: dict[str, Any] = {}
+        is_right = True
+        for key, child in item.value.items():
+            if key not in field_names(DataEntry):
+                is_right = False
+                report.error(child.origin, f"unknown key {key!r}; {suggestion(key, field_names(DataEntry))}")
+                continue
+            try:
+                values[key] = convert(child.plain(), _annotations(DataEntry)[key])
+            except TypeMismatch as error:
+                is_right = False
+                report.error(child.origin, str(error))
+        if is_right:
+            for key, text in DataEntry(**values).problems():
+                if key in item.value:
+                    report.error(item.value[key].origin, text)
+                else:
+                    report.error(item.origin, f"{key}: {text}")
+                is_right = False
+        entries += [values] if is_right else []
+    return entries
 
 
 def _say_without_effect(name: str, given: Iterable[str], report: Report) -> None:

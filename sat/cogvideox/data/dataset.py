@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cogvideox.data.clips import ClipDecoder, ProbeJob
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import held_out_count, list_samples
+from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
 from cogvideox.data.order import SampleIds, hash_words
 from cogvideox.data.pool import Task, open_pool
+from cogvideox.data.report import SourceInfo
 from cogvideox.data.sample import Sample
+from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import Failure, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -33,18 +37,22 @@ class VideoDataset:
         decoder: makes clips of files.
         clip_timeout_s: seconds that a clip may take to decode.
         max_failed_share: share of the samples that may fail before the run stops.
+        sources: the entries that the samples are of, with how often each comes in an epoch.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     decoder: ClipDecoder
     clip_timeout_s: float = 60.0
     max_failed_share: float = 0.05
+    sources: tuple[SourceInfo, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def sample_ids(self) -> SampleIds:
         """int64 [number of samples]."""
+        if isinstance(self.samples, Manifest):
+            return self.samples.sample_ids()
         return np.array([sample.sample_id for sample in self.samples], dtype=np.int64)
 
     def fingerprint(self) -> str:
@@ -55,8 +63,13 @@ class VideoDataset:
 
     def first(self, count: int) -> VideoDataset:
         """At most `count` samples, chosen by their ids: the same ones whatever the order of folders."""
-        chosen = {sample.sample_id for sample in sorted(self.samples, key=_held_out_rank)[:count]}
-        return replace(self, samples=tuple(sample for sample in self.samples if sample.sample_id in chosen))
+        return self._at(_held_out_places(self.sample_ids(), count))
+
+    def _at(self, places: NDArray[np.int64]) -> VideoDataset:
+        """With the samples at these places."""
+        if isinstance(self.samples, Manifest):
+            return replace(self, samples=self.samples.select(places))
+        return replace(self, samples=tuple(self.samples[place] for place in places))
 
 
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
@@ -72,27 +85,36 @@ def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, V
     Raises:
         DataError: see listing.held_out_count.
     """
-    files: dict[Media, Sample] = {}  # with the first sample of each
-    for sample in dataset.samples:
-        files.setdefault(sample.media, sample)
-    count = held_out_count(len(files), share)
-    chosen = {sample.media for sample in sorted(files.values(), key=_held_out_rank)[:count]}
-    train = tuple(sample for sample in dataset.samples if sample.media not in chosen)
-    held_out = tuple(sample for sample in dataset.samples if sample.media in chosen)
-    return replace(dataset, samples=train), replace(dataset, samples=held_out)
+    files = _file_numbers(dataset)
+    kinds, firsts = np.unique(files, return_index=True)
+    chosen = kinds[_held_out_places(dataset.sample_ids()[firsts], held_out_count(len(kinds), share))]
+    is_held_out = np.isin(files, chosen)
+    return dataset._at(np.flatnonzero(~is_held_out)), dataset._at(np.flatnonzero(is_held_out))
 
 
-def _held_out_rank(sample: Sample) -> int:
-    return hash_words("held out", sample.sample_id)
+def _file_numbers(dataset: VideoDataset) -> NDArray[np.int64]:
+    """int64 [number of samples]: the same number for all samples of one video."""
+    if isinstance(dataset.samples, Manifest):
+        return dataset.samples.file_numbers()
+    numbers: dict[Media, int] = {}
+    return np.array([numbers.setdefault(sample.media, len(numbers)) for sample in dataset.samples], np.int64)
+
+
+def _held_out_places(sample_ids: SampleIds, count: int) -> NDArray[np.int64]:
+    """The places, ascending, of the samples that are held out before others."""
+    ranks = np.array([hash_words("held out", sample_id) for sample_id in sample_ids.tolist()], np.int64)
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
 def build_dataset(
-    roots: Sequence[str | Path],
+    entries: Sequence[SourceSpec | str | Path],
     spec: ClipSpec,
     *,
     reader: str | VideoReader = "pyav",
     missing_captions: str = "error",
+    captions: str = "first",
     max_failed_share: float = 0.05,
+    cache: str | None = None,
     clip_timeout_s: float = 60.0,
     num_workers: int = 2,
 ) -> VideoDataset:
@@ -102,7 +124,7 @@ def build_dataset(
     others: it is picklable.
 
     Args:
-        roots, spec, missing_captions, max_failed_share: see listing.list_samples.
+        entries, spec, missing_captions, captions, max_failed_share, cache: see listing.list_samples.
         reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
@@ -114,16 +136,18 @@ def build_dataset(
         raise DataError(f"max_failed_share is {max_failed_share:g}; it has to lie between 0 and 1")
     decoder = ClipDecoder(spec, open_reader(reader, spec.scene_cuts) if isinstance(reader, str) else reader)
     samples, report = list_samples(
-        roots,
+        entries,
         spec,
         decoder.reader,
         look=lambda medias: _look(medias, decoder, num_workers, clip_timeout_s),
         missing_captions=missing_captions,
+        captions=captions,
         max_failed_share=max_failed_share,
+        cache=cache,
     )
     report.check()
     _log.info("%s", report.text())
-    return VideoDataset(tuple(samples), decoder, clip_timeout_s, max_failed_share)
+    return VideoDataset(samples, decoder, clip_timeout_s, max_failed_share, report.sources)
 
 
 def _look(

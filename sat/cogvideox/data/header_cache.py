@@ -1,4 +1,4 @@
-"""Headers that were looked at before, remembered between runs in the user's cache folder.
+"""Headers that were looked at before, remembered between runs in a cache folder, never among the user's clips.
 
 `--check` and training look at every clip. A data set of 100,000 clips takes minutes the first time; files whose size
 and time of change are the same need no second look.
@@ -14,6 +14,7 @@ import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -25,15 +26,20 @@ from cogvideox.data.timing import Timestamps
 from cogvideox.log import get_logger
 
 _log = get_logger(__name__)
+# key: 64 bits of path, part of the file, and reader.
 _TABLE = """CREATE TABLE IF NOT EXISTS headers (
-    path BLOB, reader TEXT, size INTEGER, changed_ns INTEGER, facts TEXT, times BLOB, PRIMARY KEY (path, reader))"""
-_FIND = "SELECT facts, times FROM headers WHERE path = ? AND reader = ? AND size = ? AND changed_ns = ?"
+    key INTEGER PRIMARY KEY, size INTEGER, changed_ns INTEGER, facts TEXT, times BLOB)"""
+_FIND = "SELECT key, size, changed_ns, facts, times FROM headers WHERE key IN "
+_AT_A_TIME = 1000  # keys of one question
+_Stamp = tuple[int, int]  # size in bytes, time of change in nanoseconds
 _LOCK_WAIT_S = 2.0  # another run may be writing
 
 
-def cache_file() -> Path | None:
-    """Where headers are remembered: `$XDG_CACHE_HOME`, or `~/.cache`; never among the user's clips. None for a user
-    without a home, as in some containers."""
+def cache_file(folder: str | None = None) -> Path | None:
+    """Where headers are remembered: in `folder`, else in `$XDG_CACHE_HOME`, or `~/.cache`. None for a user without a
+    home, as in some containers."""
+    if folder is not None:
+        return Path(folder) / "headers.sqlite3"
     given = os.environ.get("XDG_CACHE_HOME", "")
     folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
     return Path(folder) / "cogvideox-sat" / "headers.sqlite3" if os.path.isabs(folder) else None
@@ -47,34 +53,56 @@ class HeaderCache:
 
     def __init__(self, file: Path | None, reader: str) -> None:
         self._file, self._reader = file, reader
-        self._stamps: dict[Media, tuple[int, int]] = {}
+        self._stamps: dict[Media, _Stamp] = {}
 
-    def get(self, medias: Sequence[Media]) -> dict[Media, ClipInfo]:
-        """What is known of these files as they are now."""
-        self._stamps = {media: stamp for media in medias if (stamp := _stamp(media.path)) is not None}
-        found: dict[Media, ClipInfo] = {}
+    def get(self, medias: Sequence[Media]) -> dict[Media, ClipInfo | None]:
+        """What is known of these files as they are now; None for one that is not there."""
+        stamps, seen = dict[Media, _Stamp](), dict[str, _Stamp | None]()
+        found: dict[Media, ClipInfo | None] = {}
+        for media in medias:
+            if media.path not in seen:
+                seen[media.path] = _stamp(media.path)
+            stamp = seen[media.path]
+            if stamp is None:
+                found[media] = None
+            else:
+                stamps[media] = stamp
         try:
             with self._connect() as table:
-                for media, stamp in self._stamps.items():
-                    row = table.execute(_FIND, (_key(media), self._reader, *stamp)).fetchone()
-                    if row is not None:
-                        found[media] = ClipInfo(**json.loads(row[0]), timestamps=_unpack(row[1]))
+                waiting = {self._key(media): media for media in stamps}
+                keys = list(waiting)
+                for first in range(0, len(keys), _AT_A_TIME):
+                    some = keys[first : first + _AT_A_TIME]
+                    for key, size, changed, facts, times in table.execute(f"{_FIND}({','.join(map(str, some))})"):
+                        media = waiting[key]
+                        if stamps[media] == (size, changed):
+                            found[media] = _info(facts, times)
         except (sqlite3.Error, OSError, ValueError, TypeError, zlib.error) as error:
             self._give_up(error)
+        self._stamps.update({media: stamp for media, stamp in stamps.items() if media not in found})
         return found
 
     def put(self, found: Mapping[Media, ClipInfo]) -> None:
         """Remember files that `get` was asked for, as they were then."""
         rows = [
-            (_key(media), self._reader, *self._stamps[media], json.dumps(_facts(info)), _pack(info.timestamps))
+            (self._key(media), *self._stamps[media], json.dumps(_facts(info)), _pack(info.timestamps))
             for media, info in found.items()
             if media in self._stamps
         ]
         try:
             with self._connect() as table:
-                table.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?, ?)", rows)
+                table.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?)", rows)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
+
+    def _key(self, media: Media) -> int:
+        path = media.path if media.path.startswith("/") else os.path.abspath(media.path)
+        name = (
+            f"{path}\0{self._reader}"
+            if media.num_bytes is None
+            else f"{path}\0{media.offset}+{media.num_bytes}\0{self._reader}"
+        )
+        return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little", signed=True)
 
     def _connect(self) -> _Closing:
         if self._file is None:
@@ -120,17 +148,18 @@ def _version() -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def _key(media: Media) -> bytes:
-    path = os.fsencode(os.path.abspath(media.path))
-    return path if media.num_bytes is None else path + f"\0{media.offset}+{media.num_bytes}".encode()
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
+def _stamp(path: str) -> _Stamp | None:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _info(facts: str, times: bytes) -> ClipInfo:
+    """One object for all clips of which the same is known: of a million there are a few hundred."""
+    return ClipInfo(**json.loads(facts), timestamps=_unpack(times))
 
 
 def _facts(info: ClipInfo) -> dict[str, object]:

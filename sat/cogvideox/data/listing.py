@@ -6,17 +6,24 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cogvideox.data import scenes
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.header_cache import HeaderCache, cache_file
+from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
+from cogvideox.data.order import hash_words
 from cogvideox.data.report import Problem, SourceReport, Spread
 from cogvideox.data.sample import Sample
-from cogvideox.data.sources.pairs import find_pairs
-from cogvideox.data.survey import Failure, Survey, expand_windows, look_here
+from cogvideox.data.sources.read import Listing, count_by_source, read_sources, settle_repeats
+from cogvideox.data.sources.spec import SourceSpec
+from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
@@ -29,94 +36,157 @@ CountTokens = Callable[[list[str]], Sequence[int]]
 KEPT_SHARE_TO_NAME = 0.6
 ENLARGEMENT_TO_NAME = 2.0
 _REMEMBER_EVERY_S = 20.0
+_AT_A_TIME = 10_000
+Outcome = Survey | Failure | None  # None: not looked at
+_MISSING = Failure("there is no such file")
 
 
 def list_samples(
-    roots: Sequence[str | Path],
+    entries: Sequence[SourceSpec | str | Path],
     spec: ClipSpec,
     reader: VideoReader,
     *,
     look: Look | None = None,
     missing_captions: str = "error",
+    captions: str = "first",
     max_failed_share: float = 0.05,
-) -> tuple[list[Sample], SourceReport]:
-    """Find the pairs in the roots, and look at every file that isn't remembered from an earlier run.
+    cache: str | None = None,
+) -> tuple[Manifest, SourceReport]:
+    """Read the entries, and look at every file that isn't remembered from an earlier run.
 
     Args:
-        roots: folders, see sources.find_pairs; images count where clips have one frame.
+        entries: paths, or all that an entry of args.train_data says; images count where clips have one frame.
         spec: decides on what is long enough.
         reader: for videos.
         look: gives what is known of each file, in any order, or leaves some out; None looks at all of them here.
-        missing_captions: "error" or "empty".
+        missing_captions: "error" or "empty"; captions: "first" or "random".
         max_failed_share: for the report's verdict.
+        cache: folder in which what was seen is remembered; None: the user's own.
 
     Returns:
         The usable samples in order, and the report. Samples that were not looked at are not among them. Problems of
         single items don't raise: see SourceReport.check.
 
     Raises:
-        DataError: for the roots themselves, see sources.find_pairs.
+        DataError: for the entries themselves, see read.read_sources.
     """
-    pairs = find_pairs(roots, missing_captions, with_images=spec.max_num_frames == 1)
     name = f"{reader.name}, cuts {scenes.VERSION}" if spec.scene_cuts == "avoid" else reader.name
-    outcomes = _look_at(
-        [sample.media for sample in pairs.samples], HeaderCache(cache_file(), name), look or _all_here(reader)
-    )
-    problems = list(pairs.problems)
-    usable: list[Sample] = []
-    good: list[Survey] = []
-    short: list[Survey] = []
-    for sample in pairs.samples:
-        outcome = outcomes.get(sample.media)
-        if isinstance(outcome, ClipInfo):
-            survey = Survey.of(outcome, spec)
-            problems += _judge(sample.label, survey, spec)
-            if survey.too_short is None:
-                usable += expand_windows(sample, outcome, spec)
-                good.append(survey)
-            else:
-                short.append(survey)
-        elif outcome is not None:
-            problems.append(_unreadable(sample.media, outcome))
+    listing = read_sources(entries, missing_captions, captions=captions, with_images=spec.max_num_frames == 1)
+    samples = listing.samples
+    outcomes, num_images = _look_at(samples, spec, HeaderCache(cache_file(cache), name), look or _all_here(reader))
+    problems = [*listing.problems, *_judged(samples, outcomes, spec)]
+    good = [each for each in outcomes if isinstance(each, Survey) and each.too_short is None]
+    places = np.flatnonzero([isinstance(each, Survey) and each.too_short is None for each in outcomes])
+    usable = _windows(samples, places, good)
     report = SourceReport(
-        roots=tuple(str(root) for root in roots),
-        num_videos=pairs.num_videos,
+        roots=tuple(source.path for source in listing.sources),
+        num_videos=listing.num_videos,
         num_samples=len(good),
         num_windows=len(usable),
         problems=tuple(problems),
         source_fps=Spread.of([survey.source_fps for survey in good if survey.source_fps]),
         effective_fps=Spread.of([survey.effective_fps for survey in good if survey.effective_fps]),
         max_failed_share=max_failed_share,
-        noun=_noun(pairs.samples),
-        num_not_looked_at=len(pairs.samples) - len(outcomes),
+        noun="videos" if not num_images else "images" if num_images == len(samples) else "videos and images",
+        num_not_looked_at=outcomes.count(None),
         kept_share=Spread.of([survey.kept_share for survey in good]),
         enlargement=Spread.of([survey.enlargement for survey in good]),
         video_size=spec.video_size,
-        too_short_remedy=_too_short_remedy(short, spec),
+        too_short_remedy=_too_short_remedy(
+            [each for each in outcomes if isinstance(each, Survey) and each.too_short], spec
+        ),
+        missing_remedy=_missing_remedy(listing, samples, outcomes),
+        sources=settle_repeats(listing.sources, entries, count_by_source(usable, len(entries))),
     )
     return usable, report
 
 
-def _look_at(medias: Sequence[Media], cache: HeaderCache, look: Look) -> dict[Media, ClipInfo | Failure]:
-    """What is remembered or found of these files."""
-    outcomes: dict[Media, ClipInfo | Failure] = dict(cache.get(medias))
+def _look_at(samples: Manifest, spec: ClipSpec, cache: HeaderCache, look: Look) -> tuple[list[Outcome], int]:
+    """What is remembered or found of each sample's file, and how many are images."""
+    outcomes: list[Outcome] = [None] * len(samples)
+    unknown: dict[Media, list[int]] = {}
+    num_images = 0
+    for first in range(0, len(samples), _AT_A_TIME):
+        medias = samples.medias(first, min(first + _AT_A_TIME, len(samples)))
+        known = cache.get(medias)
+        for place, media in enumerate(medias, first):
+            num_images += media.is_image
+            if media not in known:
+                unknown.setdefault(media, []).append(place)
+            elif (info := known[media]) is None:
+                outcomes[place] = _MISSING
+            else:
+                outcomes[place] = _survey(info, spec)
     # In an order of their own, so that the first of them, where time doesn't suffice for all, are of all sorts.
-    unknown = sorted((media for media in medias if media not in outcomes), key=_shuffled)
     found: dict[Media, ClipInfo] = {}
-    since = time.monotonic()
+    since, done = time.monotonic(), 0
     try:
-        for media, outcome in look(unknown):
-            outcomes[media] = outcome
+        for media, outcome in look(sorted(unknown, key=_shuffled)):
+            done += 1
+            for place in unknown[media]:
+                outcomes[place] = _survey(outcome, spec) if isinstance(outcome, ClipInfo) else outcome
             if isinstance(outcome, ClipInfo):
                 found[media] = outcome
             if time.monotonic() - since > _REMEMBER_EVERY_S:
-                _log.info("looked at %d of %d files", len(outcomes), len(medias))
+                _log.info("looked at %d of %d files", done, len(unknown))
                 cache.put(found)
                 found, since = {}, time.monotonic()
     finally:  # also when it is interrupted
         if found:
             cache.put(found)
-    return outcomes
+    return outcomes, num_images
+
+
+@lru_cache(maxsize=4096)
+def _survey(info: ClipInfo, spec: ClipSpec) -> Survey:
+    """The same object for the same header: the cache gives one for all clips of which the same is known."""
+    return Survey.of(info, spec)
+
+
+def _judged(samples: Manifest, outcomes: Sequence[Outcome], spec: ClipSpec) -> Iterator[Problem]:
+    """What there is to say about the samples that were looked at, in order."""
+    for first in range(0, len(samples), _AT_A_TIME):
+        some = outcomes[first : first + _AT_A_TIME]
+        if not any(isinstance(each, Failure) or (each is not None and _findings(each, spec)) for each in some):
+            continue
+        for media, outcome in zip(samples.medias(first, first + len(some)), some, strict=True):
+            if outcome is _MISSING:
+                yield Problem("missing file", media.label, "there is no such file", "left out")
+            elif isinstance(outcome, Failure):
+                yield _unreadable(media, outcome)
+            elif outcome is not None:
+                for kind, reason, effect, badness in _findings(outcome, spec):
+                    yield Problem(kind, media.label, reason, effect, badness)
+
+
+def _windows(samples: Manifest, places: NDArray[np.int64], surveys: Sequence[Survey]) -> Manifest:
+    """The samples at these places, each once for every window of it. The first window keeps the sample's id."""
+    counts = np.array([survey.num_windows for survey in surveys], np.int64)
+    cuts = np.empty(len(surveys), object)
+    cuts[:] = [survey.cuts for survey in surveys]
+    has_cuts = any(survey.cuts for survey in surveys)
+    if np.all(counts == 1):
+        return samples.select(places, cuts=cuts if has_cuts else None)
+    ends = np.cumsum(counts)
+    windows = (np.arange(ends[-1]) - np.repeat(ends - counts, counts)).astype(np.int32)
+    ids = np.repeat(samples.sample_ids()[places], counts)
+    for place in np.flatnonzero(windows):
+        ids[place] = hash_words("window", int(ids[place]), int(windows[place]))
+    return samples.select(
+        np.repeat(places, counts),
+        sample_ids=ids,
+        windows=windows,
+        cuts=np.repeat(cuts, counts) if has_cuts else None,
+    )
+
+
+def _missing_remedy(listing: Listing, samples: Manifest, outcomes: Sequence[Outcome]) -> str:
+    """Where the missing files of each entry may be."""
+    missing = np.flatnonzero([each is _MISSING for each in outcomes])
+    if not len(missing):
+        return ""
+    entries = sorted(set(samples.select(missing).column("source").to_pylist()))
+    return "; ".join(dict.fromkeys(text for entry in entries if (text := listing.where_missing[entry])))
 
 
 def _shuffled(media: Media) -> int:
@@ -132,14 +202,15 @@ def _unreadable(media: Media, outcome: Failure) -> Problem:
     return Problem(kind, media.label, outcome.reason.removeprefix(f"{media.label}: "), effect="left out")
 
 
-def _judge(path: str, survey: Survey, spec: ClipSpec) -> list[Problem]:
+@lru_cache(maxsize=4096)
+def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, float], ...]:
+    """(kind, reason, effect, badness) of each problem."""
     if survey.too_short is not None:
-        effect = "error" if spec.short_clips == "error" else "left out"
-        return [Problem("too short", path, survey.too_short, effect)]
-    problems: list[Problem] = []
+        return (("too short", survey.too_short, "error" if spec.short_clips == "error" else "left out", 0.0),)
+    found: list[tuple[str, str, str, float]] = []
 
     def keep(kind: str, reason: str, badness: float = 0.0) -> None:
-        problems.append(Problem(kind, path, reason, "kept", badness))
+        found.append((kind, reason, "kept", badness))
 
     shape = f"{survey.height} x {survey.width} pixels (height x width)"
     if survey.kept_share < KEPT_SHARE_TO_NAME:
@@ -155,7 +226,7 @@ def _judge(path: str, survey: Survey, spec: ClipSpec) -> list[Problem]:
     if survey.num_repeated:
         repeats = f"{survey.num_repeated} of {spec.max_num_frames} frames repeat the one before"
         keep("slow source", f"{survey.source_fps:.2f} fps: {repeats}", survey.num_repeated)
-    return problems
+    return tuple(found)
 
 
 def _too_short_remedy(short: Sequence[Survey], spec: ClipSpec) -> str:
@@ -187,10 +258,11 @@ def long_captions(samples: Sequence[Sample], count: CountTokens, limit: int) -> 
         count: gives the tokens of each caption, its end token included.
         limit: what the text encoder takes.
     """
-    tokens = count([sample.captions[0] for sample in samples])
+    found = [(sample.label, caption) for sample in samples for caption in sample.captions]
+    tokens = count([caption for _, caption in found])
     return [
-        Problem("long caption", sample.label, f"{number} tokens, the text encoder reads {limit}", "kept", number)
-        for sample, number in zip(samples, tokens, strict=True)
+        Problem("long caption", label, f"{number} tokens, the text encoder reads {limit}", "kept", number)
+        for (label, _), number in zip(found, tokens, strict=True)
         if number > limit
     ]
 
@@ -213,12 +285,17 @@ def held_out_count(num_samples: int, share: float) -> int:
 
 def trained_and_held_out(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Problem]:
     """Held-out samples whose very file, links included, is trained on as well."""
-    trained = {identity: sample for sample in train if (identity := _file_identity(sample.media)) is not None}
+    identities = [_file_identity(sample.media) for sample in held_out]
+    twins: dict[tuple[int, int, int], str | None] = dict.fromkeys(each for each in identities if each is not None)
+    for sample in train:
+        identity = _file_identity(sample.media)
+        if identity in twins:
+            twins[identity] = sample.label
     problems = []
-    for sample in held_out:
-        twin = trained.get(_file_identity(sample.media) or (-1, -1, -1))
-        if twin is not None:
-            where = "" if twin.label == sample.label else f", as {twin.label}"
+    for sample, identity in zip(held_out, identities, strict=True):
+        label = None if identity is None else twins[identity]
+        if label is not None:
+            where = "" if label == sample.label else f", as {label}"
             problems.append(Problem("held out and trained on", sample.label, f"in train_data too{where}", "kept"))
     return problems
 
@@ -229,8 +306,3 @@ def _file_identity(media: Media) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, media.offset
-
-
-def _noun(samples: Sequence[Sample]) -> str:
-    images = sum(sample.media.is_image for sample in samples)
-    return "videos" if not images else "images" if images == len(samples) else "videos and images"

@@ -14,6 +14,8 @@ KINDS = (
     "missing caption",
     "ambiguous caption",
     "unreadable caption",
+    "incomplete row",
+    "missing file",
     "unreadable video",
     "unreadable image",
     "too short",
@@ -34,6 +36,7 @@ _REMEDIES = {
     "missing caption": "write the captions, or set data.missing_captions=empty to train without",
     "ambiguous caption": "keep one caption file per video",
     "unreadable caption": "save the captions as UTF-8 text",
+    "incomplete row": "correct these rows, or take them out of the list",
 }
 _ADVICE = {
     "held out and trained on": "their loss says nothing about new clips; take them out of one of the two folders",
@@ -107,11 +110,33 @@ def describe(problems: Sequence[Problem], remedies: Mapping[str, str] = _REMEDIE
 
 
 @dataclass(frozen=True)
-class SourceReport:
-    """What the data folders hold.
+class SourceInfo:
+    """A source that was read.
 
     Args:
-        roots: the folders.
+        path, layout: of its entry; the layout as it was recognised.
+        repeats: how often each of its samples comes in an epoch.
+        num_samples: how many of them can be trained on; num_videos: how many there are.
+    """
+
+    path: str
+    layout: str
+    repeats: float = 1.0
+    num_samples: int = 0
+    num_videos: int = 0
+
+    def text(self) -> str:
+        """A line of the report."""
+        often = "" if self.repeats == 1 else f", each {self.repeats:.4g} times in an epoch"
+        return f"{shown(self.path)} ({self.layout}): {self.num_samples} of {self.num_videos} usable{often}"
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What the entries of args.train_data or args.valid_data hold.
+
+    Args:
+        roots: the entries' paths.
         num_videos: video files found, and images where they count.
         num_samples: of these, usable for training; with `num_not_looked_at`, of those that were looked at.
         problems: everything there is to say about single items.
@@ -121,8 +146,9 @@ class SourceReport:
         noun: what the files are.
         num_not_looked_at: videos with captions for which there was no time.
         kept_share, enlargement: of the usable files, see survey.Survey; video_size: height and width of the result.
-        too_short_remedy: what takes the clips that are too short.
         num_windows: samples of the usable files, where a long clip gives several; 0: not counted.
+        too_short_remedy: what takes the clips that are too short; missing_remedy: where missing files may be.
+        sources: what each entry gave.
     """
 
     roots: tuple[str, ...]
@@ -139,13 +165,16 @@ class SourceReport:
     video_size: tuple[int, int] = (0, 0)
     too_short_remedy: str = ""
     num_windows: int = 0
+    missing_remedy: str = ""
+    sources: tuple[SourceInfo, ...] = ()
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
 
     @property
     def num_unreadable(self) -> int:
-        return len(self.of_kind("unreadable video")) + len(self.of_kind("unreadable image"))
+        """Files that are missing or can't be read."""
+        return sum(len(self.of_kind(kind)) for kind in ("missing file", "unreadable video", "unreadable image"))
 
     def text(self, limit: int | None = 20) -> str:
         """For people to read: totals, then every item by kind, at most `limit` of a kind (None: all)."""
@@ -153,6 +182,8 @@ class SourceReport:
         lines = [
             f"data: {self.num_samples} of {looked_at} {self.noun} usable, from {', '.join(map(shown, self.roots))}"
         ]
+        if len(self.sources) > 1 or any(source.layout != "pairs" for source in self.sources):
+            lines += [f"  {source.text()}" for source in self.sources]
         if self.num_not_looked_at:
             lines.append(f"  {looked_at} of {self.num_videos} {self.noun} were looked at")
         if self.num_windows > self.num_samples:
@@ -164,7 +195,14 @@ class SourceReport:
                 f"  at {self.video_size[0]} x {self.video_size[1]} (height x width) the crop keeps "
                 f"{self.kept_share.percent()}; enlarged {self.enlargement} times (below 1: reduced)"
             )
-        return "\n".join(lines + describe(self.problems, {**_REMEDIES, "too short": self.too_short_remedy}, limit))
+        return "\n".join(
+            lines
+            + describe(
+                self.problems,
+                {**_REMEDIES, "too short": self.too_short_remedy, "missing file": self.missing_remedy},
+                limit,
+            )
+        )
 
     def check(self) -> None:
         """Refuse data that can't be trained on.

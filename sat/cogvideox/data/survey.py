@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.images import ImageReader
 from cogvideox.data.media import Media
-from cogvideox.data.order import hash_words
-from cogvideox.data.sample import Sample
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, frame_indices, frames_available, num_windows, shortened
 from cogvideox.errors import DataError
 
@@ -45,7 +43,8 @@ class Survey:
         enlargement: result pixels per source pixel and side; below 1 the clip is reduced.
         num_repeated, num_padded: see FrameChoice.
         too_short: why the clip is too short, or None.
-        frames_available: see timing.frames_available.
+        frames_available, num_windows: see timing.
+        cuts: see ClipInfo.
     """
 
     source_fps: float
@@ -59,6 +58,8 @@ class Survey:
     num_padded: int = 0
     too_short: str | None = None
     frames_available: int = 0
+    num_windows: int = 0
+    cuts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, info: ClipInfo, spec: ClipSpec) -> Survey:
@@ -74,9 +75,11 @@ class Survey:
             kept_share=height * width / (enlargement**2 * info.height * info.width),
             enlargement=enlargement,
             frames_available=frames_available(info.timestamps, spec, info.cuts),
+            cuts=tuple(info.cuts),
         )
+        spec = shortened(info.timestamps, spec, info.cuts)
         try:
-            choice = frame_indices(info.timestamps, shortened(info.timestamps, spec, info.cuts), cuts=info.cuts)
+            choice = frame_indices(info.timestamps, spec, cuts=info.cuts)
         except ClipTooShortError as error:
             return replace(survey, too_short=str(error))
         return replace(
@@ -84,24 +87,8 @@ class Survey:
             effective_fps=choice.effective_fps,
             num_repeated=choice.num_repeated,
             num_padded=choice.num_padded,
+            num_windows=num_windows(info.timestamps, spec, info.cuts),
         )
-
-
-def expand_windows(sample: Sample, info: ClipInfo, spec: ClipSpec) -> list[Sample]:
-    """The samples that a clip gives, none where it is too short: one for each window, with the clip's cuts.
-
-    The first one keeps the sample's id.
-    """
-    spec = shortened(info.timestamps, spec, info.cuts)
-    return [
-        replace(
-            sample,
-            window=window,
-            cuts=tuple(info.cuts),
-            sample_id=hash_words("window", sample.sample_id, window) if window else sample.sample_id,
-        )
-        for window in range(num_windows(info.timestamps, spec, info.cuts))
-    ]
 
 
 def reader_for(media: Media, reader: VideoReader) -> VideoReader:

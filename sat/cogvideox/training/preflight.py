@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from cogvideox.config.schema import Config, DataConfig
+from collections.abc import Sequence
+from typing import Any
+
+from cogvideox.config.schema import Config, DataConfig, data_entries
 from cogvideox.data.decode import open_reader
 from cogvideox.data.listing import held_out_count, list_samples, trained_and_held_out
 from cogvideox.data.report import describe
 from cogvideox.data.sample import Sample
+from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import look_here
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import ConfigError
@@ -60,17 +64,19 @@ def check_data(config: Config) -> list[str]:
     return lines
 
 
-def _check_folders(config: Config, roots: list[str]) -> tuple[list[str], list[Sample], bool]:
+def _check_folders(config: Config, written: list[str | dict[str, Any]]) -> tuple[list[str], Sequence[Sample], bool]:
     """The report's lines, the usable samples, and whether all files were looked at."""
     data = data_section(config)
     reader = open_reader(data.reader, data.scene_cuts)
     samples, report = list_samples(
-        roots,
+        source_specs(written, data),
         clip_spec(data),
         reader,
         look=lambda medias: look_here(medias, reader, data.clip_timeout_s, CHECK_BUDGET_S),
         missing_captions=data.missing_captions,
+        captions=data.captions,
         max_failed_share=data.max_failed_share,
+        cache=config.train_args.cache,
     )
     report.check()
     lines = [report.text()]
@@ -84,6 +90,24 @@ def data_section(config: Config) -> DataConfig:
     if config.data is None:
         raise ConfigError("data: section missing; training needs video_size, fps and max_num_frames")
     return config.data
+
+
+def source_specs(written: list[str | dict[str, Any]], data: DataConfig) -> list[SourceSpec]:
+    """The entries of args.train_data or args.valid_data, with what section `data` says for all of them."""
+    return [
+        SourceSpec(
+            path=entry.path,
+            layout=entry.layout,
+            root=entry.root,
+            video_column=entry.video_column or data.video_column,
+            caption_column=entry.caption_column or data.caption_column,
+            image_column=entry.image_column or data.image_column,
+            weight=entry.weight,
+            repeats=1.0 if entry.repeats is None else entry.repeats,
+            caption_prefix=data.caption_prefix if entry.caption_prefix is None else entry.caption_prefix,
+        )
+        for entry in data_entries(written)
+    ]
 
 
 def clip_spec(data: DataConfig) -> ClipSpec:

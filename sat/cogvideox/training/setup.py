@@ -39,7 +39,7 @@ from cogvideox.training.lr_schedules import (
 )
 from cogvideox.training.optimizers import read_optimizer
 from cogvideox.training.optional_output import OptionalOutput
-from cogvideox.training.preflight import clip_spec, data_section
+from cogvideox.training.preflight import clip_spec, data_section, source_specs
 from cogvideox.training.run_folder import RunLock, check_save_folder, make_run_folder, newest_config, write_config
 from cogvideox.training.training_state import state_file
 from cogvideox.training.which_run import RunChoice
@@ -157,13 +157,15 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
     model, so that data is judged before weights are loaded. Raises: DataError."""
     args, data = config.train_args, data_section(config)
 
-    def read(roots: list[str]) -> VideoDataset:
+    def read(written: list[str | dict[str, Any]]) -> VideoDataset:
         return build_dataset(
-            roots,
+            source_specs(written, data),
             clip_spec(data),
             reader=data.reader,
             missing_captions=data.missing_captions,
+            captions=data.captions,
             max_failed_share=data.max_failed_share,
+            cache=args.cache,
             clip_timeout_s=data.clip_timeout_s,
             num_workers=args.num_workers,
         )

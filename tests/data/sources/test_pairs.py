@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cogvideox.data.sources.pairs import Pairs, find_pairs
+from cogvideox.data.sources.read import Listing, read_sources
+from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.errors import DataError
 
 
@@ -18,7 +20,11 @@ def put(root: Path, *names: str, text: str = "") -> None:
         path.write_text(text or f"caption of {name}\n", encoding="utf-8")
 
 
-def captions(pairs: Pairs, root: Path) -> dict[str, str]:
+def find_pairs(roots: Sequence[Path | str], missing_captions: str = "error", captions: str = "first") -> Listing:
+    return read_sources([SourceSpec(str(root), "pairs") for root in roots], missing_captions, captions=captions)
+
+
+def captions(pairs: Listing, root: Path) -> dict[str, str]:
     return {os.path.relpath(sample.media.path, root): sample.captions[0] for sample in pairs.samples}
 
 
@@ -154,7 +160,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
 
 def test_refused_roots(tmp_path: Path) -> None:
     put(tmp_path, "a/x.mp4", "a/b/y.mp4", "empty/readme.md")
-    with pytest.raises(DataError, match=r"no data folder is given; args.train_data has to name at least one"):
+    with pytest.raises(DataError, match=r"no data is given; args.train_data has to name at least one"):
         find_pairs([])
     with pytest.raises(DataError, match="nowhere does not exist; it has to be a folder"):
         find_pairs([tmp_path / "nowhere"])

@@ -8,80 +8,46 @@ inside a path.
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media, suffix_of
-from cogvideox.data.order import hash_words
+from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from cogvideox.data.report import Problem, shown
-from cogvideox.data.sample import Sample
+from cogvideox.data.sources.columns import identity
+from cogvideox.data.sources.spec import MAX_CAPTION_BYTES, Reading, Rows, in_batches
 from cogvideox.errors import DataError
 from cogvideox.text_files import UnreadableTextError, read_text, split_lines
 
-MISSING_CAPTIONS = ("error", "empty")
-MAX_CAPTION_BYTES = 100_000  # a text encoder reads about 1,000 letters
 _VIDEO_FOLDER, _LABEL_FOLDER = "videos", "labels"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """What the folders hold: samples in order (roots as given, then by relative path) and what is wrong with
-    captions. num_videos: files found, images included.
-    """
+def read(reading: Reading) -> Iterator[Rows]:
+    """Walk a folder and pair every video with its caption. Reads no video.
 
-    samples: tuple[Sample, ...]
-    problems: tuple[Problem, ...]
-    num_videos: int
-
-
-def find_pairs(roots: Sequence[str | Path], missing_captions: str = "error", *, with_images: bool = False) -> Pairs:
-    """Walk the roots and pair every video with its caption. Reads no video.
-
-    Hidden files and folders (a leading dot) are left out; links to folders are followed.
-
-    Args:
-        roots: the folders.
-        missing_captions: "error", or "empty" to go without.
-        with_images: whether image files are samples too, as where clips have one frame. Otherwise images that
-            have captions are reported as left out, others are not looked at.
+    Hidden files and folders (a leading dot) are left out; links to folders are followed. Images count as videos where
+    clips have one frame; otherwise those that have captions are reported as left out, others are not looked at.
 
     Raises:
-        DataError: no roots; a root that is missing, no folder, or without videos (and images, if those count); a
-            folder that is in two roots, by links as well; an unknown `missing_captions`. Problems of single items
-            are in the result instead.
+        DataError: a folder that is missing, none, or without videos (and images, if those count); one that was walked
+            for another entry, by links as well.
     """
-    if missing_captions not in MISSING_CAPTIONS:
-        raise DataError(f"missing_captions is {missing_captions!r}; it has to be one of {', '.join(MISSING_CAPTIONS)}")
-    _check_roots(roots)
-    samples: list[Sample] = []
-    problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    num_videos = 0
-    reached: dict[str, Path] = {}
-    for source, root in enumerate(roots):
-        files = _Files.walk(Path(root), with_images, reached)
-        num_videos += len(files.videos)
-        for relative in files.videos:
-            caption, found = _caption_of(files, relative, missing_captions)
-            problems += found
-            if caption is not None:
-                name = _identity(relative)
-                seen[name] = seen.get(name, -1) + 1
-                sample_id = hash_words("sample", name, seen[name])
-                samples.append(Sample(Media(str(files.root / relative)), (caption,), sample_id, source))
-        problems += files.captioned_images() + files.captions_without_video()
-    return Pairs(tuple(samples), tuple(problems), num_videos)
-
-
-def _check_roots(roots: Sequence[str | Path]) -> None:
-    if not roots:
-        raise DataError("no data folder is given; args.train_data has to name at least one")
-    for root in roots:
-        if not Path(root).is_dir():
-            kind = "is a file" if Path(root).exists() else "does not exist"
-            raise DataError(f"data folder {root} {kind}; it has to be a folder of videos with captions")
+    root = Path(reading.spec.path)
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {kind}; it has to be a folder of videos with captions")
+    files = _Files.walk(root, reading.wanted.with_images, reading.reached)
+    reading.num_videos += len(files.videos)
+    for videos in in_batches(iter(files.videos)):
+        rows = Rows([], paths := list[str](), found := list[tuple[str, ...]]())
+        for relative in videos:
+            captions = _captions_of(files, relative, reading)
+            if captions is not None:
+                rows.names.append(identity(str(relative)))
+                paths.append(str(files.root / relative))
+                found.append(captions)
+        yield rows
+    reading.problems += files.captioned_images() + files.captions_without_video()
 
 
 @dataclass(frozen=True)
@@ -106,10 +72,12 @@ class _Files:
             elif suffix in IMAGE_SUFFIXES:
                 images.append(relative)
             elif suffix == ".txt":
-                captions[_identity(relative.with_suffix(""))] = relative
+                captions[identity(str(relative.with_suffix("")))] = relative
         if not videos:
             raise DataError(_nothing_found(root, len(images), with_images))
-        return cls(root, tuple(sorted(videos, key=_identity)), tuple(sorted(images)), captions, set())
+        return cls(
+            root, tuple(sorted(videos, key=lambda path: identity(str(path)))), tuple(sorted(images)), captions, set()
+        )
 
     def captioned_images(self) -> list[Problem]:
         """Images that would be samples if clips had one frame. Call it after all videos have their captions."""
@@ -162,30 +130,25 @@ def _walk(root: Path, reached: dict[str, Path]) -> Iterator[PurePosixPath]:
         yield from (relative / name for name in names if not name.startswith("."))
 
 
-def _identity(path: PurePosixPath) -> str:
-    """A name that survives copying between systems that store accents composed and decomposed, or not as
-    UTF-8 at all.
-    """
-    text = unicodedata.normalize("NFC", str(path))
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _caption_of(files: _Files, video: PurePosixPath, missing: str) -> tuple[str | None, list[Problem]]:
-    """The caption of a video, None if it can't be used, and what is to be said about it."""
+def _captions_of(files: _Files, video: PurePosixPath, reading: Reading) -> tuple[str, ...] | None:
+    """The captions of a video, None if it can't be used, which is noted."""
     path = str(files.root / video)
     keys = [key for key in _caption_keys(files.root, video) if key in files.captions]
     files.used.update(keys)
     if len(keys) > 1:
         both = " and ".join(shown(str(files.captions[key])) for key in keys)
-        return None, [Problem("ambiguous caption", path, f"{both} both belong to it")]
+        reading.note("ambiguous caption", path, f"{both} both belong to it")
+        return None
     if keys:
-        return _read_caption(files.root / files.captions[keys[0]], path)
+        return _read_caption(files.root / files.captions[keys[0]], path, reading)
     sibling = _sibling_labels(files.root, video)
     if sibling is not None and sibling.is_file():
-        return _read_caption(sibling, path)
-    if missing == "empty":
-        return "", [Problem("missing caption", path, "trained with an empty caption", effect="kept")]
-    return None, [Problem("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")]
+        return _read_caption(sibling, path, reading)
+    if reading.wanted.missing_captions == "empty":
+        reading.note("missing caption", path, "trained with an empty caption", "kept")
+        return ((reading.spec.caption_prefix).strip(),)
+    reading.note("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")
+    return None
 
 
 def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
@@ -193,10 +156,10 @@ def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
     `labels`.
     """
     stem = video.with_suffix("")
-    keys = [_identity(stem)]
+    keys = [identity(str(stem))]
     for index, part in enumerate(stem.parts[:-1]):
         if part == _VIDEO_FOLDER:
-            keys.append(_identity(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :])))
+            keys.append(identity(str(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :]))))
     return keys
 
 
@@ -208,20 +171,20 @@ def _sibling_labels(root: Path, video: PurePosixPath) -> Path | None:
     return absolute.parent / _LABEL_FOLDER / video.with_suffix(".txt")
 
 
-def _read_caption(file: Path, video: str) -> tuple[str | None, list[Problem]]:
+def _read_caption(file: Path, video: str, reading: Reading) -> tuple[str, ...] | None:
     try:
         text = read_text(file, MAX_CAPTION_BYTES)
     except UnreadableTextError as error:
-        return None, [Problem("unreadable caption", video, f"{shown(str(file))} {error}")]
-    lines = split_lines(text) or [""]
-    caption = lines[0].strip()
-    problems: list[Problem] = []
-    if not caption:
-        reason = "its first line is empty" if text.strip() else "the file is empty"
-        problems.append(Problem("empty caption", video, f"{shown(str(file))}: {reason}", effect="kept"))
-    filled = sum(bool(line.strip()) for line in lines)
-    if filled > 1:
-        problems.append(
-            Problem("multi-line caption", video, f"only the first of {filled} lines is used", effect="kept")
-        )
-    return caption, problems
+        reading.note("unreadable caption", video, f"{shown(str(file))} {error}")
+        return None
+    lines = [line.strip() for line in split_lines(text) or [""]]
+    filled = [line for line in lines if line]
+    is_random = reading.wanted.captions == "random"
+    captions = (filled or [""]) if is_random else lines[:1]
+    if captions == [""]:
+        reason = "its first line is empty" if filled else "the file is empty"
+        reading.note("empty caption", video, f"{shown(str(file))}: {reason}", "kept")
+    if len(filled) > 1 and not is_random:
+        reason = f"only the first of {len(filled)} lines is used; data.captions=random takes one of them each time"
+        reading.note("multi-line caption", video, reason, "kept")
+    return tuple((reading.spec.caption_prefix + caption).strip() for caption in captions)
