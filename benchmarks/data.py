@@ -1,4 +1,4 @@
-"""Reading a clip for training: both readers against the way of the original data set, side by side.
+"""Reading a clip for training: the readers against the way of the original data set, side by side.
 
     python benchmarks/data.py                       # 30 fps H.264, 480p and 720p -> 49 frames at 8 fps, 480x720
     python benchmarks/data.py --rounds 20 --clip my.mp4
@@ -32,10 +32,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
 from cogvideox.data.clips import ClipDecoder, ReadJob
-from cogvideox.data.decode import open_reader
+from cogvideox.data.decode import READERS, open_reader
 from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, frame_indices
 from cogvideox.data.transforms import covering_size, fit_to_bucket
+from cogvideox.errors import DataError
 
 SPEC = ClipSpec(video_size=(480, 720), fps=8.0, max_num_frames=49)
 SOURCES = {"480p": (480, 854), "720p": (720, 1280)}
@@ -85,8 +86,12 @@ def render(path: Path, size: tuple[int, int]) -> Path:
 def compare(name: str, path: str, rounds: int) -> None:
     """Print a table for one file."""
     candidates: dict[str, Read] = {"original": read_like_the_original}
-    for reader in ("decord", "pyav"):
-        decoder = ClipDecoder(SPEC, open_reader(reader))
+    for reader in READERS:
+        try:
+            decoder = ClipDecoder(SPEC, open_reader(reader))
+        except DataError as error:
+            print(f"{reader}: left out: {error}")
+            continue
         candidates[reader] = lambda path, decoder=decoder: decoder.read(
             ReadJob(Media(path), 0, SPEC.bucket, 0, 0)
         ).values["video"]
@@ -115,10 +120,14 @@ def compare(name: str, path: str, rounds: int) -> None:
 
 
 def check(candidates: dict[str, Read], path: str) -> None:
-    """Both readers give the same clip, and it starts as the original's does."""
+    """All readers give the same clip, and it starts as the original's does. Prints how far they are from PyAV."""
     clips = {name: read(path) for name, read in candidates.items()}
-    assert clips["decord"].shape == clips["pyav"].shape == clips["original"].shape
-    assert (clips["decord"].int() - clips["pyav"].int()).abs().float().mean() < 1
+    for name in clips.keys() - {"pyav"}:
+        assert clips[name].shape == clips["pyav"].shape
+    for name in clips.keys() - {"pyav", "original"}:
+        apart = (clips[name].int() - clips["pyav"].int()).abs()
+        assert apart.float().mean() < 1
+        print(f"{name}: pixels differ from PyAV's by at most {apart.max()}, {apart.float().mean():.3f} on average")
     original = clips["original"][0] * 127.5 + 127.5
     assert (original - clips["pyav"][0].float()).abs().mean() < 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cogvideox.config.schema import DataConfig
 from cogvideox.data.timing import (
     ClipSpec,
     ClipTooShortError,
@@ -348,3 +349,14 @@ def test_a_short_clip_gets_the_longest_legal_count() -> None:
 def test_spec_refuses(changes: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         spec(**changes)
+
+
+def test_the_configuration_says_what_does_not_go_together() -> None:
+    for changes, words in (
+        ({"short_clips": "shorten"}, "shorten needs data.buckets"),
+        ({"windows": "all", "random_start": True}, "has no use with windows: all"),
+        ({"frame_stride": 0}, "must be at least 1"),
+    ):
+        problems = list(DataConfig(**changes).problems())  # type: ignore[arg-type]
+        assert len(problems) == 1 and words in problems[0][1], problems
+    assert not list(DataConfig(windows="all", scene_cuts="avoid", short_clips="loop", frame_stride=2).problems())

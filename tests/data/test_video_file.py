@@ -152,6 +152,31 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
         assert info.num_frames == 40 and info.fps == pytest.approx(25, rel=0.02)
 
 
+def test_a_gif_shows_each_picture_as_long_as_its_delay(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(numbered_frame(number, 48, 96)) for number in range(12)]
+    delays = [500, *[100] * 11]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=delays)
+    shown = [read_number(frame) for frame in read(tmp_path / "a.gif", count=13, fps=20)]
+    begins = np.cumsum([0, *delays[:-1]]) / 1000
+    # Every 0.05 s: the picture that began nearest, the earlier one of two.
+    assert shown == [int(np.argmin(np.round(np.abs(begins - number / 20), 6))) for number in range(13)]
+
+
+@pytest.mark.parametrize("name", ["prores.mov", "av1.mkv", "av1.mp4", "dnxhd.mov", "hevc10.mp4"])
+@pytest.mark.parametrize("reader", READERS)
+def test_codecs_of_cameras_and_sites(tmp_path: Path, name: str, reader: str) -> None:
+    codec, pixel_format, size, options = {
+        "prores": ("prores_ks", "yuv422p10le", (48, 96), {}),
+        "av1": ("libsvtav1", "yuv420p", (64, 96), {"preset": "12", "svtav1-params": "lp=1"}),
+        "dnxhd": ("dnxhd", "yuv422p", (120, 256), {"profile": "dnxhr_sq"}),
+        "hevc10": ("libx265", "yuv420p10le", (48, 96), {"x265-params": "log-level=none:pools=1"}),
+    }[name.split(".")[0]]
+    frames = (av.VideoFrame.from_ndarray(numbered_frame(n, *size)).reformat(format=pixel_format) for n in range(30))
+    path = write_frames(tmp_path / name, frames, codec, 24, options=options)
+    assert [read_number(frame) for frame in read(path, reader)] == list(range(0, 27, 3))
+    assert open_reader(reader).probe(Media(str(path))).num_frames == 30
+
+
 @pytest.mark.parametrize("suffix", [".ts", ".mkv"])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path, suffix: str, reader: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ from cogvideox.weights.lora_file import read_adapter
 from cogvideox.weights.lora_map import TARGETS
 from cogvideox.weights.manifest import write_checkpoint_manifest
 from cogvideox.weights.sat_folder import find_states_file, read_checkpoint, read_vae, write_checkpoint
+from data.clip_files import numbered_frame, render
 from fuzz.mutate import BYTES, HOSTILE_NAMES, REPLACED, TEXT, Mutation, json_values, yaml_tricks, yaml_values
 from PIL import Image
 from safetensors.torch import save_file
 
 WIDTH = 16
+_UNTOUCHED_NS = 10**18  # the time of change that files of a specimen are given once they are read
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,42 @@ def _read_clip(folder: Path) -> None:
             decoder.read(ReadJob(Media(str(file)), 0, spec.bucket, 0, 0))
 
 
+# Containers and codecs that people have beside H.264 in MP4.
+VIDEOS = {
+    "a.mkv": {"options": {"x264-params": "bframes=3:open-gop=1"}},
+    "b.mov": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
+    "c.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "d.webm": {"codec": "libvpx"},
+    "e.avi": {"codec": "mpeg4"},
+    "f.ts": {"codec": "mpeg2video"},
+    "g.mpg": {"codec": "mpeg1video", "fps": 25},
+    "h.flv": {"codec": "flv"},
+    "i.wmv": {"codec": "wmv2"},
+    "j.mp4": {"codec": "libsvtav1", "size": (64, 96), "options": {"preset": "12"}},
+    "k.mov": {"codec": "mjpeg"},
+}
+
+
+def _videos(folder: Path) -> None:
+    for name, options in VIDEOS.items():
+        render(folder / name, 24, **{"fps": 16, **options})  # type: ignore[arg-type]
+    pictures = [Image.fromarray(numbered_frame(number, 48, 96)) for number in range(24)]
+    pictures[0].save(folder / "l.gif", save_all=True, append_images=pictures[1:], duration=60)
+
+
+def _read_changed_video(folder: Path) -> None:
+    """The one that was changed, or all of the specimen: its cuts, and the clip."""
+    spec = ClipSpec((48, 96), 8, 9, short_clips="pad", scene_cuts="avoid")
+    decoder = ClipDecoder(spec, open_reader("pyav", "avoid"))
+    for file in sorted(folder.iterdir()):
+        if file.lstat().st_mtime_ns == _UNTOUCHED_NS:
+            continue
+        media = Media(str(file))
+        decoder.reader.probe(media)
+        decoder.read(ReadJob(media, 0, 0, 0))
+        os.utime(file, ns=(_UNTOUCHED_NS, _UNTOUCHED_NS))
+
+
 def _images(folder: Path) -> None:
     rng = random.Random(0)
     image = Image.frombytes("RGB", (40, 30), rng.randbytes(3600))
@@ -240,6 +279,7 @@ KINDS: Mapping[str, Kind] = {
     "diffusers settings": Kind(_pipeline, ("hf/*.json", "hf/*/*.json"), _JSON, _plan, 60),
     "diffusers weights": Kind(_pipeline, ("hf/*/*.safetensors",), _BINARY, _plan, 20),
     "captions": Kind(_clips, ("clips/*.txt",), _LINES, _read_captions),
+    "other videos": Kind(_videos, ("*.*",), _BINARY, _read_changed_video, 160),
     "videos": Kind(_clips, ("clips/*.mp4",), _BINARY, _read_clip, 60),
     "images": Kind(_images, ("a.*",), _BINARY, _read_images),
     "prompts": Kind(_prompts, ("*.txt",), _LINES, lambda folder: read_prompt_file(folder / "prompts.txt"), 30),

@@ -34,10 +34,10 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (
         "data_root dataset data_dir dataset_path dataset_dir train_data_dir instance_data_root instance_data_dir "
         "video_folder videos clips data_path",
-        "args.train_data=[my_clips] (folders)",
+        "args.train_data=[my_clips] (folders or lists)",
         "",
     ),
-    ("validation_data val_data eval_data valid_data_dir", "args.valid_data=[held_out_clips] (folders)", ""),
+    ("validation_data val_data eval_data valid_data_dir", "args.valid_data=[held_out_clips] (folders or lists)", ""),
     (
         "num_frames frames max_frames max_num_frames video_length clip_length n_frames target_frames sample_n_frames",
         "data.max_num_frames=49 (pixel frames)",

@@ -27,9 +27,6 @@ NO_EFFECT: dict[str, tuple[str, ...]] = {
 Problems = Iterator[tuple[str, str]]  # (key, what is wrong and what would be valid)
 
 
-Layout = Literal["pairs", "csv", "json", "parquet", "lines", "videofolder", "datasets", "hub", "webdataset"]
-
-
 @dataclass(frozen=True)
 class DataEntry:
     """An entry of `args.train_data` or `args.valid_data`; a path alone is one with this `path`.
@@ -38,7 +35,9 @@ class DataEntry:
     """
 
     path: str = ""
-    layout: Layout | None = None
+    layout: (
+        Literal["pairs", "csv", "json", "parquet", "lines", "videofolder", "datasets", "hub", "webdataset"] | None
+    ) = None
     root: str | None = None
     video_column: str | None = None
     caption_column: str | None = None

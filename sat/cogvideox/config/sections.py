@@ -131,11 +131,11 @@ def _read_entries(node: Node, report: Report) -> list[Any]:
     Raises:
         TypeMismatch: no list of paths and mappings.
     """
-    convert(node.plain(), _annotations(TrainArgs)["train_data"])
+    written = convert(node.plain(), _annotations(TrainArgs)["train_data"])
     entries: list[Any] = []
-    for item in node.value:
+    for item, plain in zip(node.value, written, strict=True):
         if not isinstance(item.value, dict):
-            entries.append(item.plain())
+            entries.append(plain)
             continue
         values: dict[str, Any] = {}
         is_right = True
@@ -151,7 +151,10 @@ def _read_entries(node: Node, report: Report) -> list[Any]:
                 report.error(child.origin, str(error))
         if is_right:
             for key, text in DataEntry(**values).problems():
-                report.error(item.value[key].origin if key in item.value else item.origin, f"{key}: {text}")
+                if key in item.value:
+                    report.error(item.value[key].origin, text)
+                else:
+                    report.error(item.origin, f"{key}: {text}")
                 is_right = False
         entries += [values] if is_right else []
     return entries

@@ -126,7 +126,7 @@ def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, V
 def _files(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """int64 [n], the same number for samples of the same file."""
     if isinstance(samples, Manifest):
-        return samples.files()
+        return samples.file_numbers()
     numbers: dict[Media, int] = {}
     return np.array([numbers.setdefault(sample.media, len(numbers)) for sample in samples], np.int64)
 

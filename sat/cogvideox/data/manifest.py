@@ -245,7 +245,7 @@ class Manifest(Sequence[Sample]):
             cuts if cuts is not None or self._cuts is None else self._cuts.take(pa.array(places)),
         )
 
-    def files(self) -> NDArray[np.int64]:
+    def file_numbers(self) -> NDArray[np.int64]:
         """int64 [n], the same number for samples of the same video."""
         paths = self.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
         where = np.stack([paths.astype(np.int64), self.column("offset").to_numpy()], axis=1)
