@@ -32,6 +32,8 @@ ONLY_IN = {
     "decord": {"data/decode.py"},
     "transformers": {"text"},
     "omegaconf": {"config"},
+    "pyarrow": {"data"},
+    "huggingface_hub": {"data/sources/hub.py", "text"},
     "diffusers": set(),
     "peft": set(),
 }
