@@ -2,6 +2,8 @@
 
     python benchmarks/data.py                       # 30 fps H.264, 480p and 720p -> 49 frames at 8 fps, 480x720
     python benchmarks/data.py --rounds 20 --clip my.mp4
+    python benchmarks/data.py --rows 1000000        # a list of so many clips: opening it, and the order of an epoch
+    python benchmarks/data.py --files 2000          # looking at so many files: the first start and the second
 
 `original` is a plain re-implementation of what the original does: decord, one integer stride, every frame of the range
 decoded, bicubic antialiased resize and pixels to [-1, 1] in float32. Ours decode what is needed, resize in uint8 and
@@ -24,6 +26,7 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from av.video.reformatter import Colorspace
@@ -33,7 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import READERS, open_reader
+from cogvideox.data.listing import list_samples
 from cogvideox.data.media import Media
+from cogvideox.data.order import epoch_order
+from cogvideox.data.sources.read import read_sources
 from cogvideox.data.timing import ClipSpec, frame_indices
 from cogvideox.data.transforms import covering_size, fit_to_bucket
 from cogvideox.errors import DataError
@@ -48,12 +54,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="turns of every candidate")
     parser.add_argument("--clip", type=Path, default=None, help="a file of your own instead of the rendered ones")
+    parser.add_argument("--rows", type=int, default=0, help="open a CSV of so many rows instead")
+    parser.add_argument("--files", type=int, default=0, help="look at so many copies of a small clip instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread"
     )
     with tempfile.TemporaryDirectory() as folder:
+        if options.rows or options.files:
+            if options.rows:
+                open_list(Path(folder) / "list.csv", options.rows)
+            if options.files:
+                look_twice(Path(folder), options.files)
+            return
         for name, size in SOURCES.items():
             path = options.clip or render(Path(folder) / f"{name}.mp4", size)
             compare(options.clip.name if options.clip else name, str(path), options.rounds)
@@ -117,6 +131,43 @@ def compare(name: str, path: str, rounds: int) -> None:
             f"{ratio:11.2f}x{by_wall:8.2f}x"
         )
     print_resize(path, rounds)
+
+
+def open_list(file: Path, num_rows: int) -> None:
+    """A CSV becomes a manifest; no video is opened, none is there."""
+    with file.open("w") as text:
+        text.write("video,caption\n")
+        for row in range(num_rows):
+            text.write(
+                f'clips/{row // 1000:04d}/{row:07d}.mp4,"Clip {row}: a cat on a mat, while the light changes."\n'
+            )
+    before = psutil.Process().memory_info().rss
+    started, used = time.perf_counter(), time.process_time()
+    samples = read_sources([file]).samples
+    wall, cpu, grown = time.perf_counter() - started, time.process_time() - used, psutil.Process().memory_info().rss
+    assert len(samples) == num_rows
+    print(f"{num_rows:,} rows: opened in {wall:.1f} s ({cpu:.1f} of CPU), {(grown - before) / 1e6:.0f} MB resident")
+    used = time.process_time()
+    epoch_order(samples.sample_ids(), 0, 0)
+    print(f"order of an epoch: {time.process_time() - used:.2f} s of CPU")
+
+
+def look_twice(folder: Path, num_files: int) -> None:
+    """What the first start of a run has looked at, the second one remembers."""
+    content = render(folder / "clip.mp4", (240, 480)).read_bytes()
+    (folder / "clips").mkdir()
+    for number in range(num_files):
+        (folder / "clips" / f"{number}.mp4").write_bytes(content)
+    walls = []
+    for start in ("first", "second"):
+        started = time.perf_counter()
+        samples, *_ = list_samples(
+            [folder / "clips"], SPEC, open_reader("pyav"), missing_captions="empty", cache=str(folder / "cache")
+        )
+        walls.append(time.perf_counter() - started)
+        assert len(samples) == num_files
+        print(f"{start} start: {walls[-1]:.2f} s, {num_files / walls[-1]:,.0f} files/s")
+    print(f"the second is {walls[0] / walls[1]:.0f} times as fast")
 
 
 def check(candidates: dict[str, Read], path: str) -> None:

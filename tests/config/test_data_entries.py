@@ -36,7 +36,7 @@ def test_the_run_s_own_file_says_the_same(tmp_path: Path) -> None:
         ("[{path: a, weight: 0}]", r"args\.train_data\.0\.weight: must be more than 0, not 0"),
         ("[{path: a, weight: 1}, {path: b, repeats: 2}]", r"weight and repeats stand in one list: keep one of the two"),
         ("[{path: a, weight: 1}, b]", r"1 of 2 entries have a weight: give each entry one, or none"),
-        ("[[a]]", r"args\.train_data: must be a list of str or a mapping"),
+        ("[[a]]", r"args\.train_data: must be str or a mapping, not"),
     ],
 )
 def test_mistakes(written: str, match: str) -> None:

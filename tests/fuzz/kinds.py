@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import tiny
 import torch
 from cogvideox.config.compare import changed_settings
@@ -22,6 +26,7 @@ from cogvideox.data.decode import open_reader
 from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
 from cogvideox.data.sources.read import read_sources
+from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
 from cogvideox.sampling.prompts import read_prompt_file
@@ -193,6 +198,45 @@ def _read_captions(folder: Path) -> None:
     read_sources([folder / "clips"])
 
 
+def _lists(folder: Path) -> None:
+    """The same two clips in every layout of lists."""
+    names, texts = ["clips/a.mp4", "b.mp4"], ["a cat, asleep", "猫"]
+    (folder / "a.csv").write_text('video,caption\nclips/a.mp4,"a cat, asleep"\nb.mp4,猫\n', encoding="utf-8")
+    clips = [{"video": name, "caption": [text, "x"], "type": "video"} for name, text in zip(names, texts, strict=True)]
+    (folder / "a.json").write_text(json.dumps(clips, indent=1))
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, clips)))
+    table = pa.table({"video": names, "caption": texts})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name, content in (
+            ("a.mp4", b"x" * 600),
+            ("a.json", b'{"caption": "a cat"}'),
+            ("b.mp4", b"y"),
+            ("b.txt", b"z"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (folder / "saved").mkdir()
+    (folder / "saved" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    videos = pa.array([{"bytes": b"x" * 99, "path": "a.mp4"}, {"bytes": None, "path": "b.mp4"}])
+    inside = pa.table({"video": videos, "caption": texts})
+    with (
+        pa.OSFile(str(folder / "saved" / "data.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, inside.schema) as writer,
+    ):
+        writer.write_table(inside)
+    (folder / "lines").mkdir()
+    (folder / "lines" / "videos.txt").write_text("a.mp4\nb.mp4\n")
+    (folder / "lines" / "prompts.txt").write_text("a cat\na dog\n")
+
+
+def _read_lists(folder: Path) -> None:
+    for place in sorted(folder.iterdir()):
+        for sample in read_sources([SourceSpec(str(place), layout=_LAYOUTS.get(place.name))]).samples:
+            assert sample.captions and sample.media.label
+
+
 def _read_clip(folder: Path) -> None:
     spec = ClipSpec((tiny.HEIGHT, tiny.WIDTH), tiny.FPS, tiny.FRAMES, 0.0, "skip", False)
     decoder = ClipDecoder(spec, open_reader("pyav"))
@@ -257,6 +301,7 @@ def _t5(folder: Path) -> None:
     tiny.write_t5(folder / "t5")
 
 
+_LAYOUTS = {"saved": "datasets", "lines": "lines"}
 _JSON = (*TEXT, *REPLACED, *[json_values] * 20)
 _YAML = (*TEXT, *REPLACED, *[yaml_values] * 20, *[yaml_tricks] * 8)
 _BINARY = (*BYTES, *BYTES, *REPLACED)
@@ -280,6 +325,9 @@ KINDS: Mapping[str, Kind] = {
     "diffusers weights": Kind(_pipeline, ("hf/*/*.safetensors",), _BINARY, _plan, 20),
     "captions": Kind(_clips, ("clips/*.txt",), _LINES, _read_captions),
     "other videos": Kind(_videos, ("*.*",), _BINARY, _read_changed_video, 160),
+    "lists": Kind(_lists, ("a.csv", "a.json*", "lines/*"), _LINES, _read_lists, 60),
+    "lists in binary files": Kind(_lists, ("a.parquet", "a.tar", "saved/*.arrow"), _BINARY, _read_lists, 90),
+    "lists in JSON": Kind(_lists, ("a.json", "*/*.json"), _JSON, _read_lists, 60),
     "videos": Kind(_clips, ("clips/*.mp4",), _BINARY, _read_clip, 60),
     "images": Kind(_images, ("a.*",), _BINARY, _read_images),
     "prompts": Kind(_prompts, ("*.txt",), _LINES, lambda folder: read_prompt_file(folder / "prompts.txt"), 30),

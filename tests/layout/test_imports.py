@@ -39,6 +39,8 @@ ONLY_IN = {
     "torchcodec": {"data/other_readers.py"},
     "transformers": {"text", "conversion/diffusers_export/verify.py"},
     "omegaconf": {"config"},
+    "pyarrow": {"data"},
+    "huggingface_hub": {"data/sources/hub.py", "text", "conversion"},
     # What a conversion is verified with: one can train, sample and convert without it.
     "diffusers": {
         "conversion/compare.py",

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cogvideox.data.media import Media
 from cogvideox.data.sources.columns import Columns, Paths, check_not_numbers, choose_columns, is_usable, read_captions
-from cogvideox.data.sources.spec import Reading, Rows
+from cogvideox.data.sources.spec import Reading, Rows, check_file
 from cogvideox.errors import DataError
 from cogvideox.user_files import read_json
 
@@ -37,9 +37,10 @@ def read(reading: Reading) -> Iterator[Rows]:
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / STATE}: does not say which files hold the data") from error
     for file in files:
+        check_file(str(file))
         try:
             yield from _read_file(file, reading, Paths(reading, reading.spec.root or str(folder)))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: can't be read as Arrow: {str(error).splitlines()[0]}") from error
 
 
@@ -50,6 +51,7 @@ def _read_file(file: Path, reading: Reading, paths: Paths) -> Iterator[Rows]:
         columns = choose_columns(table.schema.names, reading, str(file))
         first = 0
         for batch in table:
+            batch.validate(full=True)
             if first == 0 and columns.caption is not None:
                 values = batch.column(columns.caption).slice(0, 100).to_pylist()
                 check_not_numbers(values, columns.caption, table.schema.names, str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from cogvideox.data.media import Media
 from cogvideox.data.report import Problem
+from cogvideox.errors import DataError
 
 LAYOUTS = ("pairs", "csv", "json", "parquet", "lines", "videofolder", "datasets", "hub", "webdataset")
 MISSING_CAPTIONS = ("error", "empty")
@@ -98,6 +100,14 @@ class Reading:
     def note(self, kind: str, label: str, reason: str, effect: str = "error") -> None:
         """Remember a problem."""
         self.problems.append(Problem(kind, label, reason, effect))
+
+
+def check_file(file: str) -> None:
+    """Raises: DataError for what is no regular file: opening a pipe would wait for somebody to write into it."""
+    if not os.path.exists(file):
+        raise DataError(f"{file}: does not exist")
+    if not os.path.isfile(file):
+        raise DataError(f"{file}: is not a regular file")
 
 
 def in_batches(items: Iterator[Item], size: int = ROWS_AT_A_TIME) -> Iterator[list[Item]]:

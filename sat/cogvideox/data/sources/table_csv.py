@@ -21,7 +21,7 @@ from cogvideox.data.sources.columns import (
     looks_like_media,
     to_rows,
 )
-from cogvideox.data.sources.spec import ROWS_AT_A_TIME, Reading, Rows
+from cogvideox.data.sources.spec import ROWS_AT_A_TIME, Reading, Rows, check_file
 from cogvideox.errors import DataError
 from cogvideox.text_files import LINE_END
 from cogvideox.user_files import cut
@@ -148,6 +148,7 @@ def _columns(header: list[str], reading: Reading, file: str) -> Columns:
 
 def open_text(file: str) -> IO[str]:
     """A UTF-8 file, without its byte order mark. Raises: DataError."""
+    check_file(file)
     try:
         return open(file, encoding="utf-8-sig", newline="")
     except OSError as error:

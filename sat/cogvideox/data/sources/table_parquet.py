@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cogvideox.data.sources.columns import Paths, Records, check_not_numbers, choose_columns, to_rows
-from cogvideox.data.sources.spec import ROWS_AT_A_TIME, Reading, Rows
+from cogvideox.data.sources.spec import ROWS_AT_A_TIME, Reading, Rows, check_file
 from cogvideox.errors import DataError
 
 
@@ -24,9 +24,10 @@ def read(reading: Reading) -> Iterator[Rows]:
     files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
     base = reading.spec.root or str(place if place.is_dir() else place.parent)
     for file in files:
+        check_file(str(file))
         try:
             yield from _read_file(str(file), Paths(reading, base), reading)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: can't be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
@@ -43,6 +44,7 @@ def _read_file(file: str, paths: Paths, reading: Reading) -> Iterator[Rows]:
         names = [columns.video, columns.caption, columns.image, columns.kind]
         number, is_first = 0, True
         for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[name for name in names if name is not None]):
+            batch.validate(full=True)
             videos, captions, images, kinds = (
                 None if name is None else batch.column(name).to_pylist() for name in names
             )

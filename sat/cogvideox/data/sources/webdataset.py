@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media
 from cogvideox.data.sources.columns import CAPTION_COLUMNS, identity, is_usable, read_captions
-from cogvideox.data.sources.spec import MAX_CAPTION_BYTES, Reading, Rows, in_batches
+from cogvideox.data.sources.spec import MAX_CAPTION_BYTES, Reading, Rows, check_file, in_batches
 from cogvideox.errors import DataError
 from cogvideox.text_files import split_lines
 
@@ -114,6 +114,7 @@ def _members(shard: str, reading: Reading) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_plain(shard: str) -> None:
+    check_file(shard)
     try:
         with open(shard, "rb") as file:
             begin = file.read(6)
