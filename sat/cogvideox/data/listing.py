@@ -92,7 +92,9 @@ def list_samples(
             [each for each in outcomes if isinstance(each, Survey) and each.too_short], spec
         ),
         missing_remedy=_missing_remedy(listing, samples, outcomes),
-        sources=settle_repeats(listing.sources, entries, count_by_source(usable, len(entries))),
+        sources=settle_repeats(
+            listing.sources, entries, count_by_source(usable, len(entries)), is_whole=None not in outcomes
+        ),
     )
     return usable, report
 
