@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadJob
 from cogvideox.data.dataset import build_dataset
 from cogvideox.data.decode import ClipInfo, PyAVReader
@@ -15,12 +16,15 @@ from cogvideox.data.images import ImageReader, read_image
 from cogvideox.data.listing import list_samples
 from cogvideox.data.loader import build_loader
 from cogvideox.data.media import IMAGE_SUFFIXES, Media
+from cogvideox.data.rows import ClipBatch
 from cogvideox.data.sources.read import read_sources
 from cogvideox.data.survey import Survey
 from cogvideox.data.timing import ClipSpec
+from cogvideox.data.transforms import fit_to_bucket
 from cogvideox.errors import DataError
-from data.clip_files import read_number, render_pair
+from data.clip_files import read_number, render, render_pair
 from PIL import ExifTags, Image
+from torch import Tensor
 
 ONE_FRAME = ClipSpec((16, 24), 8, 1, skip_frms_num=3.0)
 # Height 20, width 30; the left half is red, the right half blue.
@@ -161,3 +165,26 @@ def test_a_folder_of_images_needs_clips_of_one_frame(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"holds no video and no image; looked for .mp4, .*, .png, .jpg"):
         read_sources([tmp_path / "none"], with_images=True)
+
+
+def test_the_first_image_of_image_to_video_is_the_samples_own_where_it_has_one(tmp_path: Path) -> None:
+    """Of a list with an image column; other rows take the video's first frame, and so do text-to-video models all."""
+    for name in "ab":
+        render(tmp_path / f"{name}.mp4", num_frames=12, fps=8)
+    put_image(tmp_path / "first.png")
+    (tmp_path / "list.csv").write_text("video,text,image\na.mp4,with,first.png\nb.mp4,without,\n")
+    spec = ClipSpec((16, 32), 8, 9)
+
+    def rows(for_image_to_video: bool) -> dict[str, tuple[Tensor, Tensor]]:
+        dataset = build_dataset([tmp_path / "list.csv"], spec, num_workers=0, for_image_to_video=for_image_to_video)
+        with build_loader(dataset, 2, num_workers=0) as loader:
+            batch = next(loader)
+        assert isinstance(batch, ClipBatch)
+        return dict(zip(batch.rows.captions, zip(batch.first_frame, batch.video, strict=True), strict=True))
+
+    own, plain = rows(True), rows(False)
+    image = fit_to_bucket(read_image(Media(str(tmp_path / "first.png")))[None], (16, 32))[0]
+    assert torch.equal(own["with"][0], image)
+    assert torch.equal(own["without"][0], own["without"][1][0])
+    for caption in ("with", "without"):
+        assert torch.equal(plain[caption][0], plain[caption][1][0]) and torch.equal(plain[caption][1], own[caption][1])

@@ -57,10 +57,10 @@ def batch(rows: slice = slice(0, 3), epoch: int = 0) -> ClipBatch:
         bucket=Bucket(tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH),
         after=StreamPosition(33),
     )
-    return ClipBatch(described, video)
+    return ClipBatch(described, video, video[:, 0])
 
 
 def cut(batch: ClipBatch, frames: int) -> ClipBatch:
     """The first frames of the clips."""
     rows = replace(batch.rows, bucket=batch.rows.bucket._replace(frames=frames))
-    return ClipBatch(rows, batch.video[:, :frames])
+    return ClipBatch(rows, batch.video[:, :frames], batch.first_frame)

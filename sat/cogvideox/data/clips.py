@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.data.decode import ClipInfo, VideoReader
+from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
 from cogvideox.data.order import uniform
 from cogvideox.data.rows import ClipBatch, Rows
@@ -33,7 +34,10 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class ReadJob:
-    """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation. window, cuts: see Sample."""
+    """Decode a clip at a bucket; seed, epoch and sample id decide on its augmentation.
+
+    window, cuts, image: see Sample.
+    """
 
     media: Media
     sample_id: int
@@ -42,6 +46,7 @@ class ReadJob:
     epoch: int
     window: int = 0
     cuts: tuple[int, ...] = ()
+    image: Media | None = None
 
 
 Job = ProbeJob | ReadJob
@@ -93,24 +98,31 @@ class SampleReader(Protocol):
 
 @dataclass(frozen=True)
 class ClipDecoder:
-    """Turns files into clips. Picklable, if its reader is. Image files are clips of one frame."""
+    """Turns files into clips. Picklable, if its reader is. Image files are clips of one frame.
+
+    with_images: the samples' own first images are read too, for image-to-video; without one it is the first frame.
+    """
 
     spec: ClipSpec
     reader: VideoReader
+    with_images: bool = False
 
     @property
     def name(self) -> str:
         return self.reader.name
 
     def fields(self, bucket: Bucket) -> Mapping[str, Field]:
-        """The video, t c h w."""
-        return {"video": Field((bucket.frames, 3, bucket.height, bucket.width), torch.uint8)}
+        """The video, t c h w, and the first image, c h w."""
+        size = (3, bucket.height, bucket.width)
+        fields = {"video": Field((bucket.frames, *size), torch.uint8)}
+        return {**fields, "image": Field(size, torch.uint8)} if self.with_images else fields
 
     def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
-        return ReadJob(sample.media, sample.sample_id, bucket, seed, epoch, sample.window, sample.cuts)
+        image = sample.image if self.with_images else None
+        return ReadJob(sample.media, sample.sample_id, bucket, seed, epoch, sample.window, sample.cuts, image)
 
     def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
-        return ClipBatch(rows, values["video"])
+        return ClipBatch(rows, values["video"], values["image"] if self.with_images else values["video"][:, 0])
 
     def run(self, job: Job) -> ClipInfo | RowRead:
         """Do a job.
@@ -133,4 +145,8 @@ class ClipDecoder:
 
         decoded = reader_for(job.media, self.reader).read(job.media, choose)
         size = (job.bucket.height, job.bucket.width)
-        return RowRead({"video": fit_to_bucket(decoded.frames, size)}, decoded.reader)
+        video = fit_to_bucket(decoded.frames, size)
+        if not self.with_images:
+            return RowRead({"video": video}, decoded.reader)
+        image = video[0] if job.image is None else fit_to_bucket(read_image(job.image)[None], size)[0]
+        return RowRead({"video": video, "image": image}, decoded.reader)

@@ -149,6 +149,7 @@ def build_dataset(
     buckets: Buckets | None = None,
     clip_timeout_s: float = 60.0,
     num_workers: int = 2,
+    for_image_to_video: bool = False,
 ) -> VideoDataset:
     """List the samples, log the report, and refuse data that can't be trained on.
 
@@ -160,6 +161,7 @@ def build_dataset(
         reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
+        for_image_to_video: read the first images that samples have of their own.
 
     Raises:
         DataError: see listing.list_samples and SourceReport.check.
@@ -179,6 +181,8 @@ def build_dataset(
         buckets=buckets,
     )
     report.check()
+    if for_image_to_video and samples.has_images():
+        decoder = replace(decoder, with_images=True)
     _log.info("%s", report.text())
     return VideoDataset(
         samples,

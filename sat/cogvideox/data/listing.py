@@ -70,7 +70,7 @@ def list_samples(
     """Read the entries, and look at every file that isn't remembered from an earlier run.
 
     Args:
-        entries: paths, or all that an entry of args.train_data says; images count where clips have one frame.
+        entries: paths, or all that an entry of args.train_data says; images count where a shape has one frame.
         spec: decides on what is long enough.
         reader: for videos.
         look: gives what is known of each file, in any order, or leaves some out; None looks at all of them here.
@@ -86,7 +86,9 @@ def list_samples(
     Raises:
         DataError: for the entries themselves, see read.read_sources.
     """
-    listing = read_sources(entries, missing_captions, captions=captions, with_images=spec.max_num_frames == 1)
+    shapes = (spec.bucket,) if buckets is None else buckets.shapes
+    takes_images = any(shape.frames == 1 for shape in shapes)
+    listing = read_sources(entries, missing_captions, captions=captions, with_images=takes_images)
     samples = listing.samples
     name = f"{reader.name}, cuts {scenes.VERSION}" if spec.scene_cuts == "avoid" else reader.name
     outcomes, num_images = _look_at(
@@ -114,7 +116,9 @@ def list_samples(
             [each for each in outcomes if isinstance(each, Survey) and each.too_short], spec
         ),
         missing_remedy=_missing_remedy(listing, samples, outcomes),
-        sources=settle_repeats(listing.sources, entries, count_by_source(usable, len(entries))),
+        sources=settle_repeats(
+            listing.sources, entries, count_by_source(usable, len(entries)), is_whole=None not in outcomes
+        ),
     )
     return Listed(usable, report, plan)
 

@@ -263,6 +263,10 @@ class Manifest(Sequence[Sample]):
             cuts if cuts is not None or self._cuts is None else self._cuts.take(pa.array(places)),
         )
 
+    def has_images(self) -> bool:
+        """Whether any sample has a first image of its own."""
+        return self.column("image_path").null_count < len(self)
+
     def file_numbers(self) -> NDArray[np.int64]:
         """int64 [n], the same number for samples of the same video."""
         paths = self.column("path").combine_chunks().dictionary_encode().indices.to_numpy()

@@ -55,18 +55,18 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class ClipBatch:
-    """Clips, read and decoded. video: uint8 [b, t, c, h, w], 0 to 255."""
+    """Clips, read and decoded.
+
+    video: uint8 [b, t, c, h, w], 0 to 255. first_frame: uint8 [b, c, h, w], the image that an image-to-video model
+    continues: the video's own first frame, or another image.
+    """
 
     rows: Rows
     video: Tensor
-
-    @property
-    def first_frame(self) -> Tensor:
-        """uint8 [b, c, h, w]: the image that an image-to-video model continues."""
-        return self.video[:, 0]
+    first_frame: Tensor
 
     def to(self, device: torch.device | str) -> ClipBatch:
-        """With the video on a device; pinned memory is copied without waiting."""
+        """With the video on a device; pinned memory is copied without waiting. The image is fetched when it is used."""
         return replace(self, video=self.video.to(device, non_blocking=True))
 
 

@@ -170,6 +170,7 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
             buckets=buckets_of(config),
             clip_timeout_s=data.clip_timeout_s,
             num_workers=args.num_workers,
+            for_image_to_video=config.model.noised_image_input,
         )
 
     train, held_out = read(args.train_data), None

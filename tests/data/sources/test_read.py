@@ -76,6 +76,7 @@ def test_weights_are_shares_of_the_mixture(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.csv: has no usable samples, so that it can't have a weight"):
         entries = [SourceSpec(str(tmp_path / f"{name}.csv"), weight=1) for name in "ab"]
         settle_repeats(read_sources(entries).sources, entries, [10, 0])
+    assert settle_repeats(read_sources(entries).sources, entries, [10, 0], is_whole=False)[1].repeats == 1
 
 
 def test_missing_files_are_left_out_up_to_a_share(tmp_path: Path) -> None:

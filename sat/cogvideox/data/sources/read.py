@@ -125,12 +125,20 @@ def _where_missing(reading: Reading) -> str:
 
 
 def settle_repeats(
-    sources: Sequence[SourceInfo], entries: Sequence[SourceSpec | str | Path], num_samples: Sequence[int]
+    sources: Sequence[SourceInfo],
+    entries: Sequence[SourceSpec | str | Path],
+    num_samples: Sequence[int],
+    *,
+    is_whole: bool = True,
 ) -> tuple[SourceInfo, ...]:
     """The sources with how many samples they have and how often each comes in an epoch.
 
     Weights are shares of the mixture: an epoch is as long as all sources together, and a source of weight w among
     weights that sum to W has w / W of its samples.
+
+    Args:
+        num_samples: usable ones of each source.
+        is_whole: whether all files were looked at; otherwise a source may be without samples for now.
 
     Raises:
         DataError: a source with a weight and no usable samples.
@@ -140,7 +148,7 @@ def settle_repeats(
     settled = []
     for source, weight, count in zip(sources, weights, num_samples, strict=True):
         repeats = source.repeats
-        if weight is not None:
+        if weight is not None and (count or is_whole):
             if not count:
                 raise DataError(f"{source.path}: has no usable samples, so that it can't have a weight; leave it out")
             repeats = weight / total * length / count
