@@ -34,6 +34,14 @@ class DecoderStage(nn.Module):
         self.upsample: Upsample | None = None
 
 
+def last_convolution(stage: nn.Module) -> nn.Conv3d:
+    """Of the stage's blocks, all of which but the first have convolutions like it."""
+    assert isinstance(stage, DecoderStage), "levels are stages"
+    block = stage.block[-1]
+    assert isinstance(block, ResnetBlock), "blocks are residual"
+    return block.conv2.conv
+
+
 class Decoder(nn.Module):
     """The encoder's mirror: widest level first, every norm conditioned on the latent.
 
