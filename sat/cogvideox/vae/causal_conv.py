@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cogvideox.vae import fewer_products, frame_runs
 from cogvideox.vae.frame_runs import equal_runs, joined
+from cogvideox.vae.latent_maps import LatentMaps
 from cogvideox.vae.norm_silu import NormMaps
 
 
@@ -28,6 +29,7 @@ class CausalState:
     last_chunk: nothing follows, so tails are dropped as they are used.
     tails: for each convolution the last k - 1 frames of its input, b c k-1 h w.
     channels_last: the layout of the features (see convolutions.py).
+    latent_maps: what a decoder's norms make of the chunk's latent, where they don't do it one by one.
     scratch: memory for the input of one convolution at a time, reused by the next one (on a CPU fresh pages cost
         as much as several passes over them; the CUDA allocator reuses memory by itself).
     """
@@ -36,6 +38,7 @@ class CausalState:
     last_chunk: bool = True
     tails: dict[nn.Module, Tensor] = field(default_factory=dict)
     channels_last: bool = True
+    latent_maps: LatentMaps | None = None
     scratch: Tensor | None = None
 
     def take(self, conv: nn.Module) -> Tensor | None:

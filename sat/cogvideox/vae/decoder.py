@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from cogvideox.vae import norm_silu
 from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, convolve_in, convolve_out
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
+from cogvideox.vae.latent_maps import LatentMaps
 
 
 class DecoderStage(nn.Module):
@@ -77,6 +80,9 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
         """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
+        if not torch.is_grad_enabled() and norm_silu.way_for(latent.device).casting_kernels:
+            norms = [module.weights() for module in self.modules() if isinstance(module, SpatialNorm)]
+            state.latent_maps = LatentMaps(norms, latent)
         x = convolve_in(self.conv_in, latent, state)
         for block in self.mid.values():
             assert isinstance(block, ResnetBlock), "blocks are residual"
