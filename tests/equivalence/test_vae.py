@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cogvideox.vae.autoencoder import VideoAutoencoder
+from cogvideox.vae.convolutions import Convolutions
 from cogvideox.weights import vae_map
 from vae.tiny_vae import CH, CH_MULT, GROUPS, RES_BLOCKS, clip, random_latent, tiny_vae
 
@@ -56,3 +57,14 @@ def test_decode(reference: torch.nn.Module, frames: int, size: tuple[int, int], 
     assert ours.shape == theirs.shape
     assert 0.3 < theirs.std() < 3
     assert (ours - theirs).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_contiguous_memory(reference: torch.nn.Module, size: tuple[int, int]) -> None:
+    """The other layout that a CUDA device may choose, with chunks whose state is carried."""
+    vae = tiny_vae(encode_chunk_frames=8)
+    vae.use_convolutions(Convolutions(channels_last=False))
+    check_encoding(vae, reference, 17, size)
+    latent = random_latent(5, size[0] // 8, size[1] // 8)
+    theirs = reference.decode(latent.transpose(1, 2)).sample.transpose(1, 2)
+    assert (vae.decode(latent) - theirs).abs().max() < TOLERANCE

@@ -21,6 +21,7 @@ REASONS = {
     ("to host", "training/training_state.py:write_state"): SAVED,
     ("read", "sampling/run.py:_check_finite"): SHOWN,
     ("to host", "sampling/run.py:write_frames"): SHOWN,
+    ("sync", "vae/convolutions.py:time_on_device"): START,
     ("to device", "vae/pieces.py:_prepare"): "a preview's image, from the CPU",
     ("read", "deepspeed/runtime/utils.py:is_invalid_grad_norm"): "DeepSpeed looks at the norm",
     ("to device", "deepspeed/runtime/utils.py:mask_nan_or_inf_with_val_inplace"): "DeepSpeed's constant",

@@ -52,7 +52,7 @@ def test_runs_are_few_and_equal(total: int, most: int, lengths: list[int]) -> No
 def test_a_part_is_freed_before_the_next_is_made() -> None:
     def parts() -> Iterator[Tensor]:
         for value in range(5):
-            yield torch.full((2, 3, 1, 4, 4), float(value))
+            yield torch.empty(2, 3, 1, 4, 4, memory_format=torch.channels_last_3d).fill_(value)
 
     with LiveBytes("cpu") as live:
         whole = joined(parts(), 5, dim=2)

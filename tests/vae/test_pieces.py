@@ -53,11 +53,11 @@ def test_uint8_video_is_converted_piece_by_piece_to_the_same_bits(dtype: torch.d
 def constant_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that don't depend on the input leave only what the carried state and the tiles must make equal."""
 
-    def moments(pieces: Sequence[torch.Tensor], num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def moments(pieces: Sequence[torch.Tensor], num_groups: int, eps: float) -> norm_silu.Moments:
         zeros = torch.zeros(len(pieces[0]), num_groups, dtype=torch.float64)
-        return zeros, zeros + 1
+        return norm_silu.Moments(zeros, (zeros + 1 + eps).rsqrt(), 1)
 
-    monkeypatch.setattr(norm_silu, "_group_moments", moments)
+    monkeypatch.setattr(norm_silu, "group_moments", moments)
 
 
 @pytest.mark.parametrize("offload", [True, False])

@@ -97,13 +97,14 @@ def place_text_encoder(
 def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
     """Give the other parts of a draft their memory on the device. Raises: CheckpointError as above, for the VAE."""
     device = torch.device(device)
+    model.vae.to(device=device, dtype=dtype)
+    _check_frozen(model.vae, config.first_stage_config)
+    model.vae.fit_convolutions()  # while the transformer's memory is free
     if model.device.type == "meta":
         _make_empty(model, device)
     else:
         model.transformer.to(device)
     model.schedule.move(device)
-    model.vae.to(device=device, dtype=dtype)
-    _check_frozen(model.vae, config.first_stage_config)
 
 
 def image_condition(config: ModelConfig) -> ImageCondition | None:

@@ -1,14 +1,14 @@
 """The 3D causal autoencoder as the rest of the framework sees it.
 
 Letters: b batch, t pixel frames, c channels, h w pixels; f latent frames, y x latent height and width.
-Inside, tensors are b c t h w in channels-last memory; that layout stays in this folder.
+Inside, tensors are b c t h w, in channels-last memory or what suits the device; that stays in this folder.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from cogvideox.errors import CheckpointError, ConfigError, ShapeError
 from cogvideox.geometry import Geometry
 from cogvideox.log import amount, get_logger
+from cogvideox.vae.convolutions import DEFAULT, Convolutions, Timer, fastest, time_on_device
 from cogvideox.vae.decode_memory import Choice, DecodePieces, choose_pieces, decode_options
-from cogvideox.vae.decoder import Decoder
+from cogvideox.vae.decoder import Decoder, last_convolution
 from cogvideox.vae.encoder import Encoder
 from cogvideox.vae.pieces import PieceRunner
 from cogvideox.vae.posterior import DiagonalGaussian
@@ -86,6 +87,7 @@ class VideoAutoencoder(nn.Module):
         self.decode_chunk_latent_frames = decode_chunk_latent_frames
         self.tile = check_tile(tile_size, tile_overlap, self.spatial_compression)
         self.offload_chunks = offload_chunks
+        self.convolutions = DEFAULT  # until fit_convolutions chooses
         self.decode_tile, self.decode_offload = self.tile, offload_chunks  # until fit_decoding chooses smaller pieces
         self.encoder = Encoder(in_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
         self.decoder = Decoder(out_channels, z_channels, ch, ch_mult, num_res_blocks, norm_num_groups, time_levels)
@@ -106,10 +108,10 @@ class VideoAutoencoder(nn.Module):
         Raises: ShapeError.
         """
         self._check_video(video)
-        with self._autograd(video, self.encoder):
+        with self._at_work(video, self.encoder):
             unit = self.spatial_compression
             grid = tile_grid(video.shape[3] // unit, video.shape[4] // unit, self.tile)
-            runner = PieceRunner(self.encoder, grid, unit, 1, self.offload_chunks)
+            runner = PieceRunner(self.encoder, grid, unit, 1, self.offload_chunks, self.convolutions)
             chunks = list(runner.run(video, self.encode_chunk_frames, lone_first_frame=True))
             moments = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
             moments = moments.transpose(1, 2)
@@ -138,7 +140,7 @@ class VideoAutoencoder(nn.Module):
         """
         self._check_latent(latent)
         grid = tile_grid(latent.shape[3], latent.shape[4], self.decode_tile)
-        runner = PieceRunner(self.decoder, grid, 1, self.spatial_compression, self.decode_offload)
+        runner = PieceRunner(self.decoder, grid, 1, self.spatial_compression, self.decode_offload, self.convolutions)
         chunks = runner.run(latent, self.decode_chunk_latent_frames, lone_first_frame=lone_first_frame)
         return (chunk.transpose(1, 2) for chunk in self._stepwise(chunks, latent, self.decoder))
 
@@ -163,14 +165,28 @@ class VideoAutoencoder(nn.Module):
             )  # fmt: skip
         return choice
 
+    def fit_convolutions(self, timer: Timer = time_on_device) -> None:
+        """Run convolutions in the way that the device does fastest; takes some seconds, and says so in the log. For a
+        frozen autoencoder on a CUDA device: on others nothing is tried, and while it trains, layouts are torch's."""
+        parameters = list(self.parameters())
+        if parameters[0].device.type != "cuda" or any(each.requires_grad for each in parameters):
+            return
+        self.use_convolutions(fastest(self.heaviest_convolutions(), timer))
+
+    def use_convolutions(self, chosen: Convolutions) -> None:
+        """Run convolutions so from now on, and lay out their weights."""
+        if chosen != self.convolutions:
+            self.convolutions = chosen
+            chosen.lay_out(self)
+
+    def heaviest_convolutions(self) -> list[nn.Conv3d]:
+        """One of full and one of half size: the encoder and the decoder spend most of their time in such ones."""
+        return [last_convolution(stage) for stage in list(self.decoder.up)[:2]]
+
     def freeze(self) -> None:
-        """Evaluation mode, no gradients, weights in channels-last memory: for all but training the autoencoder."""
+        """Evaluation mode, no gradients, weights in the features' layout: for all but training the autoencoder."""
         self.eval().requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        self.convolutions.lay_out(self)
 
     def load_checkpoint(self, path: str) -> None:
         """Load all weights from SAT's 3d-vae.pt, or from a diffusers VAE folder or safetensors file.
@@ -195,16 +211,21 @@ class VideoAutoencoder(nn.Module):
     def _stepwise(self, chunks: Iterator[Tensor], x: Tensor, network: nn.Module) -> Iterator[Tensor]:
         """Set the gradient mode around each step only: it must not reach the consumer between two steps."""
         while True:
-            with self._autograd(x, network):
+            with self._at_work(x, network):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
             yield chunk
 
-    def _autograd(self, x: Tensor, network: nn.Module) -> nullcontext[None] | torch.no_grad:
+    @contextmanager
+    def _at_work(self, x: Tensor, network: nn.Module) -> Iterator[None]:
         """Autograd as it is set outside, but off when nothing here needs a gradient: work is then done in place."""
         needed = x.requires_grad or any(parameter.requires_grad for parameter in network.parameters())
-        return nullcontext() if needed else torch.no_grad()
+        with ExitStack() as stack:
+            stack.enter_context(self.convolutions.in_use())
+            if not needed:
+                stack.enter_context(torch.no_grad())
+            yield
 
     def _check_video(self, video: Tensor) -> None:
         _check_rank(video, self.in_channels, "video", "b t c h w", or_uint8=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cogvideox.vae import fewer_products, frame_runs
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState, convolve_frames
 from cogvideox.vae.frame_runs import drained, equal_runs, joined, longest, regrouped
+from cogvideox.vae.latent_maps import SpatialWeights
 from cogvideox.vae.norm_silu import NormMaps, apply_map, covered_frames, group_norm_maps
 
 GROUP_NORM_EPS = 1e-6
@@ -48,8 +49,14 @@ class SpatialNorm(nn.Module):
         pieces = covered_frames(t, latent.shape[2], state.lone_first_frame, slab_frames=t)
         return torch.cat([apply_map(x[:, :, a], scale[:, :, m], shift[:, :, m]) for a, m in pieces], dim=2)
 
+    def weights(self) -> SpatialWeights:
+        """Its parts, for `LatentMaps`."""
+        return SpatialWeights(self.norm_layer, self.conv_y.conv, self.conv_b.conv)
+
     def maps(self, pieces: Sequence[Tensor], latent: Tensor, state: CausalState) -> NormMaps:
         """What `forward` computes for all frames of the pieces, as maps of the latent's size."""
+        if state.latent_maps is not None:
+            return state.latent_maps.maps(self.norm_layer, pieces, lone_first_frame=state.lone_first_frame)
         norm = group_norm_maps(self.norm_layer, pieces)
         scale, shift = self.conv_y(latent, state), self.conv_b(latent, state)
         shift = torch.addcmul(shift, norm.shift, scale)
@@ -203,7 +210,7 @@ class Downsample(nn.Module):
             if self.compress_time:
                 body = padded[:, :, start : start + lone + (x.shape[2] - lone) // 2, :h, :w]
                 body[:, :, :lone].copy_(x[:, :, :lone])
-                torch.add(x[:, :, lone::2], x[:, :, lone + 1 :: 2], out=body[:, :, lone:]).mul_(0.5)
+                _average(x[:, :, lone::2], x[:, :, lone + 1 :: 2], body[:, :, lone:])
             else:
                 body = padded[:, :, start : start + x.shape[2], :h, :w]
                 body.copy_(x)
@@ -215,6 +222,14 @@ class Downsample(nn.Module):
         runs = equal_runs(len(images), frame_runs.MAX_ELEMENTS // images[0].numel())
         images = joined((self.conv(images[run]) for run in runs), len(images), dim=0)
         return images.unflatten(0, (padded.shape[0], -1)).transpose(1, 2)
+
+
+def _average(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """In one pass on a GPU, which also rounds once only."""
+    if a.device.type == "cpu":
+        torch.add(a, b, out=out).mul_(0.5)
+    else:
+        torch.lerp(a, b, 0.5, out=out)
 
 
 def _average_pairs(x: Tensor, lone_first_frame: bool) -> Tensor:

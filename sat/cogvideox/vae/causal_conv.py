@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cogvideox.vae import fewer_products, frame_runs
 from cogvideox.vae.frame_runs import equal_runs, joined
+from cogvideox.vae.latent_maps import LatentMaps
 from cogvideox.vae.norm_silu import NormMaps
 
 
@@ -27,6 +28,8 @@ class CausalState:
         by the encoder, not doubled by the decoder).
     last_chunk: nothing follows, so tails are dropped as they are used.
     tails: for each convolution the last k - 1 frames of its input, b c k-1 h w.
+    channels_last: the layout of the features (see convolutions.py).
+    latent_maps: what a decoder's norms make of the chunk's latent, where they don't do it one by one.
     scratch: memory for the input of one convolution at a time, reused by the next one (on a CPU fresh pages cost
         as much as several passes over them; the CUDA allocator reuses memory by itself).
     """
@@ -34,6 +37,8 @@ class CausalState:
     lone_first_frame: bool = True
     last_chunk: bool = True
     tails: dict[nn.Module, Tensor] = field(default_factory=dict)
+    channels_last: bool = True
+    latent_maps: LatentMaps | None = None
     scratch: Tensor | None = None
 
     def take(self, conv: nn.Module) -> Tensor | None:
@@ -46,7 +51,8 @@ class CausalState:
             self.tails[conv] = tail if torch.is_grad_enabled() else tail.clone()
 
     def buffer(self, shape: tuple[int, int, int, int, int], like: Tensor) -> Tensor:
-        """Uninitialised memory of a shape b c t h w, channels last. On a CPU the next call takes it back."""
+        """Uninitialised memory of a shape b c t h w, for the input of the convolution whose weight is `like`. On a CPU
+        the next call takes it back."""
         b, c, t, h, w = shape
         size = b * c * t * h * w
         if like.device.type != "cpu":
@@ -56,7 +62,9 @@ class CausalState:
                 self.scratch = None  # freed first
                 self.scratch = torch.empty(size, dtype=like.dtype)
             flat = self.scratch[:size]
-        return flat.view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        if self.channels_last:
+            return flat.view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        return flat.view(b, t, c, h, w).transpose(1, 2) if like.dim() == 4 else flat.view(shape)  # frames are images
 
 
 class CausalConv3d(nn.Module):

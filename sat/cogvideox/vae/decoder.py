@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from cogvideox.vae import norm_silu
 from cogvideox.vae.blocks import ResnetBlock, SpatialNorm, Upsample, convolve_in, convolve_out
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
+from cogvideox.vae.latent_maps import LatentMaps
 
 
 class DecoderStage(nn.Module):
@@ -32,6 +35,14 @@ class DecoderStage(nn.Module):
             ResnetBlock(each, channels, num_groups, latent_channels, exact_sum=exact_sum) for each in inputs
         )
         self.upsample: Upsample | None = None
+
+
+def last_convolution(stage: nn.Module) -> nn.Conv3d:
+    """Of the stage's blocks, all of which but the first have convolutions like it."""
+    assert isinstance(stage, DecoderStage), "levels are stages"
+    block = stage.block[-1]
+    assert isinstance(block, ResnetBlock), "blocks are residual"
+    return block.conv2.conv
 
 
 class Decoder(nn.Module):
@@ -69,6 +80,9 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
         """b z f y x -> b c t h w; with r = 2^time_levels, t = 1 + (f - 1) r with the lone first frame, f r without."""
+        if not torch.is_grad_enabled() and norm_silu.way_for(latent.device).casting_kernels:
+            norms = [module.weights() for module in self.modules() if isinstance(module, SpatialNorm)]
+            state.latent_maps = LatentMaps(norms, latent)
         x = convolve_in(self.conv_in, latent, state)
         for block in self.mid.values():
             assert isinstance(block, ResnetBlock), "blocks are residual"

@@ -93,8 +93,10 @@ def joined(parts: Iterable[Tensor], total: int, dim: int) -> Tensor:
 
 
 def _like(part: Tensor, total: int, dim: int) -> Tensor:
-    """Uninitialised memory, channels last."""
+    """Uninitialised memory in the part's layout."""
     shape = list(part.shape)
     shape[dim] = total
     layout = torch.channels_last_3d if part.dim() == 5 else torch.channels_last
+    if not part.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
     return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout)

@@ -26,17 +26,30 @@ class Way:
     casting_kernels: reductions and products read bfloat16 or float16 and count in float32 without a copy.
     rounded_elements: frames with more elements than this are rounded to the features' type between norm and SiLU, as
         diffusers does, which saves the copy: 8 bytes per element are moved instead of 20. None: never.
+    copied_elements: features of at most so many are copied to float32 for their moments, which takes 6 launches instead
+        of 10. A launch takes as long as moving some 15 MB, the copy 6 bytes per element more.
     """
 
     slab_elements: int
     casting_kernels: bool
     rounded_elements: int | None
+    copied_elements: int = 0
+
+    def rounds(self, x: Tensor) -> bool:
+        """Whether features b c t h w are rounded between norm and SiLU."""
+        return self.rounded_elements is not None and max(1, x[:, :, 0].numel()) > self.rounded_elements
+
+    def takes_moments_at_once(self, pieces: Sequence[Tensor]) -> bool:
+        """Whether one operator makes the moments: of float32 features, or of a copy where it is small."""
+        few = sum(piece.numel() for piece in pieces) <= self.copied_elements
+        is_exact = len(pieces) == 1 and pieces[0].dtype in (torch.float32, torch.float64)
+        return self.casting_kernels and (few or is_exact)
 
 
 CPU_WAY = Way(2**20, casting_kernels=False, rounded_elements=None)  # 4 MiB in float32, which stay in the cache
 # Few launches. The frames of more elements are those of the two largest levels: 95 % of the traffic. What the rounding
 # costs there, sums in float32 at the other levels more than make up for (ResnetBlock.exact_sum; docs/memory.md).
-GPU_WAY = Way(2**26, casting_kernels=True, rounded_elements=2**24)
+GPU_WAY = Way(2**26, casting_kernels=True, rounded_elements=2**24, copied_elements=2**23)
 
 
 def way_for(device: torch.device) -> Way:
@@ -61,8 +74,7 @@ class NormMaps:
     def write(self, x: Tensor, out: Tensor, start: int = 0) -> None:
         """x b c t h w -> out of the same shape; x begins `start` frames behind the maps' beginning."""
         way, frame_elements = way_for(x.device), max(1, x[:, :, 0].numel())
-        rounded = way.rounded_elements is not None and frame_elements > way.rounded_elements
-        if rounded or out.dtype == self.scale.dtype:
+        if way.rounds(x) or out.dtype == self.scale.dtype:
             for source, target, scale, shift in self._covered(x, out, start, x.shape[2]):
                 apply_map(source, scale, shift, target)
             F.silu(out, inplace=True)
@@ -119,24 +131,44 @@ def apply_map(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None
 
 def group_norm_maps(norm: nn.GroupNorm, pieces: Sequence[Tensor]) -> NormMaps:
     """The GroupNorm over all frames of the pieces (b c t h w each) as maps b c 1 1 1."""
-    mean, variance = _group_moments(pieces, norm.num_groups)
-    rstd = (variance + norm.eps).rsqrt_()[..., None]
-    exact = torch.promote_types(pieces[0].dtype, torch.float32)
-    shape = (*mean.shape, norm.num_channels // norm.num_groups)
-    scale, shift = torch.empty((2, *shape), dtype=exact, device=mean.device).unbind()
-    torch.mul(rstd, norm.weight.view(shape[1:]), out=scale)
-    torch.addcmul(norm.bias.view(shape[1:]), mean[..., None], scale, value=-1, out=shift)
-    num_frames = sum(piece.shape[2] for piece in pieces)
-    return NormMaps(scale.flatten(1)[..., None, None, None], shift.flatten(1)[..., None, None, None], num_frames)
+    moments = group_moments(pieces, norm.num_groups, norm.eps)
+    maps = moments.affine(norm.weight[:, None], norm.bias[:, None])[..., None, None]
+    return NormMaps(maps[:, 0], maps[:, 1], sum(piece.shape[2] for piece in pieces))
 
 
-def _group_moments(pieces: Sequence[Tensor], num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group of channels: b g, float64.
+@dataclass(frozen=True)
+class Moments:
+    """Of each group of channels: b g, float64 (float32 where `_moments_at_once` made them).
 
-    Rows are summed in float32, all rows of a group in float64, however the frames come in pieces.
+    sums: of the values over every `count` of them; count: 1 where these are means. rstd: 1 / sqrt(variance + eps).
     """
+
+    sums: Tensor
+    rstd: Tensor
+    count: int
+
+    def affine(self, slope: Tensor, offset: Tensor) -> Tensor:
+        """(x - mean) rstd slope + offset, slope and offset c k, as b 2 c k: what x is multiplied by, and what is added
+        then. In float32 (float64 for float64 weights)."""
+        (b, g), (c, k) = self.rstd.shape, slope.shape
+        exact = torch.promote_types(slope.dtype, torch.float32)
+        out = torch.empty((b, 2, c, k), dtype=exact, device=slope.device)
+        scale, shift = out.unflatten(2, (g, -1)).unbind(1)
+        torch.mul(self.rstd[..., None, None], slope.unflatten(0, (g, -1)), out=scale)
+        torch.addcmul(offset.unflatten(0, (g, -1)), self.sums[..., None, None], scale, value=-1 / self.count, out=shift)
+        return out
+
+
+def group_moments(pieces: Sequence[Tensor], num_groups: int, eps: float) -> Moments:
+    """Of all frames of the pieces, b c t h w each, however the frames come in pieces.
+
+    Rows are summed in float32, all rows of a group in float64.
+    """
+    way = way_for(pieces[0].device)
     b, c, _, h, w = pieces[0].shape
-    way, frames = way_for(pieces[0].device), sum(piece.shape[2] for piece in pieces)
+    if way.takes_moments_at_once(pieces):
+        return _moments_at_once(pieces, num_groups, eps)
+    frames = sum(piece.shape[2] for piece in pieces)
     exact = torch.promote_types(pieces[0].dtype, torch.float32)
     rows = torch.empty((2, b, c, frames, h), dtype=exact, device=pieces[0].device)
     start = 0
@@ -147,8 +179,20 @@ def _group_moments(pieces: Sequence[Tensor], num_groups: int) -> tuple[Tensor, T
     if way.casting_kernels:
         rows[1].square_()
     count = c // num_groups * frames * h * w
-    mean, square = (rows.unflatten(2, (num_groups, -1)).sum((3, 4, 5), dtype=torch.float64) / count).unbind()
-    return mean, torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
+    sums = rows.unflatten(2, (num_groups, -1)).sum((3, 4, 5), dtype=torch.float64)
+    if not way.casting_kernels:
+        sums, count = sums / count, 1
+    total, squares = sums.unbind()
+    variance = torch.addcmul(squares, total, total, value=-1 / count).clamp_(min=0)  # times the count
+    return Moments(total, torch.rsub(variance, eps, alpha=-1 / count).rsqrt_(), count)
+
+
+def _moments_at_once(pieces: Sequence[Tensor], num_groups: int, eps: float) -> Moments:
+    """By one operator that reads float32 and loses no digits far from zero."""
+    values = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=2)
+    groups = values.to(torch.promote_types(values.dtype, torch.float32)).unflatten(1, (num_groups, -1))
+    variance, mean = torch.var_mean(groups, (2, 3, 4, 5), correction=0)
+    return Moments(mean, torch.rsub(variance, eps, alpha=-1).rsqrt_(), 1)
 
 
 def _slabs(piece: Tensor, way: Way) -> tuple[Tensor, ...]:

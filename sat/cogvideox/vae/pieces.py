@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.vae.causal_conv import CausalState
+from cogvideox.vae.convolutions import Convolutions
 from cogvideox.vae.tiling import TileGrid
 
 
@@ -27,6 +28,7 @@ class PieceRunner:
     grid: the tiles of a frame.
     scale_in, scale_out: points per latent pixel and side in what goes in and what comes out.
     offload: finished chunks go to the CPU at once; so does the carried state of tiles that wait, when there are any.
+    convolutions: how they run, which says the layout of the features.
     """
 
     network: nn.Module
@@ -34,6 +36,7 @@ class PieceRunner:
     scale_in: int
     scale_out: int
     offload: bool
+    convolutions: Convolutions
 
     def run(self, x: Tensor, chunk: int | None, *, lone_first_frame: bool) -> Iterator[Tensor]:
         """x b t c h w on any device -> b c t' h' w' per chunk. The carried state dies with this generator."""
@@ -41,7 +44,9 @@ class PieceRunner:
         for start, end in chunk_bounds(x.shape[1], chunk):
             lone, is_last = lone_first_frame and start == 0, end == x.shape[1]
             parts = [
-                self._run_tile(x[:, start:end, :, rows, columns], CausalState(lone, is_last, own))
+                self._run_tile(
+                    x[:, start:end, :, rows, columns], CausalState(lone, is_last, own, self.convolutions.channels_last)
+                )
                 for (rows, columns), own in zip(self.grid.areas(self.scale_in), tails, strict=True)
             ]
             yield self.grid.join(parts, self.scale_out)
@@ -52,7 +57,7 @@ class PieceRunner:
         tiles_wait = self.offload and len(self.grid) > 1
         if tiles_wait:
             _move(state.tails, weight.device)
-        result: Tensor = self.network(_prepare(x, weight), state)
+        result: Tensor = self.network(_prepare(x, weight, self.convolutions.memory_format(5)), state)
         if tiles_wait:
             _move(state.tails, torch.device("cpu"))
         return result.cpu() if self.offload else result
@@ -71,12 +76,12 @@ def to_signed(video: Tensor) -> Tensor:
     return (video.float() - 127.5) / 127.5
 
 
-def _prepare(x: Tensor, weight: Tensor) -> Tensor:
+def _prepare(x: Tensor, weight: Tensor, layout: torch.memory_format) -> Tensor:
     """A piece of the clip, b t c h w, as the network takes it: b c t h w, on its device and in its dtype."""
     frames = x.transpose(1, 2).to(weight.device, non_blocking=True)
     frames = (to_signed(frames) if frames.dtype == torch.uint8 else frames).to(weight.dtype)
-    if not torch.is_grad_enabled():  # the work done in place, and the fast convolutions, want this layout
-        frames = frames.contiguous(memory_format=torch.channels_last_3d)
+    if not torch.is_grad_enabled():  # the work done in place, and the fast convolutions, want one layout
+        frames = frames.contiguous(memory_format=layout)
     return frames
 
 
