@@ -78,7 +78,8 @@ def test_commands_load(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tools_and_their_flags_exist(page: Path) -> None:
     sources = "\n".join(file.read_text() for file in [*ROOT.glob("tools/**/*.py"), *ROOT.glob("benchmarks/*.py")])
-    sources += (ROOT / "sat/cogvideox/config/load.py").read_text()
+    for module in ("config/load.py", "caching/options.py"):
+        sources += (ROOT / "sat/cogvideox" / module).read_text()
     for command in commands(page):
         words = shlex.split(command)
         programs = [word for word in words if word.endswith((".py", ".sh"))]

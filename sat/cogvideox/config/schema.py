@@ -65,6 +65,11 @@ class TrainArgs:
     valid_data: list[str] = field(default_factory=list)
     split: str = "1,0"
     num_workers: int = 2
+    # stored latents and contexts
+    cache: str | None = None
+    cache_missing: Literal["error", "online"] = "error"
+    cache_dtype: Literal["computed", "bf16", "fp16"] = "computed"
+    cache_views: int = 1
     # evaluation
     eval_interval: int | None = None
     eval_iters: int = 1
@@ -97,6 +102,7 @@ class TrainArgs:
             "eval_iters",
             "eval_batch_size",
             "eval_samples",
+            "cache_views",
         )
         yield from at_least(self, 1, "eval_interval", "sample_steps", "sample_num_frames", "keep_last")
         yield from at_least(self, 0, "warmup_steps", "num_workers")
