@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from cogvideox.vae.autoencoder import VideoAutoencoder
 
 # Of the largest value: what another device, or another version of a library, may differ by in 16 bits.
 _ROUNDING = 2.0**-6
+# The same where another program has decoded and resized the clip, rounding pixels in its own way.
+_IMPORTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,24 @@ def verify(cache: Cache, jobs: Iterable[tuple[Sample, ReadJob]], vae: VideoAutoe
         else:
             found.wrong.append(f"{place.file}: holds something else than {sample.label} gives now")
     return found
+
+
+def compare_imported(
+    cache: Cache, vae: VideoAutoencoder, sample: Sample, job: ReadJob, values: Mapping[str, Tensor]
+) -> None:
+    """Compare the moments that another program stored with what this VAE gives. Raises: DataError where they differ by
+    more than rounding."""
+    decoder = cache.latents.decoder
+    now = encoded(cache, vae, decoder.read(decoder.job(sample, job.bucket, job.seed, job.epoch)).values["video"])
+    share = float((values["mean"] - now["mean"].float()).abs().max() / now["mean"].float().abs().max())
+    # Standard deviations, as they were stored: logarithms of tiny ones say nothing.
+    stds = [torch.exp(0.5 * each["log_variance"].float()) for each in (values, now)]
+    share = max(share, float((stds[0] - stds[1]).abs().max() / now["mean"].float().abs().max()))
+    if not share <= _IMPORTED:
+        raise DataError(
+            f"{sample.label}: the latents to import differ from this VAE's by {share:.0%} of the largest value: they "
+            "are of other frames, another size or another VAE, or multiplied by a scale factor; nothing was imported"
+        )
 
 
 def _is_near(kept: Tensor, now: Tensor) -> bool:

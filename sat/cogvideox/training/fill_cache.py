@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
 import torch
 
 from cogvideox import stopping
 from cogvideox.caching.build import Done, fill_contexts, fill_latents, prepare_folders
+from cogvideox.caching.npz import Mirror, export_npz, find_npz, store
 from cogvideox.caching.opening import Cache, open_cache
 from cogvideox.caching.options import CacheOptions
-from cogvideox.caching.upkeep import describe, find_unneeded, verify
+from cogvideox.caching.upkeep import compare_imported, describe, find_unneeded, verify
 from cogvideox.config.schema import Config
 from cogvideox.config.targets import instantiate
 from cogvideox.data.clips import ClipDecoder, ReadJob
@@ -34,6 +37,7 @@ from cogvideox.vae.autoencoder import VideoAutoencoder
 
 _log = get_logger(__name__)
 _SHOWN = 20
+_COMPARED = 3  # imported clips that are encoded again before any is taken
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ def run_cache_command(config: Config, options: CacheOptions) -> None:
         print(describe(run.cache))
     elif options.prune:
         _prune(run, yes=options.yes)
+    elif options.import_from:
+        _import(run, Path(options.import_from).expanduser())
+    elif options.export_to:
+        count = export_npz(run.cache, run.jobs(), _mirror(run, Path(options.export_to).expanduser()))
+        _log.info("%d clips written to %s", count, options.export_to)
     elif options.verify:
         _verify(run, options.verify)
     else:
@@ -172,6 +181,38 @@ def _verify(run: _Run, count: int) -> None:
     _log.info("%d entries compared: %d equal, %d within rounding", compared, found.equal, found.near)
     if found.wrong:
         raise DataError("\n".join([f"{len(found.wrong)} of {compared} entries are wrong:", *found.wrong[:_SHOWN]]))
+
+
+def _mirror(run: _Run, folder: Path) -> Mirror:
+    args = run.config.train_args
+    roots = [Path(each).expanduser().absolute() for each in (*args.train_data, *args.valid_data)]
+    return Mirror(folder, tuple(root if root.is_dir() else root.parent for root in roots))
+
+
+def _import(run: _Run, folder: Path) -> None:
+    """Take .npz files into the cache, once some of them have been compared with what this VAE makes of their clips."""
+    if not folder.is_dir():
+        raise ConfigError(f"--import {folder}: is not a folder")
+    prepare_folders(run.cache)
+    mirror, decoder = _mirror(run, folder), run.cache.latents.decoder
+    vae = _load_vae(run)
+    for found in islice(find_npz(run.cache, run.jobs(), mirror), _COMPARED):
+        compare_imported(run.cache, vae, found.sample, found.job, found.values)
+    count = 0
+    for found in find_npz(run.cache, run.jobs(), mirror):
+        frame = None
+        if run.cache.latents.with_first_frame:
+            job = decoder.job(found.sample, found.job.bucket, found.job.seed, found.job.epoch)
+            frame = decoder.read(job).values["video"][0].clone()
+        store(run.cache, found, frame, run.dtype)
+        count += 1
+    if not count:
+        raise DataError(f"{folder} has no .npz file of these clips; the first one would be {_first_name(run, mirror)}")
+    _log.info("%d clips taken from %s into %s", count, folder, run.cache.root)
+
+
+def _first_name(run: _Run, mirror: Mirror) -> Path:
+    return mirror.file("latent", next(iter(run.jobs()))[0])
 
 
 def _prune(run: _Run, *, yes: bool) -> None:

@@ -134,11 +134,17 @@ def _scaled(schedule: Schedule, scale: float) -> Schedule:
 
 
 def files_to_check(
-    config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups, stored: Stored
+    config: Config,
+    source: str | Path | None,
+    resumed: Path | None,
+    groups: ProcessGroups,
+    stored: Stored | None = None,
 ) -> list[Path]:
-    """What this process checks: its own training state, and as the first one of its machine what all of them read."""
+    """What this process checks: its own training state, and as the first one of its machine what all of them read.
+    stored: a cache may stand in for VAE and text encoder."""
     is_first_here = groups.local_rank == 0
-    frozen = {"with_vae": stored.needs_vae, "with_text_encoder": stored.needs_text_encoder}
+    needed = stored or Stored()
+    frozen = {"with_vae": needed.needs_vae, "with_text_encoder": needed.needs_text_encoder}
     found = model_files(config.model, source, **frozen) if is_first_here else []
     if resumed is not None:
         ranks = dict.fromkeys((groups.rank, 0) if is_first_here else (groups.rank,))
