@@ -120,7 +120,7 @@ def _fill_latents(run: _Run, share: float) -> Done:
     args, data = run.config.train_args, data_section(run.config)
     total = sum(1 for _ in run.jobs())
     vae = _load_vae(run)
-    done = Done()
+    done, passes = Done(), 0
     while True:  # once more for what another process had and did not finish
         last = fill_latents(
             run.cache,
@@ -136,10 +136,12 @@ def _fill_latents(run: _Run, share: float) -> Done:
             last,
             made=done.made + last.made,
             num_bytes=done.num_bytes + last.num_bytes,
-            before=done.before or last.before,
+            before=done.before if passes else last.before,
+            elsewhere=done.elsewhere - last.made if passes else last.elsewhere,
             seconds=done.seconds + last.seconds,
             encoding_s=done.encoding_s + last.encoding_s,
         )
+        passes += 1
         if not (last.made and last.elsewhere):
             return done
 
