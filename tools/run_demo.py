@@ -1,4 +1,4 @@
-"""The main job on the demo family: check, train a LoRA, evaluate and sample before and after, export, summary.
+"""The main job on the demo family: check, fill a cache, train a LoRA from it, evaluate and sample, export, summary.
 
     python tools/run_demo.py [--processes N] [--output runs/demo] [key=value ...]
 
@@ -58,6 +58,8 @@ def run_demo(processes: int, output: str, overrides: Sequence[str]) -> None:
 
     train = ["sat/train_video.py", "--base", *CONFIGS, f"args.save={output}", *overrides]
     step("check the configuration", *train, "--check")
+    train.append(f"args.cache={output}_cache")
+    step("store latents and text states", "sat/cache_dataset.py", *train[1:], count=processes)
     before = set(_finished_runs(output))
     step("train, evaluating and sampling before and after", *train, count=processes)
     run = max(set(_finished_runs(output)) - before, key=lambda path: path.stat().st_mtime)

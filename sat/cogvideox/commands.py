@@ -44,6 +44,11 @@ def sample(words: Sequence[str], processes: int = 1) -> str:
     return _launched("sat/sample_video.py", words, processes)
 
 
+def cache(words: Sequence[str]) -> str:
+    """The command that fills the cache of a training with these files and overrides."""
+    return shlex.join([_python(), shown(ROOT / "sat/cache_dataset.py"), "--base", *words])
+
+
 def tool(name: str, *words: str | Path) -> str:
     """The command of `tools/<name>.py`; paths among the words are written as seen from here."""
     given = [shown(word) if isinstance(word, Path) else word for word in words]

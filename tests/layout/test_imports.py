@@ -29,7 +29,8 @@ ALLOWED = {
     "model": BASE | LEAVES | {"vae", "transformer"},
     "sampling": BASE | LEAVES | {"vae", "transformer", "model"},
     "conversion": BASE | LEAVES | {"vae", "transformer", "model"},
-    "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling"},
+    "caching": BASE | LEAVES | {"vae", "model"},
+    "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling", "caching"},
 }
 # A package that costs seconds or memory to import, and the only places that may import it.
 ONLY_IN = {

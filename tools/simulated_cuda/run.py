@@ -28,7 +28,7 @@ PHASES = {
     "training.trainer:prepare": "start",
     "training.setup:TrainEngine.__init__": "engine",
     "text.conditioner:Conditioner.encode": "text encoder",
-    "model.video_diffusion:VideoDiffusion._encode": "VAE encode",
+    "model.video_diffusion:VideoDiffusion.encode": "VAE encode",
     "model.video_diffusion:VideoDiffusion.loss_of": "forward",
     "training.engine:deepspeed.DeepSpeedEngine.backward": "backward",
     "training.engine:deepspeed.DeepSpeedEngine.step": "optimizer",

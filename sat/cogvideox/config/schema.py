@@ -98,9 +98,13 @@ class TrainArgs:
     # data
     train_data: list[str | dict[str, Any]] = field(default_factory=list)  # a mapping is a DataEntry
     valid_data: list[str | dict[str, Any]] = field(default_factory=list)
-    cache: str | None = None
     split: str = "1,0"
     num_workers: int = 2
+    # what was seen of the data, stored latents and contexts
+    cache: str | None = None
+    cache_missing: Literal["error", "online"] = "error"
+    cache_dtype: Literal["computed", "bf16", "fp16"] = "computed"
+    cache_views: int = 1
     # evaluation
     eval_interval: int | None = None
     eval_iters: int = 1
@@ -134,6 +138,7 @@ class TrainArgs:
             "eval_iters",
             "eval_batch_size",
             "eval_samples",
+            "cache_views",
         )
         yield from at_least(self, 1, "eval_interval", "sample_steps", "sample_num_frames", "keep_last")
         yield from at_least(self, 0, "warmup_steps", "num_workers")

@@ -13,13 +13,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from cogvideox.data.clips import ReadDone
+from cogvideox.data.clips import ReadDone, SampleReader
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.order import SampleOrder
 from cogvideox.data.plans import BatchPlan
 from cogvideox.data.pool import DecodePool, Task, open_pool
 from cogvideox.data.report import shown
-from cogvideox.data.rows import ClipBatch, Rows
+from cogvideox.data.rows import Batch, Rows
 from cogvideox.data.sample import choose_caption
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
@@ -37,15 +37,17 @@ class _Row:
     position: int
     counted: bool
     into: dict[str, Tensor]
+    reader: SampleReader
     substitutes: int = 0
     epoch: int = 0
     index: int = 0
     ready: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _UnderWay:
     plan: BatchPlan
+    reader: SampleReader
     values: dict[str, Tensor]  # [b, ...]
     rows: tuple[_Row, ...]
 
@@ -74,20 +76,22 @@ class BatchReader:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._count_substitutes = count_substitutes
+        self._under_way: deque[_UnderWay] = deque()
+        self.num_online = 0  # rows of batches that a cache could not give
 
-    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[ClipBatch]:
+    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
         """One batch for every plan; ends early when the pool is told to stop waiting.
 
         Raises:
             DataError: too many files have failed.
         """
-        under_way: deque[_UnderWay] = deque()
+        under_way = self._under_way
         while True:
             while self._wants_more(under_way):
                 plan = next(plans, None)
                 if plan is None:
                     break
-                under_way.append(self._begin(plan))
+                self._begin(plan)
             if not under_way:
                 return
             while not all(row.ready for row in under_way[0].rows):
@@ -102,20 +106,35 @@ class BatchReader:
         later = sum(len(batch.rows) for batch in islice(under_way, 1, None))
         return not under_way or later < self._num_workers
 
-    def _begin(self, plan: BatchPlan) -> _UnderWay:
-        bucket, size = self._dataset.buckets[plan.bucket], len(plan.positions)
-        values = {
-            name: torch.empty((size, *field.shape), dtype=field.dtype, pin_memory=self._pin_memory)
-            for name, field in self._dataset.reader.fields(bucket).items()
+    def _begin(self, plan: BatchPlan) -> None:
+        self._under_way.append(_UnderWay(plan, self._dataset.reader, {}, ()))
+        self._ask(self._under_way[-1])
+
+    def _ask(self, batch: _UnderWay) -> None:
+        """Ask the batch's reader for all of its rows."""
+        reader, plan = batch.reader, batch.plan
+        batch.values = {
+            name: torch.empty((len(plan.positions), *field.shape), dtype=field.dtype, pin_memory=self._pin_memory)
+            for name, field in reader.fields(self._dataset.buckets[plan.bucket]).items()
         }
-        rows = tuple(
-            _Row(plan.bucket, *where, {name: value[row] for name, value in values.items()})
+        batch.rows = tuple(
+            _Row(plan.bucket, *where, {name: value[row] for name, value in batch.values.items()}, reader)
             for row, where in enumerate(zip(plan.places, plan.positions, plan.counted, strict=True))
         )
-        under_way = _UnderWay(plan, values, rows)
-        for row in rows:
+        for row in batch.rows:
             self._try(row)
-        return under_way
+
+    def _ask_fallback(self, missing: _Row, failure: Failure) -> None:
+        """All rows of a batch hold the same, so one that isn't cached has the others read anew with it. Their results
+        may still come, and nobody waits for them."""
+        batch = next((each for each in self._under_way if missing in each.rows), None)
+        if batch is None:  # it has been asked anew already
+            return
+        if batch.reader.fallback is None:
+            raise DataError(shown(failure.reason))
+        batch.reader = batch.reader.fallback
+        self.num_online += len(batch.rows)
+        self._ask(batch)
 
     def _try(self, row: _Row) -> None:
         """Ask for the row's sample, or the first one after it that has not failed."""
@@ -129,17 +148,22 @@ class BatchReader:
             row.counted = row.counted and self._count_substitutes
             if row.substitutes == self._order.size(row.place, row.bucket):
                 raise DataError(f"none of the videos of bucket {bucket} can be used; the last: {self._last_failure}")
-        job = self._dataset.reader.job(sample, bucket, self._seed, row.epoch)
+        job = row.reader.job(sample, bucket, self._seed, row.epoch)
         self.pool.submit(Task(row, job, row.into))
 
     def _settle(self, key: object, outcome: object) -> None:
         assert isinstance(key, _Row), key
+        if not any(key in batch.rows for batch in self._under_way):
+            return  # of a batch that has been asked anew
+        if isinstance(outcome, Failure) and outcome.not_cached:
+            self._ask_fallback(key, outcome)
+            return
         if isinstance(outcome, Failure):
             self._note_failure(self._dataset.samples[key.index].label, outcome)
             self._try(key)
             return
         assert isinstance(outcome, ReadDone), outcome
-        media, asked = self._dataset.samples[key.index].media, self._dataset.reader.name
+        media, asked = self._dataset.samples[key.index].media, key.reader.name
         if outcome.reader not in (asked, *self.read_by) and not media.is_image:
             by = outcome.reader
             _log.info("%s is read by %s instead of %s; further ones are only counted", shown(media.label), by, asked)
@@ -166,7 +190,7 @@ class BatchReader:
         if len(self.failures) == total:
             raise DataError(f"none of the {total} videos can be used; the last: {reason}")
 
-    def _finish(self, batch: _UnderWay) -> ClipBatch:
+    def _finish(self, batch: _UnderWay) -> Batch:
         samples = [self._dataset.samples[row.index] for row in batch.rows]
         rows = Rows(
             sample_ids=torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64),
@@ -181,4 +205,4 @@ class BatchReader:
             bucket=self._dataset.buckets[batch.plan.bucket],
             after=batch.plan.after,
         )
-        return self._dataset.reader.batch(rows, batch.values)
+        return batch.reader.batch(rows, batch.values)

@@ -17,7 +17,7 @@ from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.images import read_image
 from cogvideox.data.media import Media
 from cogvideox.data.order import uniform
-from cogvideox.data.rows import ClipBatch, Rows
+from cogvideox.data.rows import Batch, ClipBatch, Rows
 from cogvideox.data.sample import Sample
 from cogvideox.data.survey import reader_for
 from cogvideox.data.timing import ClipSpec, ClipTooShortError, FrameChoice, Timestamps, frame_indices
@@ -83,6 +83,10 @@ class SampleReader(Protocol):
     def name(self) -> str:
         """Of the reader that is asked for; others may step in (RowRead.reader)."""
 
+    @property
+    def fallback(self) -> SampleReader | None:
+        """What reads all rows of a batch of which this one can't read one (NotCachedError); None: that is an error."""
+
     def fields(self, bucket: Bucket) -> Mapping[str, Field]:
         """What a row of this bucket holds."""
 
@@ -92,7 +96,7 @@ class SampleReader(Protocol):
     def run(self, job: Job) -> ClipInfo | RowRead:
         """Do a job. Raises: DataError."""
 
-    def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> ClipBatch:
+    def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> Batch:
         """Rows that are read, each field [b, ...]."""
 
 
@@ -110,6 +114,10 @@ class ClipDecoder:
     @property
     def name(self) -> str:
         return self.reader.name
+
+    @property
+    def fallback(self) -> None:
+        return None
 
     def fields(self, bucket: Bucket) -> Mapping[str, Field]:
         """The video, t c h w, and the first image, c h w."""

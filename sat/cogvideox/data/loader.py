@@ -58,6 +58,11 @@ class VideoLoader:
         """How many clips which reader has read: PyAV steps in for decord."""
         return dict(self._reader.read_by)
 
+    @property
+    def num_online(self) -> int:
+        """How many rows of this process were decoded because a cache did not hold all of their batch."""
+        return self._reader.num_online
+
     def __iter__(self) -> VideoLoader:
         return self
 

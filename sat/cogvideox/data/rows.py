@@ -71,10 +71,37 @@ class ClipBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """What the VAE made of clips, read from a cache: the moments of its posterior, unscaled.
+
+    Args:
+        mean, log_variance: fp32 [b, f, z, y, x], real latents (see model.frame_padding).
+        first_frame: uint8 [b, c, h, w], the image that an image-to-video model continues; None for other models.
+    """
+
+    rows: Rows
+    mean: Tensor
+    log_variance: Tensor
+    first_frame: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> LatentBatch:
+        """With its tensors on a device; pinned memory is copied without waiting."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in ("mean", "log_variance", "first_frame")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+Batch = ClipBatch | LatentBatch
+
+
+@dataclass(frozen=True, eq=False)
 class DrawnBatch:
     """A batch whose randomness is being drawn, or is there already: see Drawing."""
 
-    batch: ClipBatch
+    batch: Batch
     randomness: Future[Any]
 
     @property
@@ -82,7 +109,7 @@ class DrawnBatch:
         return self.batch.rows
 
 
-AnyBatch = ClipBatch | DrawnBatch
+AnyBatch = Batch | DrawnBatch
 
 
 class Drawing:
@@ -96,7 +123,7 @@ class Drawing:
         self._draw = draw
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
 
-    def begin(self, batch: ClipBatch) -> DrawnBatch:
+    def begin(self, batch: Batch) -> DrawnBatch:
         """The batch with what `draw` will give for it."""
         return DrawnBatch(batch, self._thread.submit(self._draw, batch.rows))
 
@@ -105,7 +132,7 @@ class Drawing:
         self._thread.shutdown(wait=False)
 
 
-def drawn(batch: AnyBatch, draw: Callable[[Rows], Drawn]) -> tuple[ClipBatch, Drawn]:
+def drawn(batch: AnyBatch, draw: Callable[[Rows], Drawn]) -> tuple[Batch, Drawn]:
     """A batch and its randomness: what was drawn beside, waiting for it if need be; else what `draw` gives now."""
     if isinstance(batch, DrawnBatch):
         return batch.batch, batch.randomness.result()

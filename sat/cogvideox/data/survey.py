@@ -21,16 +21,22 @@ from cogvideox.geometry import Bucket
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
+class NotCachedError(DataError):
+    """What a cache was asked for and does not hold."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A file without a result, and why. too_short: it can be read, but lasts less than a sample."""
+    """A file without a result, and why. too_short: it can be read, but lasts less than a sample; not_cached: nothing
+    is wrong with it."""
 
     reason: str
     too_short: bool = False
+    not_cached: bool = False
 
     @classmethod
     def of(cls, error: DataError) -> Failure:
-        return cls(str(error), isinstance(error, ClipTooShortError))
+        return cls(str(error), isinstance(error, ClipTooShortError), isinstance(error, NotCachedError))
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class ClipSpec:
         return Bucket(self.max_num_frames, *self.video_size)
 
     @property
+    def varies(self) -> bool:
+        """Whether the frames of a clip depend on seed, epoch and sample id."""
+        return self.random_start
+
+    @property
     def duration_s(self) -> float:
         """Seconds from the first to the last frame of the result."""
         return (self.max_num_frames - 1) / self.fps

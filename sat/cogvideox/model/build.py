@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from cogvideox.config.clip_sizes import read_sizes
 from cogvideox.config.schema import ModelConfig
+from cogvideox.config.signatures import read_signature
 from cogvideox.config.targets import ComponentNode, instantiate
 from cogvideox.errors import CheckpointError, ConfigError
+from cogvideox.geometry import Geometry
 from cogvideox.model.files import check_text_encoder
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
+from cogvideox.text.conditioner import Conditioner, ContextSizes
+from cogvideox.text.encoders import find_encoder
 from cogvideox.transformer.model import DiffusionTransformer
+from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.weights.key_rules import shorten
 from cogvideox.weights.safetensors_stream import finite_flag
 
@@ -59,23 +65,32 @@ def draft_model(
     seed: int,
     checkpoint_activations: bool | None = None,
     weights_follow: bool = False,
+    with_vae: bool = True,
+    with_text_encoder: bool = True,
 ) -> VideoDiffusion:
     """Every part, fitted together, and nothing on a device yet: VAE and text encoder are on the CPU, and a transformer
-    whose weights follow is nowhere (`meta`). See build_model."""
+    whose weights follow is nowhere (`meta`). See build_model.
+
+    with_vae, with_text_encoder: False for what a cache makes unnecessary; its weights are not read then.
+    """
     # The transformer comes first. SAT makes process groups for it, which takes all processes at once; the other parts
     # read files, which may fail on one machine only: it would not take part, and the others would wait for it.
     node = _network_node(config, checkpoint_activations)
     transformer = _build_empty(node, dtype) if weights_follow else _build_random(node, seed, dtype)
-    check_text_encoder(config)
+    if with_text_encoder:
+        check_text_encoder(config)
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
-        frozen = FrozenParts(instantiate(config.first_stage_config), instantiate(config.conditioner_config))
-    image = image_condition(config)
-    _check_fit(transformer, frozen, with_image=image is not None)
+        vae = instantiate(config.first_stage_config) if with_vae else None
+        conditioner = instantiate(config.conditioner_config) if with_text_encoder else _without_encoder(config)
+    image, channels = image_condition(config), latent_channels(config)
+    _check_fit(transformer, conditioner, channels, with_image=image is not None)
     return VideoDiffusion(
         transformer,
-        frozen,
+        FrozenParts(vae, conditioner),
         instantiate(config.schedule_config),
         instantiate(config.loss_fn_config),
+        geometry=geometry_of(config),
+        latent_channels=channels,
         scale_factor=config.scale_factor,
         seed=seed,
         samples_at_a_time=config.en_and_decode_n_samples_a_time,
@@ -88,23 +103,60 @@ def place_text_encoder(
 ) -> None:
     """Move, cast and check the text encoder of a draft. On a CPU, float16 becomes float32: T5 takes three times as
     long there in float16. Raises: CheckpointError for NaN or infinity in its weights."""
+    place_conditioner(model.conditioner, config, device, dtype)
+
+
+def place_conditioner(
+    conditioner: Conditioner, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """The same for one without a model around it."""
     device = torch.device(device)
     is_slow = device.type == "cpu" and dtype == torch.float16
-    model.conditioner.move(device, torch.float32 if is_slow else dtype)
-    _check_frozen(model.conditioner, config.conditioner_config)
+    conditioner.move(device, torch.float32 if is_slow else dtype)
+    _check_frozen(conditioner, config.conditioner_config)
 
 
 def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
     """Give the other parts of a draft their memory on the device. Raises: CheckpointError as above, for the VAE."""
     device = torch.device(device)
-    model.vae.to(device=device, dtype=dtype)
-    _check_frozen(model.vae, config.first_stage_config)
-    model.vae.fit_convolutions()  # while the transformer's memory is free
+    if model.frozen.vae is not None:
+        place_vae(model.vae, config, device, dtype)
     if model.device.type == "meta":
         _make_empty(model, device)
     else:
         model.transformer.to(device)
     model.schedule.move(device)
+
+
+def place_vae(vae: VideoAutoencoder, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Move, cast and check a VAE. Raises: CheckpointError as above."""
+    vae.to(device=device, dtype=dtype)
+    _check_frozen(vae, config.first_stage_config)
+    vae.fit_convolutions()  # while the transformer's memory is free
+
+
+def geometry_of(config: ModelConfig) -> Geometry:
+    """How clips become tokens."""
+    return read_sizes(config.network_config["params"], config.first_stage_config["params"]).geometry
+
+
+def latent_channels(config: ModelConfig) -> int:
+    """Channels of a latent."""
+    node = config.first_stage_config
+    return int({**read_signature(node["target"]).defaults, **node["params"]}["z_channels"])
+
+
+def context_sizes(config: ModelConfig) -> ContextSizes:
+    """Tokens and width of a context, without the text encoder's weights. Raises: CheckpointError."""
+    node = config.conditioner_config["params"]["encoder"]
+    params = {**read_signature(node["target"]).defaults, **node["params"]}
+    settings = find_encoder(params["model_dir"], params["cache_dir"]).settings
+    return ContextSizes(params["max_length"], settings["d_model"])
+
+
+def _without_encoder(config: ModelConfig) -> Conditioner:
+    params = {name: value for name, value in config.conditioner_config["params"].items() if name != "encoder"}
+    return Conditioner(context_sizes(config), **params)
 
 
 def image_condition(config: ModelConfig) -> ImageCondition | None:
@@ -192,23 +244,25 @@ def _source_of(node: ComponentNode) -> str:
     return str(params.get("ckpt_path") or encoder.get("model_dir") or node["target"])
 
 
-def _check_fit(transformer: DiffusionTransformer, frozen: FrozenParts, *, with_image: bool) -> None:
+def _check_fit(
+    transformer: DiffusionTransformer, conditioner: Conditioner, z_channels: int, *, with_image: bool
+) -> None:
     """Raises: ConfigError that names the keys of two parts that disagree."""
-    network, vae, conditioner = transformer.network, frozen.vae, frozen.conditioner
+    network = transformer.network
     text_width = transformer.mixins["patch_embed"].text_hidden_size
     channels, encoder = "first_stage_config z_channels", "the text encoder's"
     pairs = (
         ("patch_embed_config text_hidden_size", text_width, f"{encoder} width", conditioner.width),
         ("network_config text_length", network.text_length, f"{encoder} max_length", conditioner.max_length),
-        ("network_config out_channels", network.out_channels, channels, vae.z_channels),
+        ("network_config out_channels", network.out_channels, channels, z_channels),
     )
     for ours, our_value, theirs, their_value in pairs:
         if our_value != their_value:
             raise ConfigError(f"model: {ours} is {our_value}, but {theirs} is {their_value}; they must agree")
-    needed = vae.z_channels * (2 if with_image else 1)
+    needed = z_channels * (2 if with_image else 1)
     if network.in_channels != needed:
         kind = "with noised_image_input" if with_image else "without noised_image_input"
         raise ConfigError(
             f"model: network_config in_channels is {network.in_channels}, but {kind} it must be {needed}; "
-            f"{channels} is {vae.z_channels}, and an image-to-video network takes twice as many"
+            f"{channels} is {z_channels}, and an image-to-video network takes twice as many"
         )

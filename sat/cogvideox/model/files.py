@@ -16,14 +16,17 @@ from cogvideox.weights.sat_folder import VAE_FILE, find_states_file
 from cogvideox.weights.torch_file import load_file, named_tensors
 
 
-def model_files(config: ModelConfig, load: str | Path | None) -> list[Path]:
+def model_files(
+    config: ModelConfig, load: str | Path | None, *, with_vae: bool = True, with_text_encoder: bool = True
+) -> list[Path]:
     """Weights, and what lies beside those of the text encoder. load: the transformer's checkpoint, if there is one.
 
     A base that a checkpoint names is not among them: loading compares it with the hash that the checkpoint recorded.
     Raises: CheckpointError for a checkpoint or an index of shards that is missing or damaged.
     """
     found = [] if load is None else [find_states_file(load)]
-    return [*found, *_vae_files(config), *_text_encoder_files(config)]
+    found += vae_files(config) if with_vae else []
+    return [*found, *(_text_encoder_files(config) if with_text_encoder else [])]
 
 
 def check_text_encoder(config: ModelConfig) -> None:
@@ -44,7 +47,8 @@ def check_text_encoder(config: ModelConfig) -> None:
             )
 
 
-def _vae_files(config: ModelConfig) -> list[Path]:
+def vae_files(config: ModelConfig) -> list[Path]:
+    """The VAE's weights, none for one of random weights. Raises: CheckpointError."""
     name = config.first_stage_config["params"].get("ckpt_path")
     if name is None:
         return []

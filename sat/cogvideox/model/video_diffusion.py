@@ -9,13 +9,13 @@ frame): the network and the samplers see padded latents, the VAE and files real 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from cogvideox.data.rows import AnyBatch, drawn
+from cogvideox.data.rows import AnyBatch, Batch, LatentBatch, drawn
 from cogvideox.diffusion import denoiser, timesteps
 from cogvideox.diffusion.loss import VideoDiffusionLoss
 from cogvideox.diffusion.schedule import NoiseSchedule
@@ -26,6 +26,7 @@ from cogvideox.model.image_condition import ImageCondition, add_pixel_noise, pla
 from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.pieces import to_signed
+from cogvideox.vae.posterior import DiagonalGaussian
 
 if TYPE_CHECKING:
     from cogvideox.data.rows import Rows
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FrozenParts:
     """What is used but never trained. No nn.Module itself, so that nothing of it is registered in the
-    model."""
+    model.
 
-    vae: VideoAutoencoder
+    vae: None for a training whose latents and images are all stored, and that samples nothing.
+    """
+
+    vae: VideoAutoencoder | None
     conditioner: Conditioner
 
 
@@ -48,6 +52,7 @@ class VideoDiffusion(nn.Module):
     and state-dict names are the stored ones (`model.diffusion_model.*`). The frozen parts are placed by
     `model.build`.
 
+    geometry: how clips become tokens. latent_channels: of the VAE. Both are known without one.
     scale_factor: latents that the network sees are scale_factor times the VAE's (2B: 1.15258426).
     seed: of the training randomness (see diffusion.timesteps).
     samples_at_a_time: clips that the VAE encodes or decodes in one call; None for the whole batch.
@@ -61,6 +66,8 @@ class VideoDiffusion(nn.Module):
         schedule: NoiseSchedule,
         loss: VideoDiffusionLoss,
         *,
+        geometry: Geometry,
+        latent_channels: int,
         scale_factor: float,
         seed: int,
         samples_at_a_time: int | None = None,
@@ -71,16 +78,12 @@ class VideoDiffusion(nn.Module):
         self.frozen = frozen
         self.schedule = schedule
         self.loss = loss
+        self.geometry = geometry
+        self.latent_channels = latent_channels
         self.scale_factor = scale_factor
         self.seed = seed
         self.samples_at_a_time = samples_at_a_time
         self.image = image
-
-    @property
-    def geometry(self) -> Geometry:
-        """How clips become tokens."""
-        vae, network = self.vae, self.transformer.network
-        return Geometry(vae.temporal_compression, vae.spatial_compression, network.patch_size)
 
     @property
     def patch_frames(self) -> int:
@@ -93,7 +96,12 @@ class VideoDiffusion(nn.Module):
 
     @property
     def vae(self) -> VideoAutoencoder:
+        assert self.frozen.vae is not None, "this model was built without its VAE"
         return self.frozen.vae
+
+    def give_up_vae(self) -> None:
+        """Give the VAE's memory back: from here on latents come from a cache, and none are decoded."""
+        self.frozen = replace(self.frozen, vae=None)
 
     @property
     def conditioner(self) -> Conditioner:
@@ -114,10 +122,11 @@ class VideoDiffusion(nn.Module):
         given = randomness
         batch, known = drawn(batch, lambda rows: self.draw(rows) if given is None else given)
         randomness = known.to(self.device)
-        latent = self.encode_video(batch.video, randomness.posterior_noise)
+        latent = self.sample_latent(self.posterior(batch), randomness.posterior_noise)
         context = self.encode_text(batch.rows.captions, randomness.keep_caption)
         image_latent = None
         if self.image is not None:
+            assert batch.first_frame is not None, "image-to-video models need the first frame of each clip"
             image_latent = self._noised_image_latent(batch.first_frame, latent.shape[1], randomness.image)
         return self.loss_of(latent, context, randomness, image_latent)
 
@@ -190,24 +199,35 @@ class VideoDiffusion(nn.Module):
     def _encode_image(self, pixels: Tensor, num_latent_frames: int, noise: Tensor | None) -> Tensor:
         """Pixels [b, 3, h, w], about [-1, 1]; see image_latent."""
         assert self.image is not None, "a text-to-video model takes no image"
-        latent = self.image.latent_scale * self._encode(pixels[:, None], noise)
+        latent = self.image.latent_scale * self.encode(pixels[:, None]).at(noise)
         return place_first(latent, num_padded(num_latent_frames, self.patch_frames))
 
     def encode_video(self, video: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
         """uint8 video [b, t, 3, h, w] -> real latent fp32 [b, f, c, y, x], scaled; the posterior's mean without
         noise."""
         assert video.dtype == torch.uint8, f"clips stay uint8 until here, got {video.dtype}"
-        return self.scale_factor * self._encode(video, posterior_noise)
+        return self.sample_latent(self.encode(video), posterior_noise)
+
+    def posterior(self, batch: Batch) -> DiagonalGaussian:
+        """What the VAE makes of a batch's clips, unscaled, on the model's device: computed now, or read from a cache.
+        Raises: ShapeError."""
+        if isinstance(batch, LatentBatch):
+            stored = batch.to(self.device)
+            return DiagonalGaussian(stored.mean, stored.log_variance)
+        assert batch.video.dtype == torch.uint8, f"clips stay uint8 until here, got {batch.video.dtype}"
+        return self.encode(batch.video)
+
+    def sample_latent(self, posterior: DiagonalGaussian, noise: Tensor | None) -> Tensor:
+        """A scaled latent fp32 [b, f, c, y, x] of a posterior; its mean without noise."""
+        return self.scale_factor * posterior.at(noise)
 
     @torch.no_grad()
-    def _encode(self, video: Tensor, noise: Tensor | None) -> Tensor:
-        """Video [b, t, 3, h, w], uint8 or floats in about [-1, 1], to what the VAE makes of it, unscaled: a sample of
-        the posterior, or its mean without noise. The VAE fetches the clip piece by piece."""
+    def encode(self, video: Tensor) -> DiagonalGaussian:
+        """Video [b, t, 3, h, w], uint8 or floats in about [-1, 1], to the posterior, unscaled, on the model's device.
+        The VAE fetches the clip piece by piece. Raises: ShapeError."""
         posteriors = [self.vae.encode(piece) for piece in self._pieces(video)]
         mean = torch.cat([each.mean for each in posteriors]).to(self.device)
-        if noise is None:
-            return mean
-        return mean + torch.cat([each.std for each in posteriors]).to(self.device) * noise
+        return DiagonalGaussian(mean, torch.cat([each.logvar for each in posteriors]).to(self.device))
 
     def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split(self.samples_at_a_time or len(values))
@@ -264,4 +284,4 @@ class VideoDiffusion(nn.Module):
     def latent_shape(self, num_latent_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(f, c, y, x), padded, of a video of height x width pixels and so many real latents. Raises: ShapeError."""
         frames = num_padded(num_latent_frames, self.patch_frames)
-        return frames, self.vae.z_channels, *self.geometry.latent_size(height, width)
+        return frames, self.latent_channels, *self.geometry.latent_size(height, width)

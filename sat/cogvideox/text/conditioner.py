@@ -6,6 +6,7 @@ Letters: b batch, l text tokens, e text width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
     from cogvideox.text.encoders import T5Encoder
 
 
+@dataclass(frozen=True)
+class ContextSizes:
+    """What stands in for a text encoder where all contexts are there already: max_length is l, width is e."""
+
+    max_length: int
+    width: int
+
+
 class Conditioner(nn.Module):
     """A text encoder and the probability with which training replaces a caption's context by zeros.
 
     With `remember`, contexts of known captions are computed once; when all of them are, `free` gives the encoder up.
 
-    encoder: T5Encoder, or any module with its methods. caption_dropout: 0.1 in the published models.
+    encoder: T5Encoder, or any module with its methods; ContextSizes where only remembered contexts will be asked for.
+    caption_dropout: 0.1 in the published models.
     Raises: ConfigError for a dropout outside [0, 1].
     """
 
@@ -32,19 +42,20 @@ class Conditioner(nn.Module):
         super().__init__()
         if not 0.0 <= caption_dropout <= 1.0:
             raise ConfigError(f"conditioner: caption_dropout is {caption_dropout}, must be between 0 and 1")
-        self.encoder: T5Encoder = encoder  # type: ignore[assignment]
+        self._sizes = encoder if isinstance(encoder, ContextSizes) else None
+        self.encoder: T5Encoder = encoder if self._sizes is None else None  # type: ignore[assignment]
         self.caption_dropout = caption_dropout
         self._remembered: ContextFile | None = None
 
     @property
     def width(self) -> int:
         """e, the width of the context."""
-        return self.encoder.width
+        return self.encoder.width if self._sizes is None else self._sizes.width
 
     @property
     def max_length(self) -> int:
         """l, the number of text tokens."""
-        return self.encoder.max_length
+        return self.encoder.max_length if self._sizes is None else self._sizes.max_length
 
     def encode(self, captions: Sequence[str], keep: Tensor | None = None, device: torch.device | None = None) -> Tensor:
         """captions (b of them), keep bool [b] -> context [b, l, e]; where keep is False the context is zeros.

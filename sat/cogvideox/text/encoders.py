@@ -47,9 +47,8 @@ class T5Encoder(nn.Module):
             raise ConfigError(f"T5 encoder: max_length is {max_length}, must be at least 1 (226 for 1.0, 224 for 1.5)")
         self.model_dir = model_dir
         self.max_length = max_length
-        folder = _locate(model_dir, cache_dir)
+        files = find_encoder(model_dir, cache_dir)
         try:
-            files = text_encoder_files(folder)
             self.tokenizer = _load_tokenizer(files.tokenizer_folder, files.settings["vocab_size"])
             self.transformer = _load_transformer(files)
         except CheckpointError as error:
@@ -95,6 +94,18 @@ class T5Encoder(nn.Module):
         device = self.transformer.get_input_embeddings().weight.device
         tokens = self.tokenize(captions).to(device, non_blocking=True)
         return self.transformer(input_ids=tokens).last_hidden_state
+
+
+def find_encoder(model_dir: str, cache_dir: str | None = None) -> TextEncoderFiles:
+    """The files of a T5 encoder; of its weights only names and shapes are read. See T5Encoder.
+
+    Raises: CheckpointError.
+    """
+    folder = _locate(model_dir, cache_dir)
+    try:
+        return text_encoder_files(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"T5 encoder: {error}") from error
 
 
 def _locate(model_dir: str, cache_dir: str | None) -> Path:

@@ -7,10 +7,14 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from cogvideox import stopping
+from cogvideox.caching.contexts import ContextStore
+from cogvideox.caching.opening import Cache
 from cogvideox.config.schema import Config
 from cogvideox.errors import DataError
 from cogvideox.log import amount, get_logger
@@ -25,30 +29,42 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # hosts made from one image 
 
 
 def settle_text_encoder(
-    model: VideoDiffusion, config: Config, captions: Sequence[str], dtype: torch.dtype, groups: ProcessGroups
+    model: VideoDiffusion,
+    config: Config,
+    captions: Sequence[str],
+    dtype: torch.dtype,
+    groups: ProcessGroups,
+    cache: Cache | None = None,
 ) -> None:
     """Do what `args.text_encoder_device` says. All processes call it, before the transformer gets its memory.
 
     auto: all captions are encoded now, on the device, and the encoder ends. cpu: it stays on the CPU, and encodes each
     caption when it first comes. device: it stays on the device, and nothing is remembered.
-    model: a draft (see model.build); captions: all that the run will ask for, the same ones on every process.
+    model: a draft (see model.build); captions: all that the run will ask for, the same ones on every process. cache:
+    holds contexts of some or all of them; without the others the model needs no encoder.
     Raises: CheckpointError, DataError, Stopped: on every process.
     """
     choice = config.train_args.text_encoder_device
     encoder_device = torch.device("cpu") if choice == "cpu" else groups.device
-    if choice == "device":
+    if choice == "device" and cache is None:
         groups.attempt(lambda: place_text_encoder(model, config.model, encoder_device, dtype))
         return
     distinct = list(dict.fromkeys(captions))
     contexts, mine = _share(distinct, context_shape(model.conditioner), dtype, groups)
     model.conditioner.remember(contexts)
     size, folder = amount(contexts.num_bytes), tempfile.gettempdir()
+    if cache is not None:
+        store, share = cache.contexts, mine
+        mine = groups.attempt(lambda: _fill_from(store, contexts, share))
+        if model.conditioner.encoder is None:
+            _log.info("contexts of %d captions come from the cache; %s in %s hold them", len(distinct), size, folder)
+            return
     when = "now" if choice == "auto" else "when they first come"
     _log.info(
         "%d different captions are encoded %s, on %s; %s in %s hold them", len(distinct), when, encoder_device,
         size, folder,
     )  # fmt: skip
-    if choice == "cpu":
+    if choice != "auto":
         groups.attempt(lambda: place_text_encoder(model, config.model, encoder_device, dtype))
         return
 
@@ -59,6 +75,15 @@ def settle_text_encoder(
 
     groups.attempt(encode_mine)
     give_up_encoder(model.conditioner)
+
+
+def _fill_from(store: ContextStore, contexts: ContextFile, captions: Sequence[str]) -> list[str]:
+    """Take contexts from a cache; those that it lacks. Raises: DataError for a damaged entry, Stopped."""
+    lacking = store.missing(captions)
+    for caption in dict.fromkeys(captions).keys() - set(lacking):
+        stopping.check()
+        contexts.fill(caption, partial(store.read, caption))
+    return lacking
 
 
 def _share(

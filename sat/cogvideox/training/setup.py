@@ -32,6 +32,7 @@ from cogvideox.training.captions import settle_text_encoder
 from cogvideox.training.checkpoint import Progress, load_progress
 from cogvideox.training.deepspeed_config import read_dtype
 from cogvideox.training.engine import TrainEngine
+from cogvideox.training.from_cache import Stored, look_into_cache, needed_captions
 from cogvideox.training.lr_schedules import (
     Schedule,
     build_sat_schedule,
@@ -82,19 +83,31 @@ def prepare(config: Config, groups: ProcessGroups, choice: RunChoice, lock: RunL
     previews = groups.attempt(lambda: read_previews(config))
     train_data, held_out = groups.first_only(lambda: prepare_data(config))
     check_enough(train_data, groups)
+    stored = groups.first_only(lambda: look_into_cache(config, dtype, train_data, held_out, previews))
+    train_data = stored.on(train_data, args.cache_views)
+    held_out = None if held_out is None else stored.on(held_out)
     source, bases = choice.source, [each for each in (args.base_model, args.load) if each is not None]
     checks = groups.attempt(
-        lambda: FileChecks(files_to_check(config, source, choice.resume, groups), verify=args.verify_weights)
+        lambda: FileChecks(files_to_check(config, source, choice.resume, groups, stored), verify=args.verify_weights)
     )
     with checks:
         model = groups.attempt(
-            lambda: draft_model(config.model, dtype=dtype, seed=args.seed, weights_follow=source is not None)
+            lambda: draft_model(
+                config.model,
+                dtype=dtype,
+                seed=args.seed,
+                weights_follow=source is not None,
+                with_vae=stored.needs_vae,
+                with_text_encoder=stored.needs_text_encoder,
+            )
         )
         trainable = freeze(model, config.model.not_trainable_prefixes)
         if source is not None:
             groups.attempt(lambda: check_transformer(model, source))
-        groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
-        settle_text_encoder(model, config, all_captions(train_data, held_out, previews), dtype, groups)
+        if stored.needs_text_encoder:
+            groups.first_only(lambda: _name_long_captions(model, train_data, held_out))
+        captions = needed_captions(train_data, held_out, previews)
+        settle_text_encoder(model, config, captions, dtype, groups, stored.cache)
         groups.attempt(lambda: place_model(model, config.model, groups.device, dtype))
         groups.attempt(lambda: _load(model, source, bases))
         extra = groups.first_only(lambda: _checkpoint_extra(model, trainable, args, source, bases))
@@ -122,11 +135,18 @@ def _scaled(schedule: Schedule, scale: float) -> Schedule:
 
 
 def files_to_check(
-    config: Config, source: str | Path | None, resumed: Path | None, groups: ProcessGroups
+    config: Config,
+    source: str | Path | None,
+    resumed: Path | None,
+    groups: ProcessGroups,
+    stored: Stored | None = None,
 ) -> list[Path]:
-    """What this process checks: its own training state, and as the first one of its machine what all of them read."""
+    """What this process checks: its own training state, and as the first one of its machine what all of them read.
+    stored: a cache may stand in for VAE and text encoder."""
     is_first_here = groups.local_rank == 0
-    found = model_files(config.model, source) if is_first_here else []
+    needed = stored or Stored()
+    frozen = {"with_vae": needed.needs_vae, "with_text_encoder": needed.needs_text_encoder}
+    found = model_files(config.model, source, **frozen) if is_first_here else []
     if resumed is not None:
         ranks = dict.fromkeys((groups.rank, 0) if is_first_here else (groups.rank,))
         found += [file for rank in ranks if (file := state_file(resumed, rank)).is_file()]
@@ -183,12 +203,6 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
         held_out = held_out.first(args.eval_samples)
         _log.info("evaluation on %d held-out clips", len(held_out))
     return train, held_out
-
-
-def all_captions(train: VideoDataset, held_out: VideoDataset | None, previews: Sequence[Prompt]) -> list[str]:
-    """Whatever the run will ask the text encoder for."""
-    samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
-    return [*(caption for sample in samples for caption in sample.captions), *(prompt.text for prompt in previews)]
 
 
 def _name_long_captions(model: VideoDiffusion, train: VideoDataset, held_out: VideoDataset | None) -> None:

@@ -35,6 +35,10 @@ class DiagonalGaussian:
         assert noise.shape == self.mean.shape, f"noise {tuple(noise.shape)} for a mean of {tuple(self.mean.shape)}"
         return self.mean + self.std * noise.to(self.mean)
 
+    def at(self, noise: Tensor | None) -> Tensor:
+        """The sample of this noise; the mean where there is none."""
+        return self.mode() if noise is None else self.sample(noise)
+
     def mode(self) -> Tensor:
         """The most likely latent, which is the mean."""
         return self.mean

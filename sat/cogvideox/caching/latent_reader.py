@@ -1,0 +1,138 @@
+"""How a sample becomes a row where its latents are stored. Runs in the decoding processes, so it imports little.
+
+Letters: f latent frames, z latent channels, y x latent height and width; c = 3 colours, h w pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cogvideox.caching.entries import read_entry
+from cogvideox.caching.keys import Recipe, latent_key
+from cogvideox.caching.media_hashes import MediaHashes
+from cogvideox.data.clips import ClipDecoder, Field, Job, ReadJob, RowRead
+from cogvideox.data.decode import ClipInfo
+from cogvideox.data.rows import Batch, LatentBatch, Rows
+from cogvideox.data.sample import Sample
+from cogvideox.data.survey import NotCachedError
+from cogvideox.data.timing import ClipTooShortError
+from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket, Geometry
+
+FAILED = ".failed"  # beside an entry's place: why there is none
+
+
+@dataclass(frozen=True)
+class StoredJob(ReadJob):
+    """Read a clip's latents. Its epoch is the view."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an entry is."""
+
+    key: str
+    file: Path
+
+    @property
+    def failed(self) -> Path:
+        """The file that says why it could not be made."""
+        return self.file.with_suffix(FAILED)
+
+
+@dataclass(frozen=True)
+class LatentReader:
+    """Reads latents from a cache.
+
+    Args:
+        root: the cache folder.
+        recipe: how its latents were made.
+        decoder: reads the clips that they were made of; also the rows that are not stored, where `online`.
+        geometry, channels: of the latents.
+        with_first_frame: whether entries hold the first frame, for image-to-video.
+        views: random starts of each clip that are stored; epoch n meets view n modulo views.
+        online: whether a batch with a row that isn't stored is decoded; else that is an error.
+        how_to_fill: the command that fills the cache, for messages.
+    """
+
+    root: str
+    recipe: Recipe
+    decoder: ClipDecoder
+    geometry: Geometry
+    channels: int
+    with_first_frame: bool
+    views: int = 1
+    online: bool = False
+    how_to_fill: str = ""
+
+    @property
+    def name(self) -> str:
+        return "cache"
+
+    @property
+    def fallback(self) -> ClipDecoder | None:
+        """What reads all rows of a batch of which one is not stored."""
+        return self.decoder if self.online else None
+
+    def fields(self, bucket: Bucket) -> Mapping[str, Field]:
+        """Mean and log-variance, f z y x, and the first frame, c h w."""
+        size = self.geometry.latent_size(bucket.height, bucket.width)
+        shape = (self.geometry.latent_frames(bucket.frames), self.channels, *size)
+        found = {name: Field(shape, torch.float32) for name in ("mean", "log_variance")}
+        if self.with_first_frame:
+            found["first_frame"] = Field((3, bucket.height, bucket.width), torch.uint8)
+        return found
+
+    def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> StoredJob:
+        job = self.decoder.job(sample, bucket, seed, epoch % self.views if self.decoder.spec.varies else 0)
+        return StoredJob(**{field.name: getattr(job, field.name) for field in fields(job)})
+
+    def run(self, job: Job) -> ClipInfo | RowRead:
+        """Do a job. Raises: DataError, of which NotCachedError."""
+        return self.read(job) if isinstance(job, StoredJob) else self.decoder.run(job)
+
+    def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> Batch:
+        return LatentBatch(rows, values["mean"], values["log_variance"], values.get("first_frame"))
+
+    def place(self, job: ReadJob) -> Place:
+        """Where a clip's latents are, or would be. Raises: DataError for a clip that can't be read."""
+        key = latent_key(self.recipe, self.decoder, job, MediaHashes(self.root).of)
+        return Place(key, self.recipe.entry(self.root, key))
+
+    def read(self, job: ReadJob) -> RowRead:
+        """What is stored. Raises: DataError, of which NotCachedError."""
+        place = self.place(job)
+        try:
+            entry = read_entry(place.file, place.key)
+        except NotCachedError:
+            _raise_failed(place.failed)
+            text = f"{job.media.label}: its latents are not in the cache {self.root}; {self.how_to_fill}"
+            raise NotCachedError(text) from None
+        wanted = self.fields(job.bucket)
+        values = {name: value.float() if name != "first_frame" else value for name, value in entry.tensors.items()}
+        wrong = [name for name, field in wanted.items() if name not in values or values[name].shape != field.shape]
+        if wrong or entry.facts.get("bucket") != str(job.bucket):
+            raise DataError(f"{place.file}: holds {entry.facts.get('bucket')}, not {job.bucket}; fill the cache again")
+        return RowRead({name: values[name].contiguous() for name in wanted}, self.name)
+
+
+def write_failed(file: Path, reason: str, *, too_short: bool) -> None:
+    """Remember why a clip has no latents. Raises: OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"reason": reason, "too_short": too_short}), encoding="utf-8")
+
+
+def _raise_failed(file: Path) -> None:
+    """The error that the clip gave when the cache was filled, if it gave one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        reason, too_short = str(found["reason"]), bool(found["too_short"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    raise (ClipTooShortError if too_short else DataError)(reason)
