@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import tiny
 from cogvideox.caching.claims import abandoned, claim
 from cogvideox.caching.entries import read_entry
 from cogvideox.config.schema import Config
+from cogvideox.data.header_cache import cache_file
 from cogvideox.errors import DataError
 
 Fill = Callable[..., None]
@@ -61,8 +63,10 @@ def test_what_cannot_be_read_is_listed_and_training_leaves_it_out(
     words = (f"args.train_data=[{folder}]", "data.max_failed_share=0.2", "args.train_iters=4")
     fill("2b", *words, f"args.cache={tmp_path / 'first'}")
     # Damage that the survey's memory doesn't tell of: same size, same time.
-    (tmp_path / "cache").mkdir()
-    shutil.copy(tmp_path / "first" / "headers.sqlite3", tmp_path / "cache")
+    for remembered in (cache_file(str(tmp_path / "cache")), cache_file()):  # with a cache, and without one
+        assert remembered is not None
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "first" / "headers.sqlite3", remembered)
     stamp = broken.stat()
     broken.write_bytes(bytes(stamp.st_size))
     os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -169,6 +173,8 @@ def _start(settings: Path, cache: Path) -> int:
         words = [f"args.cache={cache}", "args.mode=pretrain", "args.load=null"]
         run_cache_command(load_config([str(settings)], words, "train"), CacheOptions())
         status = 0
+    except BaseException:  # noqa: BLE001 (the process ends here, and says why)
+        traceback.print_exc()
     finally:
         os._exit(status)
 
