@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cogvideox import stopping
 from cogvideox.caching.claims import abandoned, claim
-from cogvideox.caching.entries import cannot_write, write_entry
+from cogvideox.caching.entries import write_beside, write_entry
 from cogvideox.caching.keys import Recipe
 from cogvideox.caching.latent_reader import Place, write_failed
 from cogvideox.caching.opening import RECIPE_FILE, Cache, stored
@@ -33,7 +33,6 @@ from cogvideox.errors import DataError, UserError
 from cogvideox.log import amount, get_logger
 from cogvideox.text.conditioner import Conditioner
 from cogvideox.vae.autoencoder import VideoAutoencoder
-from cogvideox.weights.atomic import write_text_atomically
 from cogvideox.weights.file_lock import FileLock
 
 _log = get_logger(__name__)
@@ -71,12 +70,7 @@ class _Clip:
 def prepare_folders(cache: Cache) -> None:
     """Say in the cache how its entries are made. Raises: DataError where nothing can be written."""
     for recipe in cache.recipes:
-        folder = recipe.folder(cache.root)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(folder / RECIPE_FILE, _told(recipe))
-        except OSError as error:
-            raise cannot_write(folder / RECIPE_FILE, error) from error
+        write_beside(recipe.folder(cache.root) / RECIPE_FILE, _told(recipe).encode())
     abandoned(cache.root)
 
 

@@ -39,6 +39,15 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, s
     """
     stated = dict(facts)
     content = save(dict(tensors), metadata={**stated, _CHECKSUM: _checksum(tensors, stated)})
+    write_beside(file, content)
+    return len(content)
+
+
+def write_beside(file: Path, content: bytes) -> None:
+    """Write under a name of this process's own and rename, so that several may write the same file at once.
+
+    Raises: DataError as above.
+    """
     beside = file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +60,6 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, s
         with suppress(OSError):
             beside.unlink()
         raise cannot_write(file, error, len(content)) from error
-    return len(content)
 
 
 def cannot_write(file: Path, error: OSError, num_bytes: int = 0) -> DataError:
