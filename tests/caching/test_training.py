@@ -66,6 +66,16 @@ def test_random_starts_are_stored_as_so_many_views(
     assert train("2b", *words) == train("2b", *words, "args.cache=null")
 
 
+@pytest.mark.parametrize("name", ["2b", "5b_i2v"])
+def test_every_bucket_that_a_clip_may_be_drawn_for_is_stored(
+    fill: Callable[..., None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]], name: str
+) -> None:
+    words = ("data.buckets={shapes: [[9,32,48],[5,32,48],[1,32,48]], vary: frames}", "args.train_iters=5")
+    fill(name, *words)
+    assert len(entries("latents")) == 6 * 3
+    assert train(name, *words) == train(name, *words, "args.cache=null")
+
+
 @pytest.mark.slow
 def test_two_workers_read_the_same(
     fill: Callable[..., None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]]
