@@ -76,9 +76,9 @@ def names_of(clips: list[Clip], roots: dict[tuple[str, int], str]) -> dict[int, 
     """What each clip is called on the page: its path without that of its entry."""
     names = {}
     for clip in clips:
-        root = roots.get((clip.part, clip.source), "").rstrip("/")
+        root = os.path.normpath(roots.get((clip.part, clip.source), "."))
         folder = root if os.path.isdir(root) else os.path.dirname(root)
-        names[clip.number] = clip.label.removeprefix(f"{shown(folder)}/") if folder else clip.label
+        names[clip.number] = shown(os.path.normpath(clip.media.label)).removeprefix(f"{shown(folder)}/")
     return names
 
 

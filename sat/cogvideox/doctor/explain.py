@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,14 +98,14 @@ def explain(
 def _find(subject: Subject, which: str, reader: VideoReader) -> tuple[str, int, int, dict[str, Found]]:
     """(part, place of the sample in it, window, all parts). Raises: ConfigError."""
     founds = {name: find(subject, name, reader) for name in subject.entries}
-    word, _, window_text = which.rpartition("#") if which.rpartition("#")[2].isdigit() else (which, "", "")
-    word, window = (word, int(window_text) - 1) if word else (which, 0)
+    parts = re.fullmatch(r"(.+)#(\d{1,9})", which)
+    word, window = (parts[1], max(0, int(parts[2]) - 1)) if parts else (which, 0)
     total = sum(len(found.samples) for found in founds.values())
     if word.isdigit() and 1 <= int(word) <= total:
         place = int(word) - 1
         for name, found in founds.items():
             if place < len(found.samples):
-                return name, place, max(window, 0), founds
+                return name, place, window, founds
             place -= len(found.samples)
     places: list[tuple[str, int, str]] = [
         (name, place, media.label)
@@ -117,7 +118,7 @@ def _find(subject: Subject, which: str, reader: VideoReader) -> tuple[str, int, 
     ]
     matches = matches or [each for each in places if os.path.splitext(os.path.basename(each[2]))[0] == word]
     if len({label for _, _, label in matches}) == 1:
-        return matches[0][0], matches[0][1], max(window, 0), founds
+        return matches[0][0], matches[0][1], window, founds
     if matches:
         some = ", ".join(shown(label) for _, _, label in matches[:_MOST_NAMED])
         raise ConfigError(f"--explain {word}: {len(matches)} clips have this name: {some}; give more of the path")

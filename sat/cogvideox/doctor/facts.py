@@ -93,7 +93,7 @@ def _part(part: Part, clips: Sequence[Clip], look: Look) -> dict[str, Any]:
         "left_out": report.num_videos - len(used),
         "videos": report.num_videos,
         "samples": len(samples),
-        "hours": round(sum(survey.duration_s for survey in surveys) / 3600, 4),
+        "seconds": round(sum(survey.duration_s for survey in surveys), 1),
         "captions": len(captions),
         "sources": [
             {

@@ -69,8 +69,10 @@ def findings_of(look: Look, clips: Sequence[Clip]) -> list[Finding]:
             add(problem.kind, problem.effect, _item(problem, part.name, numbers))
     for problem in _trained_and_held_out(look):
         add(problem.kind, problem.effect, _item(problem, "valid_data", numbers))
+    named = {item.number for _, item in by_kind.get("held out and trained on", [])}
     for kind, effect, item in (*_of_captions(look, clips), *_of_pictures(look, clips)):
-        add(kind, effect, item)
+        if kind != "held out and trained on" or item.number not in named:
+            add(kind, effect, item)
     findings = []
     for kind, found in by_kind.items():
         effects = sorted({effect for effect, _ in found}, key=EFFECTS.index)
@@ -142,8 +144,6 @@ def _of_pictures(look: Look, clips: Sequence[Clip]) -> Iterable[tuple[str, str, 
         first = shows[group[0]][0]
         for place in group[1:]:
             clip = shows[place][0]
-            if first.part != clip.part and clip.media == first.media:
-                continue  # the same file, which is said already
             where = "" if first.part == clip.part else f" of {first.part}"
             text = f"shows the same as {first.label}{where} (clip {first.number})"
             kind = "near duplicate" if first.part == clip.part else "held out and trained on"

@@ -31,6 +31,14 @@ FORMS: Mapping[str, Callable[[Any], str]] = {
     "bytes": amount,
     "times": lambda value: f"{plain(value)}×",
     "list": lambda value: " × ".join(map(str, value)),
+    "range": lambda value: (
+        plain(value["smallest"])
+        if plain(value["smallest"]) == plain(value["largest"])
+        else f"{plain(value['smallest'])} to {plain(value['largest'])}"
+    ),
+    "duration": lambda value: (
+        f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+    ),
 }
 
 
