@@ -29,6 +29,7 @@ ALLOWED = {
     "model": BASE | LEAVES | {"vae", "transformer"},
     "sampling": BASE | LEAVES | {"vae", "transformer", "model"},
     "conversion": BASE | LEAVES | {"vae", "transformer", "model"},
+    "doctor": BASE | {"config", "data", "text", "weights"},
     "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling"},
 }
 # A package that costs seconds or memory to import, and the only places that may import it.

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,11 @@ from cogvideox.data.survey import Failure, reader_for
 from cogvideox.data.timing import FrameChoice, Timestamps, average_fps
 from cogvideox.geometry import Bucket
 
-VERSION = 1  # of what is remembered
+VERSION = 2  # of what is remembered
 COUNT = 4  # k
 SPAN_S = 10.0  # of the clip, over which they are spread
 SIDE = 144  # of the picture that is shown, its longer one
-_GRID, _HASH = 8, 8
+_SMALL_SIDE, _GRID, _HASH = 32, 8, 8
 _MOST_JPEG = 16_384
 _FIGURES = ("brightness", "contrast", "motion")
 _SMALL = 50  # clips for which starting processes isn't worth it
@@ -46,7 +47,7 @@ class Pictures:
     Args:
         jpeg: the second one, small.
         colours: uint8 [k, 8, 8, c], squeezed.
-        hash: uint8 [k, 8], a bit for each of 64 neighbours: whether it is brighter to the right.
+        hash: uint8 [k, 8], a bit for each of 8 x 8 places: whether its right neighbour is brighter, going round.
         brightness: 0 to 255, of the brightest one; contrast: standard deviation, of the one with most.
         motion: mean difference of two that follow each other, 0 to 255, the largest.
     """
@@ -62,23 +63,25 @@ class Pictures:
     def of(cls, frames: NDArray[np.uint8]) -> Pictures:
         """frames: uint8 [k, h, w, c]."""
         images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
-        small = [image.resize((32, 32), Image.Resampling.BOX) for image in images]
-        grey = np.stack([np.asarray(image.convert("L"), np.float32) for image in small])
-        colours = np.stack([np.asarray(image.resize((_GRID, _GRID), Image.Resampling.BOX)) for image in small])
+        small = np.stack([np.asarray(image.resize((_SMALL_SIDE,) * 2, Image.Resampling.BOX)) for image in images])
+        grey = small.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
         steps = np.abs(np.diff(grey, axis=0)).mean(axis=(1, 2))
+        squeezed = _squeezed(grey)
         return cls(
             jpeg=_jpeg(images[min(1, len(images) - 1)]),
-            colours=colours,
-            hash=np.stack([_difference_hash(image) for image in images]),
+            colours=np.rint(_squeezed(small)).astype(np.uint8),
+            hash=np.packbits(np.roll(squeezed, -1, axis=2) > squeezed + 0.5, axis=2)[..., 0],
             brightness=float(grey.mean(axis=(1, 2)).max()),
             contrast=float(grey.std(axis=(1, 2)).max()),
             motion=float(steps.max()) if len(steps) else 0.0,
         )
 
 
-def _difference_hash(image: Image.Image) -> NDArray[np.uint8]:
-    grey = np.asarray(image.convert("L").resize((_HASH + 1, _HASH), Image.Resampling.BOX), np.int16)
-    return np.packbits(grey[:, 1:] > grey[:, :-1], axis=1).reshape(-1)
+def _squeezed(pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """[k, 32, 32, ...] to [k, 8, 8, ...] by averaging."""
+    each = _SMALL_SIDE // _GRID
+    shape = (len(pictures), _GRID, each, _GRID, each, *pictures.shape[3:])
+    return pictures.reshape(shape).astype(np.float32).mean(axis=(2, 4))
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -86,7 +89,7 @@ def _jpeg(image: Image.Image) -> bytes:
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     for quality in (60, 40, 20):
         sink = io.BytesIO()
-        image.save(sink, "JPEG", quality=quality, optimize=True)
+        image.save(sink, "JPEG", quality=quality)
         if sink.tell() <= _MOST_JPEG:
             break
     return sink.getvalue()
