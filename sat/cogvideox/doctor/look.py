@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from cogvideox.data.media import Media
 from cogvideox.data.survey import Failure, Survey, look_here
 from cogvideox.doctor.subject import Subject
 from cogvideox.errors import CheckpointError
+from cogvideox.user_files import shown_path
 
 if TYPE_CHECKING:
     from cogvideox.doctor.pictures import Pictures
@@ -96,6 +98,9 @@ def find(subject: Subject, name: str, reader: VideoReader) -> Found:
 
 def open_counter(subject: Subject) -> Callable[[Sequence[str]], list[int]]:
     """Counts tokens as training does. Raises: CheckpointError where the tokenizer isn't on this machine."""
+    folder = os.path.expanduser(subject.text_encoder)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"there is no folder {shown_path(folder)} (model_dir of the text encoder)")
     from cogvideox.text.encoders import open_tokenizer  # takes seconds
 
     return open_tokenizer(subject.text_encoder)

@@ -20,12 +20,13 @@ def near_duplicates(hashes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> li
     """Groups of at least two clips; the first of a group is the one that the others are nearly the same as.
 
     Args:
-        hashes: uint8 [n, k, 8], see Pictures.
+        hashes: uint8 [n, k, 8], n at least 1, see Pictures.
         colours: uint8 [n, k, 8, 8, c].
     """
     count = len(hashes)
+    assert count, "nothing to compare"
     bits = np.unpackbits(hashes.reshape(count, -1), axis=1).astype(np.float32) * 2 - 1
-    least = bits.shape[1] - 2 * MOST_BITS if count else 0  # of the products of two clips' bits
+    least = bits.shape[1] - 2 * MOST_BITS  # of the products of two clips' bits
     flat = colours.reshape(count, -1).astype(np.int16)
     groups, is_taken = [], np.zeros(count, bool)
     for begin in range(0, count, _ROWS):

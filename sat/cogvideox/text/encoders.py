@@ -143,11 +143,9 @@ def open_tokenizer(model_dir: str) -> Callable[[Sequence[str]], list[int]]:
     """What gives the tokens of each caption before cutting, the end token included, without any weights.
 
     model_dir: a folder with tokenizer files, or with tokenizer/ inside; nothing is downloaded.
-    Raises: CheckpointError when it isn't there, or damaged.
+    Raises: CheckpointError when there is none, or it is damaged.
     """
     folder = Path(os.path.expanduser(model_dir))
-    if not model_dir or not folder.is_dir():
-        raise CheckpointError(f"there is no folder {shown_path(folder)} (model_dir of the text encoder)")
     inside = folder / "tokenizer"
     tokenizer = _load_tokenizer(inside if inside.is_dir() else folder, _MOST_TOKENS)
     return lambda captions: [len(ids) for ids in tokenizer(list(captions), truncation=False)["input_ids"]]
