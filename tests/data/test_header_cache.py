@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cogvideox.data import header_cache
+from cogvideox.data import file_memory
 from cogvideox.data.decode import ClipInfo
 from cogvideox.data.header_cache import HeaderCache, cache_file
 from cogvideox.data.media import Media
@@ -60,7 +60,7 @@ def test_a_file_that_changes_while_it_is_looked_at_is_not_known(cache: HeaderCac
 def test_other_code_looks_again(cache: HeaderCache, clip: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.get([clip])
     cache.put({clip: INFO})
-    monkeypatch.setattr(header_cache.av, "__version__", "another")
+    monkeypatch.setattr(file_memory.av, "__version__", "another")
     assert not cache.get([clip])
 
 
@@ -97,7 +97,7 @@ def test_a_locked_memory_is_not_waited_for(
     cache: HeaderCache, clip: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.get([clip])
-    monkeypatch.setattr(header_cache, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(file_memory, "_LOCK_WAIT_S", 0.0)
     other = sqlite3.connect(tmp_path / "cache" / "headers")
     other.execute("BEGIN EXCLUSIVE")
     cache.put({clip: INFO})

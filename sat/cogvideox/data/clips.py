@@ -75,7 +75,14 @@ class ReadDone:
     reader: str
 
 
-class SampleReader(Protocol):
+class JobRunner(Protocol):
+    """Does the jobs of a pool. Picklable: decoding processes get a copy."""
+
+    def run(self, job: Job) -> ClipInfo | RowRead:
+        """Do a job. Raises: DataError."""
+
+
+class SampleReader(JobRunner, Protocol):
     """How a sample becomes a row: decoded from its file, or read from a cache. Picklable: decoding processes get a
     copy."""
 
@@ -92,9 +99,6 @@ class SampleReader(Protocol):
 
     def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> ReadJob:
         """What `run` has to know."""
-
-    def run(self, job: Job) -> ClipInfo | RowRead:
-        """Do a job. Raises: DataError."""
 
     def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> Batch:
         """Rows that are read, each field [b, ...]."""

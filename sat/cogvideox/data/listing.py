@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,10 +52,33 @@ class Listed(NamedTuple):
     plan: BucketPlan
 
 
+class Found(NamedTuple):
+    """Everything that the entries name, what became of each file, and what can be trained on.
+
+    outcomes: of each sample of `samples`: what its file will give, why it can't be used, or None where nobody looked.
+    """
+
+    samples: Manifest
+    outcomes: list[Outcome]
+    listed: Listed
+
+
 _MISSING = Failure("there is no such file")
 
 
 def list_samples(
+    entries: Sequence[SourceSpec | str | Path], spec: ClipSpec, reader: VideoReader, **settings: Any
+) -> Listed:
+    """What can be trained on of the entries. Args, Raises: see find_samples.
+
+    Returns:
+        The usable samples in order, the report, and their buckets. Samples that were not looked at are not among
+        them. Problems of single items don't raise: see SourceReport.check.
+    """
+    return find_samples(entries, spec, reader, **settings).listed
+
+
+def find_samples(
     entries: Sequence[SourceSpec | str | Path],
     spec: ClipSpec,
     reader: VideoReader,
@@ -66,7 +89,7 @@ def list_samples(
     max_failed_share: float = 0.05,
     cache: str | None = None,
     buckets: Buckets | None = None,
-) -> Listed:
+) -> Found:
     """Read the entries, and look at every file that isn't remembered from an earlier run.
 
     Args:
@@ -78,10 +101,6 @@ def list_samples(
         max_failed_share: for the report's verdict.
         cache: folder in which what was seen is remembered; None: the user's own.
         buckets: the shapes that samples may have; None for that of `spec`.
-
-    Returns:
-        The usable samples in order, the report, and their buckets. Samples that were not looked at are not among
-        them. Problems of single items don't raise: see SourceReport.check.
 
     Raises:
         DataError: for the entries themselves, see read.read_sources.
@@ -120,7 +139,7 @@ def list_samples(
             listing.sources, entries, count_by_source(usable, len(entries)), is_whole=None not in outcomes
         ),
     )
-    return Listed(usable, report, plan)
+    return Found(samples, outcomes, Listed(usable, report, plan))
 
 
 def _bucket_infos(good: Sequence[Survey]) -> tuple[BucketInfo, ...]:

@@ -22,7 +22,7 @@ from multiprocessing.connection import wait
 from typing import Protocol
 
 from cogvideox import stopping
-from cogvideox.data.clips import Job, ReadDone, RowRead, SampleReader
+from cogvideox.data.clips import Job, JobRunner, ReadDone, RowRead
 from cogvideox.data.decode import ClipInfo
 from cogvideox.data.row_memory import Values, copy_row, read_row
 from cogvideox.data.survey import Failure
@@ -60,7 +60,7 @@ class DecodePool(Protocol):
         """End all workers. Not while another thread is inside `next_result`."""
 
 
-def open_pool(reader: SampleReader, num_workers: int, timeout_s: float) -> DecodePool:
+def open_pool(reader: JobRunner, num_workers: int, timeout_s: float) -> DecodePool:
     """A pool of `num_workers` processes, or for 0 one that decodes in this process when asked for a result.
 
     Raises:
@@ -80,7 +80,7 @@ def _timed_out(job: Job, timeout_s: float) -> Failure:
 class ThreadPool:
     """No processes: each job runs in a thread that is left behind when it misses its deadline."""
 
-    def __init__(self, reader: SampleReader, timeout_s: float) -> None:
+    def __init__(self, reader: JobRunner, timeout_s: float) -> None:
         self._reader = reader
         self._timeout_s = timeout_s
         self._tasks: deque[Task] = deque()
@@ -126,7 +126,7 @@ class ThreadPool:
 class _Process:
     """One decoding process: starting (not ready), idle (no task) or busy (a task with a deadline)."""
 
-    def __init__(self, reader: SampleReader) -> None:
+    def __init__(self, reader: JobRunner) -> None:
         self.connection, theirs = Pipe()
         self._clip_fd = os.memfd_create("decoded-clip")
         # The same modules as here, wherever they came from, and none from the working folder.
@@ -190,7 +190,7 @@ class _Process:
 class ProcessPool:
     """`num_workers` decoding processes, started here and kept until `close`."""
 
-    def __init__(self, reader: SampleReader, num_workers: int, timeout_s: float) -> None:
+    def __init__(self, reader: JobRunner, num_workers: int, timeout_s: float) -> None:
         self._reader = reader
         self._timeout_s = timeout_s
         self._tasks: deque[Task] = deque()

@@ -112,10 +112,15 @@ def describe(problems: Sequence[Problem], remedies: Mapping[str, str] = _REMEDIE
         lines += [f"    {shown(problem.path)}: {shown(problem.reason)}" for problem in found[:limit]]
         if limit is not None and len(found) > limit:
             lines.append(f"    and {len(found) - limit} more")
-        remedy = _ADVICE.get(kind) if effects == ["kept"] else remedies.get(kind)
+        remedy = what_to_do(kind, effects, remedies)
         if remedy:
             lines.append(f"    what to do: {remedy}")
     return lines
+
+
+def what_to_do(kind: str, effects: Sequence[str], remedies: Mapping[str, str] = _REMEDIES) -> str:
+    """About problems of a kind that have these effects; "" where there is nothing to say."""
+    return (_ADVICE if list(effects) == ["kept"] else remedies).get(kind, "")
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,11 @@ class SourceReport:
         """Files that are missing or can't be read."""
         return sum(len(self.of_kind(kind)) for kind in ("missing file", "unreadable video", "unreadable image"))
 
+    @property
+    def remedies(self) -> Mapping[str, str]:
+        """What to do about problems, by kind."""
+        return {**_REMEDIES, "too short": self.too_short_remedy, "missing file": self.missing_remedy}
+
     def text(self, limit: int | None = 20) -> str:
         """For people to read: totals, then every item by kind, at most `limit` of a kind (None: all)."""
         looked_at = self.num_videos - self.num_not_looked_at
@@ -235,14 +245,7 @@ class SourceReport:
                 f"  at {self.video_size[0]} x {self.video_size[1]} (height x width) the crop keeps "
                 f"{self.kept_share.percent()}; enlarged {self.enlargement} times (below 1: reduced)"
             )
-        return "\n".join(
-            lines
-            + describe(
-                self.problems,
-                {**_REMEDIES, "too short": self.too_short_remedy, "missing file": self.missing_remedy},
-                limit,
-            )
-        )
+        return "\n".join(lines + describe(self.problems, self.remedies, limit))
 
     def check(self) -> None:
         """Refuse data that can't be trained on.

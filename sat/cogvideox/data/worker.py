@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from cogvideox.data.clips import ReadDone, RowRead, SampleReader
+from cogvideox.data.clips import JobRunner, ReadDone, RowRead
 from cogvideox.data.row_memory import write_row
 from cogvideox.data.survey import Failure
 from cogvideox.errors import DataError
@@ -32,7 +32,7 @@ def main(connection_fd: int, clip_fd: int, parent_pid: int) -> None:
     torch.set_num_threads(1)
     connection = Connection(connection_fd)
     try:
-        reader: SampleReader = connection.recv()
+        reader: JobRunner = connection.recv()
         connection.send(READY)
         while True:
             job = connection.recv()

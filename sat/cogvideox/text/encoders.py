@@ -7,7 +7,7 @@ Transformer".
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _log = get_logger(__name__)
 _WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SMALL_FILES = ("*.json", "spiece.model")
 _LONGEST_ID = 96  # characters, of Hugging Face
+_MOST_TOKENS = 2**20  # of a tokenizer whose encoder isn't there to say
 _TABLE, _TABLE_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 
 
@@ -147,6 +148,18 @@ def _download(name: str, cache_dir: str | None) -> Path:
             f"({_first_line(error)})"
         ) from error
     return folder
+
+
+def open_tokenizer(model_dir: str) -> Callable[[Sequence[str]], list[int]]:
+    """What gives the tokens of each caption before cutting, the end token included, without any weights.
+
+    model_dir: a folder with tokenizer files, or with tokenizer/ inside; nothing is downloaded.
+    Raises: CheckpointError when there is none, or it is damaged.
+    """
+    folder = Path(os.path.expanduser(model_dir))
+    inside = folder / "tokenizer"
+    tokenizer = _load_tokenizer(inside if inside.is_dir() else folder, _MOST_TOKENS)
+    return lambda captions: [len(ids) for ids in tokenizer(list(captions), truncation=False)["input_ids"]]
 
 
 # transformers is imported where it is used: it costs seconds, which a config check must not pay.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from cogvideox import commands
 from cogvideox.buckets import Buckets
 from cogvideox.config.buckets import read_buckets
 from cogvideox.config.clip_sizes import ClipSizes, read_sizes
@@ -65,7 +67,13 @@ def check_data(config: Config) -> list[str]:
         lines += more + describe(trained_and_held_out(train, held_out))
     elif args.eval_split > 0 and num_files is not None:
         held_out_count(num_files, args.eval_split)
-    return lines
+    return [*lines, page_command(config)]
+
+
+def page_command(config: Config) -> str:
+    """A line that says how to see the data on a page."""
+    words: list[str | Path] = ["--base", *map(Path, config.files), *config.overrides, "--output", "report.html"]
+    return f"  to see it on a page: {commands.tool('check_dataset', *words)}"
 
 
 def _check_folders(

@@ -41,7 +41,7 @@ from cogvideox.training.lr_schedules import (
 )
 from cogvideox.training.optimizers import read_optimizer
 from cogvideox.training.optional_output import OptionalOutput
-from cogvideox.training.preflight import buckets_of, clip_spec, data_section, source_specs
+from cogvideox.training.preflight import buckets_of, clip_spec, data_section, page_command, source_specs
 from cogvideox.training.run_folder import RunLock, check_save_folder, make_run_folder, newest_config, write_config
 from cogvideox.training.training_state import state_file
 from cogvideox.training.which_run import RunChoice
@@ -202,6 +202,7 @@ def prepare_data(config: Config) -> tuple[VideoDataset, VideoDataset | None]:
     if held_out is not None:
         held_out = held_out.first(args.eval_samples)
         _log.info("evaluation on %d held-out clips", len(held_out))
+    _log.info("data:\n%s", page_command(config))
     return train, held_out
 
 

@@ -1,0 +1,164 @@
+"""What was found out about files, remembered between runs in a cache folder, never among the user's clips.
+
+Files whose size and time of change are the same need no second look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import av
+
+from cogvideox.data.media import Media
+from cogvideox.log import get_logger
+
+_log = get_logger(__name__)
+# key: 64 bits of path, part of the file, and who looked. The columns have the names of what headers keep in them.
+_TABLE = """CREATE TABLE IF NOT EXISTS headers (
+    key INTEGER PRIMARY KEY, size INTEGER, changed_ns INTEGER, facts TEXT, times BLOB)"""
+_FIND = "SELECT key, size, changed_ns, facts, times FROM headers WHERE key IN "
+_AT_A_TIME = 1000  # keys of one question
+_Stamp = tuple[int, int]  # size in bytes, time of change in nanoseconds
+_LOCK_WAIT_S = 2.0  # another run may be writing
+Known = TypeVar("Known")
+
+
+def memory_file(name: str, folder: str | None = None) -> Path | None:
+    """Where something is remembered: in `folder`, else in `$XDG_CACHE_HOME`, or `~/.cache`. None for a user without a
+    home, as in some containers."""
+    if folder is not None:
+        return Path(folder) / name
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(folder) / "cogvideox-sat" / name if os.path.isabs(folder) else None
+
+
+class FileMemory(Generic[Known]):
+    """A table in one file. Whatever goes wrong with it is no reason to stop: then nothing is remembered.
+
+    It is emptied when the code that looks at clips, or its library, is another than the one that wrote it.
+
+    Args:
+        file: of the table; None remembers nothing.
+        looker: who looked, and how: what others found is not known.
+        to_row, from_row: what is known as a text and bytes, and back; `from_row` raises ValueError or TypeError for
+            rows that it doesn't understand.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        looker: str,
+        to_row: Callable[[Known], tuple[str, bytes]],
+        from_row: Callable[[str, bytes], Known],
+    ) -> None:
+        self._file, self._looker = file, looker
+        self._to_row, self._from_row = to_row, from_row
+        self._stamps: dict[Media, _Stamp] = {}
+
+    def get(self, medias: Sequence[Media]) -> dict[Media, Known | None]:
+        """What is known of these files as they are now; None for one that is not there."""
+        stamps, seen = dict[Media, _Stamp](), dict[str, _Stamp | None]()
+        found: dict[Media, Known | None] = {}
+        for media in medias:
+            if media.path not in seen:
+                seen[media.path] = _stamp(media.path)
+            stamp = seen[media.path]
+            if stamp is None:
+                found[media] = None
+            else:
+                stamps[media] = stamp
+        try:
+            with self._connect() as table:
+                waiting = {self._key(media): media for media in stamps}
+                keys = list(waiting)
+                for first in range(0, len(keys), _AT_A_TIME):
+                    some = keys[first : first + _AT_A_TIME]
+                    for key, size, changed, text, content in table.execute(f"{_FIND}({','.join(map(str, some))})"):
+                        media = waiting[key]
+                        if stamps[media] == (size, changed):
+                            found[media] = self._from_row(text, content)
+        except (sqlite3.Error, OSError, ValueError, TypeError, zlib.error) as error:
+            self._give_up(error)
+        self._stamps.update({media: stamp for media, stamp in stamps.items() if media not in found})
+        return found
+
+    def put(self, found: Mapping[Media, Known]) -> None:
+        """Remember files that `get` was asked for, as they were then."""
+        rows = [
+            (self._key(media), *self._stamps[media], *self._to_row(known))
+            for media, known in found.items()
+            if media in self._stamps
+        ]
+        try:
+            with self._connect() as table:
+                table.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?)", rows)
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def _key(self, media: Media) -> int:
+        path = media.path if media.path.startswith("/") else os.path.abspath(media.path)
+        name = (
+            f"{path}\0{self._looker}"
+            if media.num_bytes is None
+            else f"{path}\0{media.offset}+{media.num_bytes}\0{self._looker}"
+        )
+        return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little", signed=True)
+
+    def _connect(self) -> _Closing:
+        if self._file is None:
+            raise FileNotFoundError("there is no home folder")
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._file, timeout=_LOCK_WAIT_S)
+        version = _version()
+        if connection.execute("PRAGMA user_version").fetchone()[0] != version:
+            connection.execute("DROP TABLE IF EXISTS headers")
+            connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute(_TABLE)
+        return _Closing(connection)
+
+    def _give_up(self, error: Exception) -> None:
+        _log.debug("what was seen of clips is not remembered in %s: %s", self._file, error)
+        if self._file is not None and not isinstance(
+            error, OSError | sqlite3.OperationalError
+        ):  # damaged: the next run starts another
+            with suppress(OSError):
+                self._file.unlink()
+
+
+class _Closing:
+    """A connection whose with-statement ends the transaction and closes it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            self._connection.commit()
+        self._connection.close()
+
+
+def _version() -> int:
+    """31 bits of what decides on a header's content: this room's code and the library."""
+    digest = hashlib.blake2b(av.__version__.encode(), digest_size=4)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def _stamp(path: str) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,63 @@
+"""Near duplicates against a comparison of every pair, one after the other."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from cogvideox.doctor.pictures import Pictures
+from cogvideox.doctor.similar import MOST_BITS, near_duplicates
+from PIL import Image
+
+
+def frames(seed: int, size: tuple[int, int] = (60, 96), noise: float = 0.0) -> np.ndarray:
+    """Four smooth pictures that change, uint8 [4, h, w, 3]."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(4):
+        small = Image.fromarray(random.integers(0, 255, (7, 11, 3)).astype(np.uint8))
+        found.append(np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC), np.float32))
+    grain = np.random.default_rng(seed + 1000).normal(0, noise, (4, *size, 3)) if noise else 0
+    return np.clip(np.stack(found) + grain, 0, 255).astype(np.uint8)
+
+
+def test_the_same_clip_again_is_found_and_no_other() -> None:
+    shown = [frames(seed) for seed in range(40)]
+    shown += [frames(3, (120, 192)), frames(3, noise=8.0), frames(7, (60, 90))]
+    pictures = [Pictures.of(each) for each in shown]
+    hashes, colours = (np.stack([getattr(each, name) for each in pictures]) for name in ("hash", "colours"))
+    assert near_duplicates(hashes, colours) == [[3, 40, 41], [7, 42]]
+
+
+def test_the_number_of_bits_is_that_of_a_plain_count() -> None:
+    random = np.random.default_rng(0)
+    first = random.integers(0, 256, (4, 8)).astype(np.uint8)
+    colours = np.zeros((2, 4, 8, 8, 3), np.uint8)
+    for flipped in (0, 1, MOST_BITS, MOST_BITS + 1, 100):
+        bits = np.unpackbits(first.reshape(-1))
+        bits[random.permutation(256)[:flipped]] ^= 1
+        second = np.packbits(bits).reshape(4, 8)
+        found = near_duplicates(np.stack([first, second]), colours)
+        assert found == ([[0, 1]] if flipped <= MOST_BITS else []), flipped
+
+
+def test_flat_pictures_of_other_colours_are_others() -> None:
+    pictures = [Pictures.of(np.full((4, 60, 96, 3), level, np.uint8)) for level in (40, 90, 91, 200)]
+    hashes, colours = (np.stack([getattr(each, name) for each in pictures]) for name in ("hash", "colours"))
+    assert near_duplicates(hashes, colours) == [[1, 2]]
+
+
+def test_more_clips_than_a_block() -> None:
+    random = np.random.default_rng(1)
+    hashes = random.integers(0, 256, (1300, 4, 8)).astype(np.uint8)
+    hashes[1200] = hashes[5]
+    assert near_duplicates(hashes, np.zeros((1300, 4, 8, 8, 3), np.uint8)) == [[5, 1200]]
+
+
+def test_what_pictures_say() -> None:
+    black = Pictures.of(np.zeros((4, 60, 96, 3), np.uint8))
+    assert (black.brightness, black.contrast, black.motion) == (0, 0, 0)
+    steps = np.repeat(np.array([10, 20, 50, 45], np.uint8), 60 * 96 * 3).reshape(4, 60, 96, 3)
+    moving = Pictures.of(steps)
+    assert abs(moving.motion - 30) < 0.01 and abs(moving.brightness - 50) < 0.01
+    assert max(Image.open(io.BytesIO(moving.jpeg)).size) <= 144
