@@ -72,7 +72,7 @@ def check_data(config: Config) -> list[str]:
 
 def page_command(config: Config) -> str:
     """A line that says how to see the data on a page."""
-    words = ("--base", *map(Path, config.files), *config.overrides, "--output", "report.html")
+    words: tuple[str | Path, ...] = ("--base", *map(Path, config.files), *config.overrides, "--output", "report.html")
     return f"  to see it on a page: {commands.tool('check_dataset', *words)}"
 
 
