@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.text.encoders import T5Encoder
+from cogvideox.text.encoders import T5Encoder, open_tokenizer
 from safetensors.torch import load_file, save_file
 from text.tiny_t5 import build_tiny_t5
 from transformers import AutoTokenizer, T5EncoderModel
@@ -53,6 +53,18 @@ def test_pipeline_folders_work_too(copy: Path, tmp_path: Path) -> None:
         for name in names:
             shutil.copy(copy / name, pipeline / part / name)
     assert torch.equal(T5Encoder(str(pipeline), LENGTH)(CAPTIONS), T5Encoder(str(copy), LENGTH)(CAPTIONS))
+
+
+def test_tokens_are_counted_without_weights(folder: Path, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    counted = open_tokenizer(str(copy))(CAPTIONS)
+    assert counted == T5Encoder(str(folder), LENGTH).count_tokens(CAPTIONS)
+    (copy / "spiece.model").unlink()
+    with pytest.raises(CheckpointError, match="holds no T5 tokenizer: it needs"):
+        open_tokenizer(str(copy))
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="can't load the tokenizer"):
+        open_tokenizer(str(copy))
 
 
 def test_no_mask_hides_the_padding(folder: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_check_looks_at_clips_without_torch(settings: Path, family: tiny.Tin
     done = check(settings)
     assert done.returncode == 0, done.stderr
     assert f"data: 4 of 4 videos usable, from {family.clips}" in done.stdout
+    assert f"tools/check_dataset.py --base {settings} --output report.html\n" in done.stdout
     assert done.stdout.splitlines()[-2:] == ["the configuration is valid", "[]"]
     assert not (family.folder / "runs").exists()
 

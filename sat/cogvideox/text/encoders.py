@@ -158,7 +158,10 @@ def open_tokenizer(model_dir: str) -> Callable[[Sequence[str]], list[int]]:
     """
     folder = Path(os.path.expanduser(model_dir))
     inside = folder / "tokenizer"
-    tokenizer = _load_tokenizer(inside if inside.is_dir() else folder, _MOST_TOKENS)
+    place = inside if inside.is_dir() else folder
+    if not any((place / name).is_file() for name in ("spiece.model", "tokenizer.json")):
+        raise CheckpointError(f"{place} holds no T5 tokenizer: it needs spiece.model or tokenizer.json")
+    tokenizer = _load_tokenizer(place, _MOST_TOKENS)
     return lambda captions: [len(ids) for ids in tokenizer(list(captions), truncation=False)["input_ids"]]
 
 
