@@ -60,7 +60,7 @@ NETWORK = "model.network_config.params"
         ),
         ("data.fps=0", r"data\.fps: must be more than 0"),
         ("data.clip_timeout_s=0", r"data\.clip_timeout_s: must be more than 0"),
-        ("data.reader=ffmpeg", r"data\.reader: must be one of pyav, decord, not 'ffmpeg'"),
+        ("data.reader=ffmpeg", r"data\.reader: must be one of pyav, decord, torchcodec, not 'ffmpeg'"),
         ("data.max_failed_share=2", r"data\.max_failed_share: must lie between 0 and 1"),
         ("data=3", r"data: must be a mapping of keys"),
         ("model.scale_factor=0", r"model\.scale_factor: must be more than 0"),

@@ -241,7 +241,7 @@ def _read_clip(folder: Path) -> None:
     spec = ClipSpec((tiny.HEIGHT, tiny.WIDTH), tiny.FPS, tiny.FRAMES, 0.0, "skip", False)
     decoder = ClipDecoder(spec, open_reader("pyav"))
     for file in sorted((folder / "clips").glob("*.mp4")):
-        if Survey.of(decoder.reader.probe(str(file)), spec).too_short is None:
+        if Survey.of(decoder.reader.probe(Media(str(file))), spec).too_short is None:
             decoder.read(ReadJob(Media(str(file)), 0, spec.bucket, 0, 0))
 
 
@@ -277,7 +277,7 @@ def _read_changed_video(folder: Path) -> None:
             continue
         media = Media(str(file))
         decoder.reader.probe(media)
-        decoder.read(ReadJob(media, 0, 0, 0))
+        decoder.read(ReadJob(media, 0, spec.bucket, 0, 0))
         os.utime(file, ns=(_UNTOUCHED_NS, _UNTOUCHED_NS))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cogvideox.data.plans import StreamPosition
 from cogvideox.errors import CheckpointError
 from cogvideox.parallel.groups import start_process_groups
 from cogvideox.training.checkpoint import Checkpointer, Progress, load_progress
@@ -21,6 +22,8 @@ from processes import run_processes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.toy import build, section, train, weights
+
+PROGRESS = Progress(3, StreamPosition(12, {"9x32x48": 12}), "clips")
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 
@@ -36,11 +39,11 @@ def test_a_saved_run_goes_on_with_the_same_bits(stage: int, tmp_path: Path) -> N
     given, groups = section(stage, **BF16), start_process_groups("cpu")
     straight = build(given)
     train(straight, range(1, 4))
-    folder = Checkpointer(tmp_path, straight, groups, {}).save(Progress(3, 12, "clips"))
+    folder = Checkpointer(tmp_path, straight, groups, {}).save(PROGRESS)
     expected = train(straight, range(4, 7))
     resumed = build(given)
     resumed.module.load_state_dict(read_checkpoint(folder).module)
-    assert load_progress(folder, resumed, groups) == Progress(3, 12, "clips")
+    assert load_progress(folder, resumed, groups) == PROGRESS
     assert train(resumed, range(4, 7)) == expected
     assert all(torch.equal(weights(straight)[name], each) for name, each in weights(resumed).items())
 
@@ -52,7 +55,7 @@ def _two_processes(folder: Path) -> list[bool]:
         straight = build(given, groups)
         train(straight, range(1, 4), 2, groups.rank)
         (folder / str(stage)).mkdir(exist_ok=True)
-        saved = Checkpointer(folder / str(stage), straight, groups, {}).save(Progress(3, 12, "clips"))
+        saved = Checkpointer(folder / str(stage), straight, groups, {}).save(PROGRESS)
         files = sorted(file.name for file in (saved / "training_state").iterdir())
         assert files == ["rank_00000.pt", "rank_00001.pt"][: 2 if stage else 1]
         expected = train(straight, range(4, 7), 2, groups.rank)
@@ -109,7 +112,7 @@ def test_what_is_saved_is_written_from_cpu_storages(tmp_path: Path, monkeypatch:
     real = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: (asked.append(self.numel()), real(self))[1])
     monkeypatch.setattr(torch, "save", lambda *_, **__: pytest.fail("torch.save takes tensors as they are"))
-    folder = checkpointer(tmp_path).save(Progress(2, 8, ""))
+    folder = checkpointer(tmp_path).save(Progress(2, StreamPosition(8), ""))
     state = read_state(folder, 0).optimizer
     moments = [each for entry in state["base"]["state"].values() for each in entry.values()]
     held = [*read_checkpoint(folder).module.values(), *moments, *state["masters"]]
@@ -140,11 +143,11 @@ def test_a_full_disk_says_what_was_needed_and_what_is_free(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver = checkpointer(tmp_path)
-    saver.save(Progress(2, 8, ""))
+    saver.save(Progress(2, StreamPosition(8), ""))
     fail_in(monkeypatch, name)
     expected = r"failed: No space left on device; [\d.]+ KiB needed, [\d.]+ \w+ free on the disk of \S+"
     with pytest.raises(CheckpointError, match=expected) as caught:
-        saver.save(Progress(3, 12, ""))
+        saver.save(Progress(3, StreamPosition(12), ""))
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert read_checkpoint(tmp_path).iteration == 2
