@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cogvideox.buckets import Buckets
 from cogvideox.data.decode import ClipInfo, PyAVReader
 from cogvideox.data.listing import held_out_count, list_samples, long_captions, trained_and_held_out
 from cogvideox.data.media import Media
@@ -19,6 +20,7 @@ from cogvideox.data.sources.read import read_sources
 from cogvideox.data.survey import Failure
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
+from cogvideox.geometry import Bucket
 from data.clip_files import render_pair
 
 SPEC = ClipSpec((480, 720), 8, 49, short_clips="skip")
@@ -185,3 +187,19 @@ def test_held_out_count() -> None:
     assert [held_out_count(20, share) for share in (0.01, 0.2, 0.9)] == [1, 4, 18]
     with pytest.raises(DataError, match=r"holding out 0.9 of 1 samples leaves none to train on"):
         held_out_count(1, 0.9)
+
+
+def test_what_is_said_of_a_clip_is_of_its_own_bucket(tmp_path: Path) -> None:
+    """Not of data.video_size and data.max_num_frames, which its bucket replaces."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("a clip")
+    slow = ClipInfo(200, 60, np.arange(20) / 4)  # wide, 4 frames per second, 33 of a result at 8
+    buckets = Buckets((Bucket(9, 160, 48),))
+
+    def look(medias: Sequence[Media]) -> Iterator[tuple[Media, ClipInfo]]:
+        yield from ((each, slow) for each in medias)
+
+    spec = ClipSpec((160, 480), 8, 49, short_clips="skip")
+    report = list_samples([tmp_path], spec, PyAVReader(), look=look, buckets=buckets).report
+    assert "% is cut off at its sides" in report.text(), "at 160 x 480 it would be above and below"
+    assert "4 of 9 frames repeat the one before" in report.text()

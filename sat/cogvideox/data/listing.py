@@ -274,9 +274,10 @@ def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, floa
     def keep(kind: str, reason: str, badness: float = 0.0) -> None:
         found.append((kind, reason, "kept", badness))
 
+    bucket = survey.buckets[0]
     shape = f"{survey.height} x {survey.width} pixels (height x width)"
     if survey.kept_share < KEPT_SHARE_TO_NAME:
-        is_taller = survey.height * spec.video_size[1] > survey.width * spec.video_size[0]
+        is_taller = survey.height * bucket.width > survey.width * bucket.height
         sides = "above and below" if is_taller else "at its sides"
         keep("cropped", f"{shape}: {1 - survey.kept_share:.0%} is cut off {sides}", -survey.kept_share)
     if survey.enlargement >= ENLARGEMENT_TO_NAME:
@@ -286,7 +287,7 @@ def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, floa
         last = f"its last frame is repeated {survey.num_padded} times"
         keep("padded", again if spec.short_clips == "loop" else last, survey.num_padded)
     if survey.num_repeated:
-        repeats = f"{survey.num_repeated} of {spec.max_num_frames} frames repeat the one before"
+        repeats = f"{survey.num_repeated} of {bucket.frames} frames repeat the one before"
         keep("slow source", f"{survey.source_fps:.2f} fps: {repeats}", survey.num_repeated)
     return tuple(found)
 
