@@ -12,7 +12,6 @@ from cogvideox.data.timing import (
     frame_indices,
     frames_available,
     num_windows,
-    shortened,
 )
 from cogvideox.errors import DataError, ShapeError
 from cogvideox.geometry import Geometry
@@ -247,9 +246,6 @@ def test_the_frames_that_are_available_are_the_most_that_fit(
         for frames in range(1, 90, 4)
     ]
     assert fits == [frames <= available for frames in range(1, 90, 4)]
-    short = shortened(times, spec(**{**options, "short_clips": "shorten"}), cuts)
-    assert short.max_num_frames == min(spec(**options).max_num_frames, (available - 1) // 4 * 4 + 1)
-    assert num_windows(times, short, cuts) > 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -320,12 +316,7 @@ def test_a_short_clip_gets_the_longest_legal_count() -> None:
     for geometry, frames, right in ((Geometry(), 30, 29), (Geometry(), 3, 1), (deep, 30, 25), (deep, 8, 0)):
         assert geometry.longest_frames(frames) == right
         assert right == max((n for n in range(1, frames + 1) if not geometry.frames_problem(n)), default=0)
-    short = spec(max_num_frames=49, short_clips="shorten")
-    assert shortened(np.arange(30) / 8, short).max_num_frames == 29
-    assert shortened(np.arange(80) / 8, short) is short
-    assert shortened(np.arange(30) / 8, spec(max_num_frames=49, short_clips="skip")).max_num_frames == 49
     nothing = spec(max_num_frames=49, short_clips="shorten", geometry=deep)
-    assert shortened(np.arange(8) / 8, nothing) is nothing
     with pytest.raises(ClipTooShortError, match=r"spans 0\.88 s"):
         frame_indices(np.arange(8) / 8, nothing)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -187,17 +187,6 @@ def frames_available(timestamps: Timestamps, spec: ClipSpec, cuts: Cuts = ()) ->
     """
     clock = _Clock.of(timestamps, spec)
     return clock.frames_in(max(clock.span(each) for each in _scenes(len(timestamps), spec, cuts)))
-
-
-def shortened(timestamps: Timestamps, spec: ClipSpec, cuts: Cuts = ()) -> ClipSpec:
-    """`spec` with the longest legal frame count that a short clip has, where `short_clips` is "shorten"; else `spec`.
-
-    Args: see frame_indices.
-    """
-    if spec.short_clips != "shorten":
-        return spec
-    frames = spec.geometry.longest_frames(frames_available(timestamps, spec, cuts))
-    return replace(spec, max_num_frames=frames) if 0 < frames < spec.max_num_frames else spec
 
 
 class _Stretch(NamedTuple):
