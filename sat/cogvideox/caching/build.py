@@ -70,11 +70,11 @@ class _Clip:
 def prepare_folders(cache: Cache) -> None:
     """Say in the cache how its entries are made. Raises: DataError where nothing can be written."""
     for recipe in cache.recipes:
-        write_beside(recipe.folder(cache.root) / RECIPE_FILE, _told(recipe).encode())
+        write_beside(recipe.folder(cache.root) / RECIPE_FILE, _recipe_text(recipe).encode())
     abandoned(cache.root)
 
 
-def _told(recipe: Recipe) -> str:
+def _recipe_text(recipe: Recipe) -> str:
     return json.dumps({"weights": recipe.weights, "facts": json.loads(recipe.facts)}, indent=2) + "\n"
 
 
