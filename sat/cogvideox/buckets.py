@@ -16,6 +16,12 @@ ASPECT_RATIOS = (9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 21 / 9)
 _SAME_SHARE = 0.01
 
 
+def micro_batch_size(num_video_tokens: int, budget: int | None, micro: int) -> int:
+    """Clips of a bucket in a micro batch: as many as a budget of video tokens allows, at least one; without a budget
+    `micro` of every bucket."""
+    return micro if budget is None else max(1, budget // num_video_tokens)
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a clip goes into a bucket.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cogvideox.buckets import Buckets
+from cogvideox.buckets import Buckets, micro_batch_size
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
 from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.timing import ClipSpec
@@ -78,10 +78,8 @@ class Subject:
     def batch_size(self, bucket: Bucket) -> int:
         """Samples of an optimizer step of this bucket, over all processes."""
         micro, accumulation = self._batch_factors()
-        budget = self.data.tokens_per_micro_batch
-        if budget is not None:
-            micro = max(1, budget // self.spec.geometry.num_video_tokens(*bucket))
-        return micro * accumulation * self.processes
+        tokens = self.spec.geometry.num_video_tokens(*bucket)
+        return micro_batch_size(tokens, self.data.tokens_per_micro_batch, micro) * accumulation * self.processes
 
     def _batch_factors(self) -> tuple[int, int]:
         """Micro batch and accumulation; of these and the whole batch, one may be left out."""

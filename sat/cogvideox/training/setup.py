@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogvideox.buckets import micro_batch_size
 from cogvideox.config.compare import changed_settings
 from cogvideox.config.load import resolved_yaml
 from cogvideox.config.schema import Config, TrainArgs
@@ -304,12 +305,9 @@ def tokens_per_sample(model: VideoDiffusion, bucket: Bucket) -> int:
 
 
 def micro_batch_sizes(config: Config, model: VideoDiffusion, buckets: Sequence[Bucket], micro: int) -> list[int]:
-    """Clips of each bucket in a micro batch: as many as data.tokens_per_micro_batch allows, at least one; without it
-    `micro` of every bucket."""
+    """Clips of each bucket in a micro batch, by data.tokens_per_micro_batch."""
     budget = data_section(config).tokens_per_micro_batch
-    if budget is None:
-        return [micro] * len(buckets)
-    return [max(1, budget // model.geometry.num_video_tokens(*bucket)) for bucket in buckets]
+    return [micro_batch_size(model.geometry.num_video_tokens(*bucket), budget, micro) for bucket in buckets]
 
 
 def every(interval: int | None, last: int) -> Callable[[int], bool]:
