@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sat"))
 
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.decode import READERS, open_reader
-from cogvideox.data.listing import list_samples
+from cogvideox.data.listing import find_samples
 from cogvideox.data.media import Media
 from cogvideox.data.order import epoch_order
 from cogvideox.data.sources.read import read_sources
@@ -161,9 +161,9 @@ def look_twice(folder: Path, num_files: int) -> None:
     walls = []
     for start in ("first", "second"):
         started = time.perf_counter()
-        samples, *_ = list_samples(
+        samples, *_ = find_samples(
             [folder / "clips"], SPEC, open_reader("pyav"), missing_captions="empty", cache=str(folder / "cache")
-        )
+        ).listed
         walls.append(time.perf_counter() - started)
         assert len(samples) == num_files
         print(f"{start} start: {walls[-1]:.2f} s, {num_files / walls[-1]:,.0f} files/s")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cogvideox.data.dataset import VideoDataset, build_dataset, split_held_out
 from cogvideox.data.decode import PyAVReader
-from cogvideox.data.listing import list_samples
+from cogvideox.data.listing import find_samples
 from cogvideox.data.report import Problem, SourceReport, Spread
 from cogvideox.data.timing import ClipSpec
 from cogvideox.errors import DataError
@@ -43,7 +43,7 @@ def names(problems: list[Problem]) -> list[str]:
 
 
 def test_one_report_names_everything(mixed: Path) -> None:
-    samples, report, _ = list_samples([mixed], SPEC, PyAVReader())
+    samples, report, _ = find_samples([mixed], SPEC, PyAVReader()).listed
     expected = {
         "missing caption": ("alone.mp4", "error"),
         "unreadable video": ("empty.mp4", "left out"),
@@ -81,11 +81,11 @@ def test_one_report_names_everything(mixed: Path) -> None:
 
 def test_short_clips_skipped_or_padded(mixed: Path) -> None:
     spec = replace(SPEC, short_clips="skip")
-    samples, report, _ = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
+    samples, report, _ = find_samples([mixed], spec, PyAVReader(), missing_captions="empty").listed
     assert "short.mp4" not in {Path(sample.media.path).name for sample in samples}
     assert [(problem.effect) for problem in report.of_kind("too short")] == ["left out"]
     spec = replace(SPEC, short_clips="pad")
-    samples, report, _ = list_samples([mixed], spec, PyAVReader(), missing_captions="empty")
+    samples, report, _ = find_samples([mixed], spec, PyAVReader(), missing_captions="empty").listed
     assert "short.mp4" in {Path(sample.media.path).name for sample in samples}
     assert names(report.of_kind("padded")) == ["short.mp4"]
     assert report.of_kind("padded")[0].reason == "its last frame is repeated 3 times"

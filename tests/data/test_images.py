@@ -13,7 +13,7 @@ from cogvideox.data.clips import ClipDecoder, ProbeJob, ReadJob
 from cogvideox.data.dataset import build_dataset
 from cogvideox.data.decode import ClipInfo, PyAVReader
 from cogvideox.data.images import ImageReader, read_image
-from cogvideox.data.listing import list_samples
+from cogvideox.data.listing import find_samples
 from cogvideox.data.loader import build_loader
 from cogvideox.data.media import IMAGE_SUFFIXES, Media
 from cogvideox.data.rows import ClipBatch
@@ -148,7 +148,7 @@ def test_folders_of_images_and_clips_train_on_single_frames(mixed: Path, caplog:
 
 
 def test_images_among_clips_are_reported_when_clips_have_more_frames(mixed: Path) -> None:
-    samples, report, _ = list_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader())
+    samples, report, _ = find_samples([mixed], ClipSpec((16, 24), 8, 9), PyAVReader()).listed
     assert [Path(sample.media.path).name for sample in samples] == ["c.mp4"]
     left = report.of_kind("image among clips")
     assert [Path(problem.path).name for problem in left] == ["a.png", "b.jpg", "broken.png"]

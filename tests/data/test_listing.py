@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cogvideox.buckets import Buckets
 from cogvideox.data.decode import ClipInfo, PyAVReader
-from cogvideox.data.listing import held_out_count, list_samples, long_captions, trained_and_held_out
+from cogvideox.data.listing import find_samples, held_out_count, long_captions, trained_and_held_out
 from cogvideox.data.media import Media
 from cogvideox.data.report import SourceReport, describe
 from cogvideox.data.sample import Sample
@@ -41,7 +41,7 @@ def report_on(root: Path, clips: dict[str, ClipInfo | Failure], spec: ClipSpec =
     def look(medias: Sequence[Media]) -> Iterator[tuple[Media, ClipInfo | Failure]]:
         return ((media, clips[Path(media.path).name]) for media in medias if Path(media.path).name in clips)
 
-    return list_samples([root], spec, PyAVReader(), look=look)[1]
+    return find_samples([root], spec, PyAVReader(), look=look).listed[1]
 
 
 def lasting(seconds: float, fps: float = 24) -> ClipInfo:
@@ -133,12 +133,12 @@ def test_files_are_looked_at_once(tmp_path: Path) -> None:
         return ((media, PyAVReader().probe(media)) for media in medias)
 
     spec = ClipSpec((48, 96), 8, 9)
-    first, again = (list_samples([tmp_path], spec, PyAVReader(), look=look) for _ in range(2))
+    first, again = (find_samples([tmp_path], spec, PyAVReader(), look=look).listed for _ in range(2))
     assert first[0] == again[0] and first[1].text() == again[1].text()
     assert looked == [str(tmp_path / "a.mp4")]
     assert not any("sqlite" in name for name in os.listdir(tmp_path))
     render_pair(tmp_path / "a.mp4", "a clip", num_frames=61)
-    list_samples([tmp_path], spec, PyAVReader(), look=look)
+    find_samples([tmp_path], spec, PyAVReader(), look=look)
     assert len(looked) == 2
 
 
@@ -150,8 +150,8 @@ def test_what_was_seen_is_remembered_when_looking_is_interrupted(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list_samples([tmp_path], SPEC, PyAVReader(), look=look)
-    samples, report, _ = list_samples([tmp_path], SPEC, PyAVReader(), look=lambda medias: ())
+        find_samples([tmp_path], SPEC, PyAVReader(), look=look)
+    samples, report, _ = find_samples([tmp_path], SPEC, PyAVReader(), look=lambda medias: ()).listed
     assert len(samples) == 1 and report.num_not_looked_at == 1
 
 
@@ -200,6 +200,6 @@ def test_what_is_said_of_a_clip_is_of_its_own_bucket(tmp_path: Path) -> None:
         yield from ((each, slow) for each in medias)
 
     spec = ClipSpec((160, 480), 8, 49, short_clips="skip")
-    report = list_samples([tmp_path], spec, PyAVReader(), look=look, buckets=buckets).report
+    report = find_samples([tmp_path], spec, PyAVReader(), look=look, buckets=buckets).listed.report
     assert "% is cut off at its sides" in report.text(), "at 160 x 480 it would be above and below"
     assert "4 of 9 frames repeat the one before" in report.text()

@@ -14,7 +14,7 @@ from cogvideox.buckets import Buckets
 from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
-from cogvideox.data.listing import held_out_count, list_samples
+from cogvideox.data.listing import find_samples, held_out_count
 from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
 from cogvideox.data.order import OrderedSamples, SampleIds, hash_words
@@ -157,19 +157,19 @@ def build_dataset(
     others: it is picklable.
 
     Args:
-        entries, spec, missing_captions, captions, max_failed_share, cache, buckets: see listing.list_samples.
+        entries, spec, missing_captions, captions, max_failed_share, cache, buckets: see listing.find_samples.
         reader: "pyav", "decord" or a reader of your own.
         clip_timeout_s: time limit for a file.
         num_workers: processes that look at the files; 0 looks in this process.
         for_image_to_video: read the first images that samples have of their own.
 
     Raises:
-        DataError: see listing.list_samples and SourceReport.check.
+        DataError: see listing.find_samples and SourceReport.check.
     """
     if not 0 <= max_failed_share <= 1:
         raise DataError(f"max_failed_share is {max_failed_share:g}; it has to lie between 0 and 1")
     decoder = ClipDecoder(spec, open_reader(reader, spec.scene_cuts) if isinstance(reader, str) else reader)
-    samples, report, plan = list_samples(
+    samples, report, plan = find_samples(
         entries,
         spec,
         decoder.reader,
@@ -179,7 +179,7 @@ def build_dataset(
         max_failed_share=max_failed_share,
         cache=cache,
         buckets=buckets,
-    )
+    ).listed
     report.check()
     if for_image_to_video and samples.has_images():
         decoder = replace(decoder, with_images=True)

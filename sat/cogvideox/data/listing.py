@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,18 +66,6 @@ class Found(NamedTuple):
 _MISSING = Failure("there is no such file")
 
 
-def list_samples(
-    entries: Sequence[SourceSpec | str | Path], spec: ClipSpec, reader: VideoReader, **settings: Any
-) -> Listed:
-    """What can be trained on of the entries. Args, Raises: see find_samples.
-
-    Returns:
-        The usable samples in order, the report, and their buckets. Samples that were not looked at are not among
-        them. Problems of single items don't raise: see SourceReport.check.
-    """
-    return find_samples(entries, spec, reader, **settings).listed
-
-
 def find_samples(
     entries: Sequence[SourceSpec | str | Path],
     spec: ClipSpec,
@@ -101,6 +89,10 @@ def find_samples(
         max_failed_share: for the report's verdict.
         cache: folder in which what was seen is remembered; None: the user's own.
         buckets: the shapes that samples may have; None for that of `spec`.
+
+    Returns:
+        Everything that was found; `listed` has the usable samples in order, the report, and their buckets. Samples that
+        were not looked at are not among them. Problems of single items don't raise: see SourceReport.check.
 
     Raises:
         DataError: for the entries themselves, see read.read_sources.

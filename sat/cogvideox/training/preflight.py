@@ -13,7 +13,7 @@ from cogvideox.config.clip_sizes import ClipSizes, read_sizes
 from cogvideox.config.findings import Refusal
 from cogvideox.config.schema import Config, DataConfig, data_entries
 from cogvideox.data.decode import open_reader
-from cogvideox.data.listing import held_out_count, list_samples, trained_and_held_out
+from cogvideox.data.listing import find_samples, held_out_count, trained_and_held_out
 from cogvideox.data.report import describe
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.spec import SourceSpec
@@ -82,7 +82,7 @@ def _check_folders(
     """The report's lines, the usable samples, and how many files they are of; None where not all were looked at."""
     data = data_section(config)
     reader = open_reader(data.reader, data.scene_cuts)
-    samples, report, _ = list_samples(
+    samples, report, _ = find_samples(
         source_specs(written, data),
         clip_spec(config),
         reader,
@@ -92,7 +92,7 @@ def _check_folders(
         max_failed_share=data.max_failed_share,
         cache=config.train_args.cache,
         buckets=buckets_of(config),
-    )
+    ).listed
     report.check()
     lines = [report.text()]
     if report.num_not_looked_at:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cogvideox.data.decode import ClipInfo, PyAVReader
-from cogvideox.data.listing import list_samples
+from cogvideox.data.listing import find_samples
 from cogvideox.data.order import hash_words
 from cogvideox.data.sources.read import read_sources, settle_repeats
 from cogvideox.data.sources.spec import SourceSpec
@@ -86,9 +86,9 @@ def test_missing_files_are_left_out_up_to_a_share(tmp_path: Path) -> None:
     put(tmp_path, "p/z.mp4", "p/z.txt")
 
     def report(*entries: SourceSpec | str) -> object:
-        return list_samples(
+        return find_samples(
             entries, ClipSpec((48, 96), 8, 9), PyAVReader(), look=lambda medias: ((each, GOOD) for each in medias)
-        )[1]
+        ).listed[1]
 
     found = report(str(tmp_path / "a.csv"), SourceSpec(str(tmp_path / "p"), repeats=4))
     found.check()  # type: ignore[attr-defined]
