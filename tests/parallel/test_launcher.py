@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cogvideox.parallel import launcher
 from cogvideox.parallel.launch import Launch, read_launch
 from cogvideox.parallel.launcher import environments
 
@@ -76,6 +77,23 @@ def test_signals_go_on_to_every_process_once(tmp_path, number):
     assert [program.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     program.send_signal(number)
     assert program.wait(60) == 41
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_signal_while_the_processes_are_started(monkeypatch, place):
+    """It reaches each of them, and the first one too: none goes on alone."""
+    started, popen = [], subprocess.Popen
+
+    def start(*args, **kwargs):
+        if len(started) == place:
+            signal.raise_signal(signal.SIGTERM)
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", start, raising=True)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert launcher.run_processes(sleep, 2) == 128 + signal.SIGTERM
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
 @pytest.mark.parametrize("words", [[], ["2"], ["two", "program.py"], ["0", "program.py"]])

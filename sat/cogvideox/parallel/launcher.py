@@ -31,16 +31,24 @@ def run_processes(command: Sequence[str], count: int) -> int:
     Raises: ConfigError for a contradictory environment.
     """
     places = environments(os.environ, count)
-    # In sessions of their own: what a terminal sends to everybody reaches them through this process only.
-    processes = [subprocess.Popen(command, env={**os.environ, **place}, start_new_session=True) for place in places]
+    processes: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        if len(processes) < len(places):  # some would never hear of it
+            early.append(signum)
+            return
         for process in processes:
             process.send_signal(signum)
 
     heard = [each for each in stopping.SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, pass_on) for each in heard}
     try:
+        for place in places:
+            # In sessions of their own: what a terminal sends to everybody reaches them through this process only.
+            processes.append(subprocess.Popen(command, env={**os.environ, **place}, start_new_session=True))
+        for signum in early:
+            pass_on(signum, None)
         return _wait(processes)
     finally:
         for each, handler in before.items():
