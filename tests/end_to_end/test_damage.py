@@ -21,7 +21,7 @@ from cogvideox.errors import CheckpointError
 from cogvideox.model.files import model_files
 from cogvideox.parallel.groups import ProcessGroups, start_process_groups
 from cogvideox.sampling.run import run_sampling
-from cogvideox.training.setup import files_to_check
+from cogvideox.training.starting_weights import files_to_check
 from cogvideox.weights.hashes import FAST, hash_of
 from processes import run_processes
 from training.test_training_state import damaged

@@ -123,7 +123,7 @@ def test_a_signal_in_the_middle_of_a_save(interrupt, settings, tmp_path, monkeyp
 
 def test_a_signal_while_loading_ends_at_once(interrupt, tmp_path, monkeypatch):
     """Nothing has been written, so there is nothing to wait for."""
-    import cogvideox.training.setup as setup
+    from cogvideox.training import starting_weights
 
     loading = threading.Event()
 
@@ -131,7 +131,7 @@ def test_a_signal_while_loading_ends_at_once(interrupt, tmp_path, monkeypatch):
         loading.set()
         threading.Event().wait(200)
 
-    monkeypatch.setattr(setup, "load_transformer", hang)
+    monkeypatch.setattr(starting_weights, "load_transformer", hang)
     status, written = interrupt(signal.SIGTERM, loading.is_set)
     assert status == 128 + signal.SIGTERM and "interrupted (SIGTERM); nothing was saved" in written
     assert not (tmp_path / "runs").exists()

@@ -165,7 +165,7 @@ def test_more_processes_than_clips_is_refused(settings, family):
     from cogvideox.config.load import load_config
     from cogvideox.errors import DataError
     from cogvideox.parallel.groups import ProcessGroups
-    from cogvideox.training.setup import check_enough, prepare_data
+    from cogvideox.training.data_sets import check_enough, prepare_data
 
     train, _ = prepare_data(load_config([str(settings)], [], "train"))
     groups = ProcessGroups(rank=0, world_size=9, local_rank=0, device=torch.device("cpu"))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.parallel.groups import start_process_groups
-from cogvideox.training.deepspeed_config import BatchSizes, read_batch_sizes, read_dtype
+from cogvideox.training.batch_sizes import BatchSizes, read_batch_sizes
+from cogvideox.training.deepspeed_config import read_dtype
 from deepspeed.ops import op_builder
 from deepspeed.ops.op_builder.builder import MissingCUDAException
 from processes import run_processes

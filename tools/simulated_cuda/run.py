@@ -15,7 +15,7 @@ import torch
 from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.schema import Config
 from cogvideox.model.video_diffusion import VideoDiffusion
-from cogvideox.training.engine import read_batch_sizes
+from cogvideox.training.batch_sizes import read_batch_sizes
 from cogvideox.training.trainer import Trainer
 from torch import Tensor
 

@@ -12,23 +12,10 @@ import torch
 from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
+from cogvideox.training.batch_sizes import BatchSizes
 
 _log = get_logger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """micro: samples of one forward on one process; accumulation: micro batches of one step on one process."""
-
-    micro: int
-    accumulation: int
-    processes: int
-
-    @property
-    def effective(self) -> int:
-        """Samples of one optimizer step over all processes."""
-        return self.micro * self.accumulation * self.processes
 
 
 @dataclass(frozen=True)
@@ -51,29 +38,6 @@ def read_dtype(section: DeepSpeedSection, device: torch.device) -> torch.dtype:
             "fp32"
         )
     return _DTYPES[section.precision]
-
-
-def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
-    """Batch sizes from the three keys that DeepSpeed knows; any that is missing follows from the others.
-
-    Raises:
-        ConfigError: they contradict each other for this number of processes.
-    """
-    total, micro = section.get("train_batch_size"), section.get("train_micro_batch_size_per_gpu")
-    accumulation = section.get("gradient_accumulation_steps")
-    if micro is not None and accumulation is not None:
-        sizes = BatchSizes(micro, accumulation, processes)
-    elif micro is not None:
-        sizes = BatchSizes(micro, total // (micro * processes), processes)
-    else:
-        assert accumulation is not None, "the checked section has one of the factors"
-        sizes = BatchSizes(total // (accumulation * processes), accumulation, processes)
-    if min(sizes.micro, sizes.accumulation) < 1 or (total is not None and sizes.effective != total):
-        raise ConfigError(
-            f"deepspeed.train_batch_size: {total} is not train_micro_batch_size_per_gpu x gradient_accumulation_steps "
-            f"x processes ({sizes.micro} x {sizes.accumulation} x {processes})"
-        )
-    return sizes
 
 
 def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int, *, by_deepspeed: bool) -> EngineConfig:

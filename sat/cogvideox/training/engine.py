@@ -27,7 +27,8 @@ from cogvideox.parallel.zero import (
     prepare_deepspeed,
     restore_optimizer,
 )
-from cogvideox.training.deepspeed_config import engine_config, read_batch_sizes
+from cogvideox.training.batch_sizes import read_batch_sizes
+from cogvideox.training.deepspeed_config import engine_config
 from cogvideox.training.guard import Guard
 from cogvideox.training.lr_schedules import Schedule
 from cogvideox.training.master_weights import MasterWeights

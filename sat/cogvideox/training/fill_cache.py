@@ -29,10 +29,10 @@ from cogvideox.parallel.devices import device_index
 from cogvideox.parallel.launch import read_launch
 from cogvideox.sampling.jobs import read_previews
 from cogvideox.text.conditioner import Conditioner
+from cogvideox.training.data_sets import prepare_data
 from cogvideox.training.deepspeed_config import read_dtype
 from cogvideox.training.from_cache import needed_captions, needed_jobs
 from cogvideox.training.preflight import data_section, source_specs
-from cogvideox.training.setup import prepare_data
 from cogvideox.vae.autoencoder import VideoAutoencoder
 
 _log = get_logger(__name__)

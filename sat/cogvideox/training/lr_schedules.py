@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from cogvideox.config.schema import TrainArgs
 from cogvideox.errors import ConfigError
 
 Schedule = Callable[[int], float]
@@ -104,3 +105,13 @@ def describe_schedule(schedule: Schedule, base_lr: float, total: int, points: in
     curve = ", ".join(f"{step}: {base_lr * schedule(step):.3g}" for step in steps)
     mean = sum(schedule(step) for step in range(1, total + 1)) / max(1, total)
     return f"lr at step {curve}; mean {base_lr * mean:.3g} ({mean:.0%} of {base_lr:.3g})"
+
+
+def make_schedule(args: TrainArgs, scale: float | None = None) -> Schedule:
+    """The schedule that `args` asks for, times `scale`. Raises: ConfigError."""
+    if args.lr_schedule == "sat":
+        style, ratio = args.lr_decay_style, args.lr_decay_ratio
+        schedule = build_sat_schedule(args.train_iters, args.warmup, style, ratio, args.mode)
+    else:
+        schedule = build_schedule(args.lr_schedule, args.train_iters, args.warmup_steps, args.min_lr_ratio)
+    return schedule if scale is None else lambda step: scale * schedule(step)

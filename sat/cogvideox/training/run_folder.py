@@ -9,20 +9,26 @@ metrics.jsonl, tensorboard/, samples/, summary.json
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
+from cogvideox.config.compare import changed_settings
+from cogvideox.config.load import resolved_yaml
 from cogvideox.config.schema import Config
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import CheckpointError, ConfigError
 from cogvideox.log import get_logger
+from cogvideox.training.optional_output import OptionalOutput
+from cogvideox.training.which_run import RunChoice
 from cogvideox.weights.atomic import check_writable, settle_interrupted
-from cogvideox.weights.file_lock import FileLock, lock_file
+from cogvideox.weights.file_lock import FileLock, lock_file, this_process
 from cogvideox.weights.run_config import run_config_name
+from cogvideox.weights.runs import record_start
 
 LOCK_FILE = "run.lock"
+_WHERE_FROM = ("args.resume", "args.load", "args.base_model")  # no settings of a run that goes on
 _LEFT_BY_SAVES = re.compile(r"\.(?P<iteration>\d+)\.(?P<kind>partial|replaced|lock)")  # names of weights.atomic
 _log = get_logger(__name__)
 
@@ -62,7 +68,7 @@ def write_config(folder: Path, config: Config, iteration: int = 0) -> None:
     """
     suffix = f"-resumed-at-{iteration}" if iteration else ""
     (folder / run_config_name(iteration)).write_text(config.resolved_yaml, encoding="utf-8")
-    model = json.dumps(dataclasses.asdict(config.model), indent=2)
+    model = json.dumps(asdict(config.model), indent=2)
     (folder / f"model_config{suffix}.json").write_text(model + "\n", encoding="utf-8")
 
 
@@ -120,3 +126,43 @@ def settle_run(folder: Path) -> None:
         settle_interrupted(folder / match["iteration"])
         if match["kind"] == "lock":
             (folder / name).unlink(missing_ok=True)
+
+
+def open_run_folder(config: Config, choice: RunChoice, step: int, lock: RunLock) -> Path:
+    """The folder that the run writes in, locked, with its record and configuration.
+
+    step: the last one that is behind the run. Raises: CheckpointError.
+    """
+    args, goes_on = config.train_args, choice.folder is not None
+    folder = choice.folder if choice.folder is not None else make_run_folder(args.save, args.experiment_name)
+    lock.take(folder)
+    before = choice.folder if choice.resume is None else choice.resume.parent
+    if before is not None:
+        _compare_settings(before, config)
+    _log.info("run folder %s%s", folder, f" (branched from {choice.branched_from})" if choice.branched_from else "")
+    start = (args.experiment_name, step, this_process(), choice.branched_from)
+    optional = OptionalOutput()
+    optional.write("the run's record", lambda: record_start(folder, *start))
+    settled = _with_load(config, choice.load)
+    optional.write("the configuration", lambda: write_config(folder, settled, step if goes_on else 0))
+    return folder
+
+
+def _with_load(config: Config, load: Path | None) -> Config:
+    """With the checkpoint that `args.load` meant, e.g. of a run folder: another one may be the newest tomorrow."""
+    if load is None:
+        return config
+    args = replace(config.train_args, load=str(load))
+    return replace(config, args=args, resolved_yaml=resolved_yaml(args, config.model, config.data, config.deepspeed))
+
+
+def _compare_settings(run: Path, config: Config) -> None:
+    saved = newest_config(run)
+    try:
+        changed = {} if saved is None else changed_settings(saved, config.resolved_yaml)
+    except ConfigError as error:
+        _log.warning("not compared with the settings of the run that is resumed: %s", error)
+        return
+    texts = [f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key not in _WHERE_FROM]
+    if texts:
+        _log.warning("resumed with other settings than those of %s: %s", saved, ", ".join(texts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cogvideox.model.memory import advise_on_memory, training_advice
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.sampling.batches import VideoFormat
 from cogvideox.sampling.run import build_sampler
+from cogvideox.training.batch_sizes import micro_batch_sizes, tokens_per_sample
 from cogvideox.training.checkpoint import Checkpointer, Progress
 from cogvideox.training.evaluation import EVALUATION_SEED, adapter_update, held_out_loss, sample_prompts
 from cogvideox.training.metrics import BAD_STEPS_LIMIT, Reading, StepMeter
@@ -29,7 +30,7 @@ from cogvideox.training.next_steps import after_training, resume_command
 from cogvideox.training.optional_output import OptionalOutput
 from cogvideox.training.run_folder import RunLock
 from cogvideox.training.run_log import RunLog
-from cogvideox.training.setup import every, micro_batch_sizes, prepare, tokens_per_sample
+from cogvideox.training.setup import prepare
 from cogvideox.training.which_run import SUMMARY_FILE, RunChoice, choose_run, finished_summary, say_finished
 from cogvideox.weights.atomic import write_text_atomically
 
@@ -258,3 +259,8 @@ class Trainer:
             caption = parts.train_data.samples[0].captions[0]
             _log.info("%s", after_training(self._config, parts.folder, self._groups.world_size, caption))
         return summary
+
+
+def every(interval: int | None, last: int) -> Callable[[int], bool]:
+    """Whether something is due after a step: at each multiple of the interval, and after the last step."""
+    return lambda step: step == last or (interval is not None and step % interval == 0)
