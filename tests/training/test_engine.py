@@ -187,12 +187,10 @@ def test_precisions():
 
 
 def test_batch_sizes():
-    assert read_batch_sizes({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}, 4) == BatchSizes(
-        2, 3, 4
-    )
-    assert read_batch_sizes({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}, 4) == BatchSizes(2, 2, 4)
+    both = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}
+    assert read_batch_sizes(checked(both), 4) == BatchSizes(2, 3, 4)
+    one = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2}
+    assert read_batch_sizes(checked(one), 4) == BatchSizes(2, 2, 4)
     assert read_batch_sizes(checked({"train_batch_size": 16}), 4) == BatchSizes(4, 1, 4)
-    with pytest.raises(ConfigError, match=r"train_batch_size: 10 is not .* \(2 x 2 x 2\)"):
-        read_batch_sizes(
-            {"train_batch_size": 10, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}, 2
-        )
+    with pytest.raises(ConfigError, match=r"train_batch_size: 10 is not .* \(2 x 3 x 2\)"):
+        read_batch_sizes(checked({**both, "train_batch_size": 10}), 2)

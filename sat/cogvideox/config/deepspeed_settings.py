@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from cogvideox.errors import ConfigError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -39,6 +41,14 @@ class DeepSpeedSection(Mapping[str, Any]):
     def precision(self) -> Precision:
         """Of the weights."""
         return "bf16" if self["bf16"]["enabled"] else "fp16" if self["fp16"]["enabled"] else "fp32"
+
+    def check_device(self, has_gpu: bool) -> None:
+        """Raises: ConfigError for fp16 without a CUDA device to run on."""
+        if self.precision == "fp16" and not has_gpu:
+            raise ConfigError(
+                "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither "
+                "for fp32 (if another machine trains, and has one: args.device=cuda)"
+            )
 
     @property
     def stage(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cogvideox.buckets import micro_batch_size
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.schema import Config
 from cogvideox.errors import ConfigError
 from cogvideox.geometry import Bucket
@@ -28,7 +28,7 @@ class BatchSizes:
         return self.micro * self.accumulation * self.processes
 
 
-def read_batch_sizes(section: Mapping[str, Any], processes: int) -> BatchSizes:
+def read_batch_sizes(section: DeepSpeedSection, processes: int) -> BatchSizes:
     """Batch sizes from the three keys that DeepSpeed knows; any that is missing follows from the others.
 
     Raises:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cogvideox.config.deepspeed_settings import DeepSpeedSection
-from cogvideox.errors import ConfigError
 from cogvideox.log import get_logger
 from cogvideox.training.batch_sizes import BatchSizes
 
@@ -32,23 +29,19 @@ class EngineConfig:
 
 def read_dtype(section: DeepSpeedSection, device: torch.device) -> torch.dtype:
     """Precision of the weights. Raises: ConfigError for fp16 on the CPU."""
-    if section.precision == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "deepspeed.fp16.enabled: fp16 training needs a CUDA device; on the CPU use bf16.enabled, or neither for "
-            "fp32"
-        )
+    section.check_device(device.type == "cuda")
     return _DTYPES[section.precision]
 
 
-def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int, *, by_deepspeed: bool) -> EngineConfig:
-    """The checked section made ready for DeepSpeed, and the part that is ours.
+def engine_config(section: DeepSpeedSection, sizes: BatchSizes, trainable: int, *, by_deepspeed: bool) -> EngineConfig:
+    """The section made ready for DeepSpeed, and the part that is ours.
 
     Args:
         trainable: elements of all weights that train.
         by_deepspeed: the optimizer is DeepSpeed's own, which can't be made to skip a step.
     """
-    config = copy.deepcopy(dict(section))
-    zero, stage = config["zero_optimization"], config["zero_optimization"]["stage"]
+    config = section.as_dict()
+    zero, stage = config["zero_optimization"], section.stage
     del config["optimizer"]
     config.update(
         train_batch_size=sizes.effective,
@@ -58,13 +51,13 @@ def engine_config(section: Mapping[str, Any], sizes: BatchSizes, trainable: int,
         timers={"throughput": {"enabled": False}},
     )
     _limit_buckets(zero, trainable)
-    bf16, fp16 = (config[name]["enabled"] for name in ("bf16", "fp16"))
+    bf16, fp16 = (section.precision == name for name in ("bf16", "fp16"))
     if stage == 0 and fp16:
         # Without ZeRO, DeepSpeed 0.19 divides fp16 gradients by a loss scale that it never applied to the loss.
         # Stage 1 computes the same thing, right; on one process it also needs the same memory.
         _log.info("fp16 runs with ZeRO stage 1: DeepSpeed scales no fp16 loss at stage 0")
         zero["stage"] = 1
-    sums = config["data_types"]["grad_accum_dtype"]
+    sums = section.gradient_sums
     if zero["stage"] < 2:  # one communication per step, of what was summed
         config["communication_data_type"] = config.get("communication_data_type") or sums
     is_plain = stage == 0 and not (bf16 or fp16)  # DeepSpeed steps the optimizer and no more

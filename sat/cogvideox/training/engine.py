@@ -10,7 +10,7 @@ Letters: b samples of a micro batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.parallel.groups import ProcessGroups
 from cogvideox.parallel.zero import (
     build_kernel,
@@ -57,17 +58,17 @@ class TrainEngine:
     """Owns the model from here on: in training and evaluation it is reached through this object only.
 
     model(batch) gives fp32 losses [b]. Its weights are loaded already: DeepSpeed copies them into its fp32 masters
-    now. section: the `deepspeed` section. Zero stages 0, 1, 2.
+    now.
 
     Raises:
-        ConfigError: nothing trainable, ZeRO 3, a `scheduler` section, contradicting batch sizes, an optimizer that
-        can't be compiled.
+        ConfigError: nothing trainable, batch sizes that contradict each other for this number of processes, an
+        optimizer that can't be compiled.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        section: Mapping[str, Any],
+        section: DeepSpeedSection,
         optimizer: AdamSettings,
         schedule: Schedule,
         groups: ProcessGroups,

@@ -23,7 +23,7 @@ from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.sample import Sample
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import amount, get_logger
-from cogvideox.model.build import check_precision, place_conditioner, place_vae
+from cogvideox.model.build import place_conditioner, place_vae
 from cogvideox.model.files import check_text_encoder
 from cogvideox.parallel.devices import device_index
 from cogvideox.parallel.launch import read_launch
@@ -79,7 +79,6 @@ def _open(config: Config) -> _Run:
         raise ConfigError("args.cache: missing: say in which folder the cache is, e.g. args.cache=cache")
     device = own_device(config.train_args.device)
     dtype = read_dtype(config.deepspeed, device)
-    check_precision(device, dtype)
     previews = read_previews(config)
     train, held_out = prepare_data(config)
     assert isinstance(train.reader, ClipDecoder)

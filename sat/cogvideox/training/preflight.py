@@ -37,24 +37,10 @@ def check_run(config: Config) -> list[str]:
         ConfigError, CheckpointError, DataError: what training would end with.
     """
     choose_run(config.train_args)
-    check_precision(config)
+    device = config.train_args.device
+    config.deepspeed.check_device(device == "cuda" or (device == "auto" and has_gpu()))
     read_previews(config)
     return check_data(config)
-
-
-def check_precision(config: Config) -> None:
-    """Raises: ConfigError for fp16 where no GPU is."""
-    device = config.train_args.device
-    if config.deepspeed.precision != "fp16":
-        return
-    if device == "cpu" or (device == "auto" and not has_gpu()):
-        which = (
-            "args.device is cpu" if device == "cpu" else "there is none here (if training has one: args.device=cuda)"
-        )
-        raise ConfigError(
-            f"deepspeed.fp16.enabled: fp16 training needs a CUDA device, and {which}; on the CPU use bf16.enabled, or "
-            "neither for fp32"
-        )
 
 
 def check_data(config: Config) -> list[str]:
