@@ -66,11 +66,11 @@ def test_handlers_are_as_before_afterwards():
     assert [signal.getsignal(each) for each in SIGNALS] == before and not stopping.requested()
 
 
-def test_another_thread_can_ask_and_others_are_told_once():
-    told = []
+def test_another_thread_can_ask_and_it_is_announced_once():
+    announced = []
 
     def main(argv: object) -> None:
-        stopping.tell(lambda signum, why: told.append((signum, why)))
+        stopping.on_request(lambda signum, why: announced.append((signum, why)))
         asking = threading.Thread(target=stopping.request, args=(signal.SIGTERM, "SIGTERM of rank 2"))
         asking.start()
         threading.Event().wait(60)
@@ -78,8 +78,8 @@ def test_another_thread_can_ask_and_others_are_told_once():
     try:
         assert run_cli(main, []) == 143
     finally:
-        stopping.tell(None)
-    assert told == [(signal.SIGTERM, "SIGTERM of rank 2")]
+        stopping.on_request(None)
+    assert announced == [(signal.SIGTERM, "SIGTERM of rank 2")]
 
 
 def test_other_threads_of_a_program_without_signals_still_run_it():

@@ -59,7 +59,7 @@ class _Request:
     def __init__(self) -> None:
         self.signum: int | None = None
         self.why = ""
-        self.is_told = False
+        self.is_announced = False
         self.is_raised = False
         self.is_saved = False
 
@@ -67,7 +67,7 @@ class _Request:
 _request = _Request()
 _deferrals = 0
 _wake_fd: int | None = None
-_tell: Callable[[int, str], object] | None = None
+_announce: Callable[[int, str], object] | None = None
 _terminals: tuple[int, ...] = ()
 
 
@@ -137,7 +137,7 @@ def request(signum: int, why: str) -> None:
     if _request.signum is not None:
         return
     _request.why, _request.signum = why, signum
-    _tell_others()
+    _announce_request()
     if _wake_fd is not None:
         os.write(_wake_fd, bytes([_WAKE_MAIN]))
         main = threading.main_thread().ident
@@ -150,19 +150,20 @@ def saved() -> None:
     _request.is_saved = True
 
 
-def tell(hear: Callable[[int, str], object] | None) -> None:
-    """Have a function called with signal and reason of the first request, once and in another thread: the processes
-    that this one works with have to know. None for nobody, after a request that came before has been told."""
-    global _tell
-    if hear is None:
-        _tell_others()
-    _tell = hear
+def on_request(announce: Callable[[int, str], object] | None) -> None:
+    """Have a function called with signal and reason of the first request, once and in another thread, so that it is
+    announced to the processes that this one works with. None: call nothing from now on; a request that came before is
+    announced first."""
+    global _announce
+    if announce is None:
+        _announce_request()
+    _announce = announce
 
 
-def _tell_others() -> None:
-    if _tell is not None and not _request.is_told and _request.signum is not None:
-        _request.is_told = True
-        _tell(_request.signum, _request.why)
+def _announce_request() -> None:
+    if _announce is not None and not _request.is_announced and _request.signum is not None:
+        _request.is_announced = True
+        _announce(_request.signum, _request.why)
 
 
 def _note(signum: int) -> None:
@@ -200,7 +201,7 @@ def _count(read_end: int) -> None:
             if first is None:
                 first = time.monotonic()
                 _note(signum)
-                _tell_others()
+                _announce_request()
             elif time.monotonic() - first >= _SAME_REQUEST_S:
                 _end_at_once(signum, "ended at once")
 

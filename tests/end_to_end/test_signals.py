@@ -66,10 +66,10 @@ def test_a_signal_while_training(interrupt, tmp_path, number):
     step = int((run / "latest").read_text())
     assert step >= 2 and (run / str(step) / "training_state").is_dir()
     assert len([line for line in tiny.read_lines(run) if "train_loss" in line]) == step
-    told = re.search(
+    said = re.search(
         r"^interrupted \((\w+)\); step (\d+) of 100000 is finished and saved in (.*); go on with:", written, re.M
     )
-    assert told is not None and told.groups() == (number.name, str(step), str(run / str(step)))
+    assert said is not None and said.groups() == (number.name, str(step), str(run / str(step)))
 
 
 def test_the_printed_command_goes_on(interrupt, settings, tmp_path):

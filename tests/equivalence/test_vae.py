@@ -50,7 +50,7 @@ def test_encode_in_chunks_of_eight(reference: torch.nn.Module, frames: int) -> N
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 6])
 def test_decode(reference: torch.nn.Module, frames: int, size: tuple[int, int], frozen: bool) -> None:
-    """For even counts, which diffusers decodes without a lone first frame, we are told to do so."""
+    """Even counts are decoded without a single first frame, as diffusers does it."""
     latent = random_latent(frames, size[0] // 8, size[1] // 8)
     ours = tiny_vae(frozen=frozen).decode(latent, lone_first_frame=frames % 2 == 1)
     theirs = reference.decode(latent.transpose(1, 2)).sample.transpose(1, 2)

@@ -507,5 +507,5 @@ def test_as_a_command(checkpoints: Checkpoints, tmp_path: Path) -> None:
         [*command, "--output_path", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert again.returncode == 2
-    told = "exists and is not empty: choose another place, or remove it first"
-    assert again.stderr == f"error: {tmp_path / 'out'} {told}\n"
+    reason = "exists and is not empty: choose another place, or remove it first"
+    assert again.stderr == f"error: {tmp_path / 'out'} {reason}\n"

@@ -126,8 +126,8 @@ def _others(recipe: Recipe, root: str) -> str:
         return ""
     for file in sorted(recipe.folder(root).parent.glob(f"*/{RECIPE_FILE}")):
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            theirs, weights = dict(told["facts"]), str(told["weights"])
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            theirs, weights = dict(stored["facts"]), str(stored["weights"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         ours = json.loads(recipe.facts)

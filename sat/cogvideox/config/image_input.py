@@ -1,4 +1,4 @@
-"""Image-to-video: its keys, the network's channels and the sampling arguments must tell one story."""
+"""Image-to-video: its keys, the network's channels and the sampling arguments must agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and overrides, one over the other, when some speak published names and some ours.
+"""Files and overrides, one over the other, where some use published names and some ours.
 
 Files in published names are merged with each other before they are translated, because a later one may hold half a
 component. What a later file or an override says in our names has no place in them; it is merged after the translation.

@@ -91,8 +91,8 @@ class Sampler(ABC):
         self.guidance_batch: Literal["joint", "split"] = guidance_batch
 
     def with_steps(self, num_steps: int) -> Sampler:
-        """The same sampler with another number of steps; a dynamic guidance is told as well, and linear_steps keep
-        their share. Raises: ConfigError."""
+        """The same sampler with another number of steps, also for a dynamic guidance; linear_steps keep their
+        share. Raises: ConfigError."""
         guidance = self.guidance
         if isinstance(guidance, DynamicGuidance):
             guidance = guidance.with_steps(num_steps)

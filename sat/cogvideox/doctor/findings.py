@@ -26,7 +26,7 @@ _ADVICE = {
     "near duplicate": "the same motion counts twice; keep one of each group, or keep both on purpose",
     "one colour": "they teach nothing but an empty picture; take them out",
     "static": "they teach the model not to move; take them out, or keep few",
-    "duplicate caption": "different clips with one caption can't be told apart by it; describe each of them",
+    "duplicate caption": "the model can't learn from it how these clips differ; describe each of them",
     "long caption": "what stands behind the limit is not read; put what matters first, or write less",
     "empty caption": "they are trained without a caption; write one if they are to be asked for",
 }
@@ -53,7 +53,7 @@ class Finding:
 
 
 def findings_of(look: Look, clips: Sequence[Clip]) -> list[Finding]:
-    """What there is to say, the worst first. The clips are told what they are named for."""
+    """What there is to say, the worst first. Each clip gets the kinds that it is named for."""
     by_kind: dict[str, list[tuple[str, Item]]] = {}
 
     def add(kind: str, effect: str, item: Item) -> None:

@@ -45,7 +45,7 @@ def check_transformer(model: VideoDiffusion, load_path: str | Path, iteration: i
     checkpoint = read_checkpoint(load_path, iteration)
     lora = _check_adapters(model, checkpoint)
     if _needs_base(model, checkpoint):
-        return  # the base tells the better story of a model of another family
+        return  # for a model of another family the error about the base is clearer
     if lora is not None and checkpoint.extra.get("lora"):
         _check_alpha(model, lora, checkpoint.path)
     check_module(model.transformer, checkpoint.module, TRANSFORMER_PREFIX, source=str(checkpoint.path))
@@ -98,7 +98,7 @@ def _load(model: VideoDiffusion, checkpoint: SatCheckpoint, bases: Sequence[str 
 
 def _load_file(model: VideoDiffusion, checkpoint: SatCheckpoint, lora: LoraFacts | None, *, partial: bool) -> KeyReport:
     if lora is not None and checkpoint.extra.get("lora"):
-        _check_alpha(model, lora, checkpoint.path)  # after the base, which tells the better story of another family
+        _check_alpha(model, lora, checkpoint.path)  # after the base: for another family its error is clearer
     what = "adapters" if all(map(is_adapter, select_prefix(checkpoint.module, TRANSFORMER_PREFIX))) else "transformer"
     logger.info("loading the %s from %s (%s)", what, checkpoint.path, amount(checkpoint.path.stat().st_size))
     return load_module(

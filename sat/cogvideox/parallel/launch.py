@@ -99,7 +99,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
     Raises:
         ConfigError: a variable is missing or not a number, rank and world size contradict each other, or each of
-        several tasks would be told that it is alone.
+        several tasks would take itself for the only one.
     """
     filled = {name: text for name, value in environment.items() if (text := value.strip())}
     tasks = next((each for each in _TASK_LAUNCHERS if _has_started_tasks(filled, each)), None)

@@ -67,7 +67,7 @@ class Peers:
         self._known_at = 0.0
         for peer in peers:
             peer.connection.settimeout(self._beat_s)
-        stopping.tell(lambda signum, why: self._send(f"stop {signum} {why}"))
+        stopping.on_request(lambda signum, why: self._send(f"stop {signum} {why}"))
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
         self._thread.start()
 
@@ -81,7 +81,7 @@ class Peers:
         it end early, in a line."""
         if self._leaving.is_set():
             return
-        stopping.tell(None)
+        stopping.on_request(None)
         self._send(f"left {error or _FINISHED}")
         self._leaving.set()
         self._thread.join()

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Guard:
-    """Before each step of a fused optimizer, tell its kernel what to divide the gradients by, and whether to skip.
+    """Before each step of a fused optimizer, give its kernel what to divide the gradients by, and whether to skip.
 
     norm_of: gives the norm of all gradients, a scalar on their device; not finite where a gradient isn't. clip: the
     largest norm that the optimizer may see, 0 for any. A skipped step changes neither weights nor moments. Optimizers
-    that can't be told (DeepSpeed's) get divided gradients, and skip nothing.
+    without that interface (DeepSpeed's) get divided gradients, and skip nothing.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, norm_of: Callable[[], Tensor], clip: float) -> None:

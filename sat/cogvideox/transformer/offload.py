@@ -83,7 +83,7 @@ class _Block(Generic[Mark]):
 
 
 class ActivationOffload(Generic[Mark]):
-    """Moves what `block` is told to move. Buffers in host memory are kept for the next step.
+    """Moves what is saved inside of `block`. Buffers in host memory are kept for the next step.
 
     lane: None copies nothing, which is for models on the CPU.
     """

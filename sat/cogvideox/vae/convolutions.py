@@ -1,7 +1,7 @@
 """How convolutions run on a CUDA device: the layout of their memory, and cuDNN's search for the fastest kernel.
 
 Which is faster depends on the device, cuDNN's version and the type of numbers, so it is measured once, when the
-autoencoder has come to its device. Every process measures its own device and tells nobody: results differ by rounding.
+autoencoder has come to its device. Every process measures its own device for itself: results differ by rounding.
 """
 
 from __future__ import annotations
