@@ -70,6 +70,12 @@ def placement_job(model: str, method: str) -> dict[str, Any]:
     return {"name": name, "kind": "placement", "files": files(MODELS[model], method), "overrides": SMALL}
 
 
+def small_job(model: str, method: str) -> dict[str, Any]:
+    """Memory and work with two layers and a small clip: seconds, for a change that all sizes would show."""
+    name = f"{model} {method}/small"
+    return {"name": name, "kind": "work", "files": files(MODELS[model], method), "overrides": SMALL}
+
+
 def count(
     jobs: Sequence[dict[str, Any]], processes: int | None = None, environment: Mapping[str, str] = os.environ
 ) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from simulated_cuda.published import (
     job,
     key,
     placement_job,
+    small_job,
     title,
 )
 
@@ -35,7 +36,8 @@ Figures = dict[str, Any]
 def write_tables() -> None:
     """Count, and write the figures and both pages. Raises: UserError."""
     both = [(model, method) for model in MODELS for method in METHODS]
-    jobs = [job(*each, layout) for each in both for layout in LAYOUTS] + [placement_job(*each) for each in both]
+    jobs = [job(*each, layout) for each in both for layout in LAYOUTS]
+    jobs += [make(*each) for each in both for make in (placement_job, small_job)]
     figures = as_figures(count(jobs))
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for page in PAGES:
