@@ -31,8 +31,10 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_main_job(in_repository: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_demo.main(["--output", str(tmp_path), *SHORT]) == 0
-    (run,) = tmp_path.iterdir()
+    clips = [some_clips(tmp_path / name, name, count) for name, count in (("train", 8), ("held_out", 2))]
+    data = [f"args.train_data=[{clips[0]}]", f"args.valid_data=[{clips[1]}]"]
+    assert run_demo.main(["--output", str(tmp_path / "runs"), *SHORT, *data, "args.eval_prompts=[a red zorp grows]"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())
     assert [step for step, _ in summary["valid_loss"]] == [0, 3]
     assert (run / "before_after.png").stat().st_size > 10_000
@@ -42,6 +44,15 @@ def test_main_job(in_repository: None, tmp_path: Path, capfd: pytest.CaptureFixt
     shown = capfd.readouterr().out
     assert f"run folder      {run}" in shown and "==> summary" in shown
     sample_newest(run, tmp_path / "videos")
+
+
+def some_clips(folder: Path, part: str, count: int) -> Path:
+    """The first clips of a part of the demo's, with their captions."""
+    folder.mkdir()
+    for video in sorted((ROOT / "demo/clips" / part).glob("*.mp4"))[:count]:
+        for source in (video, video.with_suffix(".txt")):
+            (folder / source.name).write_bytes(source.read_bytes())
+    return folder
 
 
 def sample_newest(run: Path, output: Path) -> None:
@@ -63,10 +74,7 @@ def test_a_failing_step_stops_the_job(in_repository: None, tmp_path: Path, capfd
 @pytest.mark.slow
 def test_two_clips_are_learned_by_heart(in_repository: None, tmp_path: Path) -> None:
     """Full fine-tuning on two clips, evaluated on the same two at fixed noise and timesteps."""
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for source in sorted((ROOT / "demo/clips/train").glob("00[01].*")):
-        (clips / source.name).write_bytes(source.read_bytes())
+    clips = some_clips(tmp_path / "clips", "train", 2)
     summary = train(
         "configs/demo.yaml",
         f"args.train_data=[{clips}]",

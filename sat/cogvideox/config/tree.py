@@ -180,7 +180,7 @@ def drop_replace_marks(node: Node, report: Report) -> None:
 
 def resolve_interpolations(root: Node, report: Report) -> None:
     """Replace `${other.key}` and `${oc.env:NAME}` by their values, in place."""
-    config = OmegaConf.create(root.plain())
+    config = None  # OmegaConf's own tree takes a while to make, and most configurations need none
     count = 0
     pending: list[tuple[Node, Path_]] = [(root, ())]
     while pending:
@@ -194,6 +194,7 @@ def resolve_interpolations(root: Node, report: Report) -> None:
             if count > MAX_INTERPOLATIONS:  # each may double what the next one refers to
                 report.error(node.origin, f"more than {MAX_INTERPOLATIONS} interpolations ${{...}} in a configuration")
                 return
+            config = OmegaConf.create(root.plain()) if config is None else config
             _resolve_one(node, path, config, report)
 
 

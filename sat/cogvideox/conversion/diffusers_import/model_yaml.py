@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def _rest(plan: Plan) -> dict[str, Any]:
 
 def _differing(wanted: dict[str, Any], base: Path) -> dict[str, Any]:
     """The wanted values that `base` doesn't say, as a tree."""
-    stated = yaml.safe_load(load_config([str(base)], [], "train", partial=True).resolved_yaml)
+    stated = _stated(base)
     tree: dict[str, Any] = {}
     for path, value in wanted.items():
         keys = path.split(".")
@@ -181,6 +182,12 @@ def _differing(wanted: dict[str, Any], base: Path) -> dict[str, Any]:
                 node = node.setdefault(key, {})
             node[keys[-1]] = value
     return tree
+
+
+@cache
+def _stated(base: Path) -> Any:
+    """All values of a shipped file, which stays as it is while a program runs."""
+    return yaml.safe_load(load_config([str(base)], [], "train", partial=True).resolved_yaml)
 
 
 def _value_at(tree: Any, keys: list[str]) -> Any:
