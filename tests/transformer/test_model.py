@@ -191,8 +191,8 @@ def test_graphs_of_adapters_are_bounded_and_logged(
     for checkpointed in (True, False):
         model.checkpoint_activations = checkpointed
         for grad in (False, True):
-            for size in ((3, 8, 12), (3, 4, 8), (2, 8, 12), (1, 6, 10)):
-                for sample in batches("5b", size, (2, 1, 3, 4)):
+            for size in ((3, 8, 12), (3, 4, 8), (2, 4, 6)):
+                for sample in batches("5b", size, (2, 1, 3)):
                     with torch.set_grad_enabled(grad):
                         out = model(*sample)
                     if grad:

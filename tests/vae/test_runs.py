@@ -62,7 +62,12 @@ def frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "batch", "frames_at_a_time"),
-    [(torch.float32, 1, 2), (torch.float32, 2, 4), (torch.bfloat16, 1, 4), (torch.bfloat16, 2, 2)],
+    [
+        (torch.float32, 1, 2),
+        (torch.bfloat16, 1, 4),
+        pytest.param(torch.float32, 2, 4, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 2, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_autoencoder_in_runs_is_the_same_to_the_bit(
     dtype: torch.dtype, batch: int, frames_at_a_time: int, way: norm_silu.Way, monkeypatch: pytest.MonkeyPatch
