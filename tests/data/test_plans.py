@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from cogvideox.data.order import OrderedSamples, SampleOrder
+from cogvideox.data.order import Choices, OrderedSamples, SampleOrder
 from cogvideox.data.plans import (
     BatchPlan,
     BatchShare,
@@ -35,8 +35,10 @@ def sample_sets(draw: st.DrawFn) -> OrderedSamples:
     buckets = np.array(draw(several), dtype=np.int64) if num_buckets > 1 else None
     choices = None
     if num_buckets > 1 and draw(st.booleans()):
-        masks = st.lists(st.integers(1, 2**num_buckets - 1), min_size=count, max_size=count)
-        choices = np.array(draw(masks), dtype=np.uint64)
+        rows = st.lists(st.sets(st.integers(0, num_buckets - 1), min_size=1), min_size=1, max_size=4)
+        table = tuple(tuple(sorted(row)) for row in draw(rows))
+        of = st.lists(st.integers(0, len(table) - 1), min_size=count, max_size=count)
+        choices = Choices(np.array(draw(of), dtype=np.int64), table)
     sources, repeats = None, ()
     if draw(st.booleans()):
         sources = np.array(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
@@ -100,7 +102,7 @@ def test_every_epoch_holds_every_sample_as_often_as_its_source_says(samples: Ord
                 seen[index] += 1
                 visits.add((index, int(epoch.visits[entry])))
                 if samples.choices is not None:
-                    assert int(samples.choices[index]) >> bucket & 1, "a bucket that the sample may have"
+                    assert bucket in samples.choices.table[samples.choices.rows[index]], "a bucket that the sample may have"
                 elif samples.buckets is not None:
                     assert samples.buckets[index] == bucket
     assert len(visits) == seen.total(), "no visit twice: the noise of each is new"
