@@ -31,7 +31,9 @@ class BucketPlan:
     @classmethod
     def of_choices(cls, choices: Sequence[tuple[Bucket, ...]]) -> BucketPlan:
         """From what suits each sample, its own bucket first. Raises: DataError for more than MAX_BUCKETS."""
-        shapes = tuple(sorted({shape for each in set(choices) for shape in each}))
+        # Clips that are alike share one tuple, and comparing a million long ones takes seconds.
+        alike = {id(each): each for each in choices}
+        shapes = tuple(sorted({shape for each in set(alike.values()) for shape in each}))
         if len(shapes) > MAX_BUCKETS:
             raise DataError(
                 f"the clips need {len(shapes)} different buckets, more than {MAX_BUCKETS}: give data.buckets fewer "
@@ -41,13 +43,12 @@ class BucketPlan:
             return cls(shapes)
         numbers = {shape: number for number, shape in enumerate(shapes)}
         own = np.array([numbers[each[0]] for each in choices], dtype=np.int64)
-        different = set(choices)
-        if all(len(each) == 1 for each in different):
+        if all(len(each) == 1 for each in alike.values()):
             return cls(shapes, own)
-        table = {each: tuple(sorted(numbers[shape] for shape in each)) for each in different}
-        row_of = {row: number for number, row in enumerate(dict.fromkeys(table.values()))}
-        rows = np.array([row_of[table[each]] for each in choices], np.int64)
-        return cls(shapes, own, Choices(rows, tuple(row_of)))
+        rows_of = {key: tuple(sorted(numbers[shape] for shape in each)) for key, each in alike.items()}
+        table = {row: number for number, row in enumerate(dict.fromkeys(rows_of.values()))}
+        places = {key: table[row] for key, row in rows_of.items()}
+        return cls(shapes, own, Choices(np.array([places[id(each)] for each in choices], np.int64), tuple(table)))
 
     def at(self, places: NDArray[np.int64]) -> BucketPlan:
         """Of the samples at these places."""

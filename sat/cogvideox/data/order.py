@@ -136,7 +136,8 @@ class SampleOrder:
     def __init__(self, samples: OrderedSamples, seed: int, shuffle: bool = True) -> None:
         assert len(samples) > 0, "an order needs samples"
         self._samples, self._seed, self._shuffle = samples, seed, shuffle
-        self._epoch = lru_cache(maxsize=3)(self._compute_epoch)
+        # Where buckets have few samples, a batch reaches over many epochs, which are then small.
+        self._epoch = lru_cache(maxsize=min(256, max(3, 1_000_000 // len(samples))))(self._compute_epoch)
         self._ends: list[NDArray[np.int64]] = []  # of epochs in every bucket's stream, where they differ
         self._is_regular = samples.choices is None and all(each == int(each) for each in samples.repeats)
         self.counts = np.diff(self._epoch(0).starts)
@@ -145,6 +146,9 @@ class SampleOrder:
     def used(self) -> tuple[int, ...]:
         """The buckets that samples may have."""
         samples = self._samples
+        if samples.choices is not None and samples.views is not None:  # a few draws, which may leave a bucket out
+            draws = [self._drawn(*np.broadcast_arrays(np.arange(len(samples)), view)) for view in range(samples.views)]
+            return tuple(np.unique(draws).tolist())
         if samples.choices is not None:
             return samples.choices.used
         return (0,) if samples.buckets is None else tuple(np.unique(samples.buckets).tolist())
@@ -230,9 +234,14 @@ class SampleOrder:
     def _buckets_of(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64] | None:
         samples = self._samples
         if samples.choices is not None:
-            seen = visits if samples.views is None else visits % samples.views
-            return samples.choices.drawn(samples.ids, indices, seen, self._seed)
+            return self._drawn(indices, visits)
         return None if samples.buckets is None else samples.buckets[indices]
+
+    def _drawn(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64]:
+        samples = self._samples
+        assert samples.choices is not None
+        seen = visits if samples.views is None else visits % samples.views
+        return samples.choices.drawn(samples.ids, indices, seen, self._seed)
 
 
 def bucket_schedule(
