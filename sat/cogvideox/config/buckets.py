@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cogvideox.buckets import ASPECT_RATIOS, MAX_BUCKETS, VARY, Buckets, generate
-from cogvideox.config.clip_sizes import ClipSizes
-from cogvideox.config.findings import Reporter
+from cogvideox.buckets import ASPECT_RATIOS, MAX_BUCKETS, VARY, Buckets, generate, micro_batch_size
+from cogvideox.config.clip_sizes import ClipSizes, read_sizes
+from cogvideox.config.findings import Refusal, Reporter
 from cogvideox.config.report import suggestion
-from cogvideox.config.schema import DataConfig
+from cogvideox.config.schema import Config, DataConfig
 from cogvideox.geometry import Bucket, Geometry
 
 PATH = "data.buckets"
@@ -25,6 +25,7 @@ _RANGES = {
     "frames": "{from: 9, to: 49}",
 }
 _SIDES = {"tokens": 3, "pixels": 2, "frames": 1}
+_WIDEST = 60  # to one
 _KEYS = ("shapes", "tokens", "pixels", "aspect_ratios", "frames", "step", "max_upscale", "vary")
 
 
@@ -49,6 +50,36 @@ def read_buckets(data: DataConfig, sizes: ClipSizes, findings: Reporter) -> Buck
     if not shapes:
         return default
     return Buckets(shapes, rule.get("max_upscale"), rule.get("vary", "none"), shorten)
+
+
+def largest_buckets(config: Config) -> tuple[Bucket, ...]:
+    """The shapes whose micro batches take most memory: first the one with most tokens in the transformer, then, where
+    that is another one, the one with most pixels at a time in the VAE. Of a configuration of training."""
+    assert config.data is not None, "training has data"
+    network, vae = (node.get("params") or {} for node in (config.model.network_config, config.model.first_stage_config))
+    sizes = read_sizes(network, vae)
+    one = config.deepspeed.get("train_micro_batch_size_per_gpu") or 1
+    chunk = vae.get("encode_chunk_frames") or math.inf
+
+    def clips(shape: Bucket) -> int:
+        return micro_batch_size(sizes.geometry.num_video_tokens(*shape), config.data.tokens_per_micro_batch, one)  # type: ignore[union-attr]
+
+    def tokens(shape: Bucket) -> int:
+        return clips(shape) * sizes.geometry.num_video_tokens(*shape)
+
+    def pixels(shape: Bucket) -> tuple[float, int]:
+        area = clips(shape) * shape.height * shape.width
+        return min(shape.frames, chunk) * area, shape.frames * area
+
+    shapes = read_buckets(config.data, sizes, Refusal()).shapes
+    return tuple(
+        dict.fromkeys(
+            (
+                max(shapes, key=lambda each: (tokens(each), pixels(each))),
+                max(shapes, key=lambda each: (pixels(each), tokens(each))),
+            )
+        )
+    )
 
 
 def _check_numbers(rule: Mapping[str, Any], findings: Reporter) -> bool:
@@ -82,7 +113,7 @@ def _check_numbers(rule: Mapping[str, Any], findings: Reporter) -> bool:
     if rule.get("vary", "none") not in VARY:
         wrong("vary", f"must be one of {', '.join(VARY)}")
     if "aspect_ratios" in rule and not all(_ratio(each) for each in _each(rule["aspect_ratios"])):
-        wrong("aspect_ratios", 'must be a list of width to height, as "16:9" or 1.78')
+        wrong("aspect_ratios", 'must be a list of width to height, as "16:9" (in quotes) or 1.78')
     if "shapes" in rule:
         if not _are_shapes(rule["shapes"]):
             wrong("shapes", "must be a list of [frames, height, width]")
@@ -179,9 +210,9 @@ def _are_shapes(value: Any) -> bool:
 
 
 def _ratio(value: Any) -> float:
-    """Width to height of "16:9" or 1.78; 0 for anything else."""
+    """Width to height of "16:9" or 1.78; 0 for anything else. YAML reads 16:9 without quotes as 969 (minutes)."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if value > 0 else 0.0
+        return float(value) if 0 < value < _WIDEST else 0.0
     parts = str(value).split(":")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         return 0.0
