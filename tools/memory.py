@@ -53,11 +53,11 @@ def main(argv: Sequence[str]) -> None:
     from simulated_cuda.device import start
 
     start()
-    from simulated_cuda.measure import measure
+    from simulated_cuda.measure import measure_largest
     from simulated_cuda.report import report
     from simulated_cuda.run import Setting
 
-    print(report(config, measure(config, Setting(gpus=gpus)), gpus))
+    print(report(config, measure_largest(config, Setting(gpus=gpus)), gpus))
 
 
 def take_gpus(words: list[str]) -> tuple[int, list[str]]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cogvideox.geometry import Bucket, Geometry
 
 VARY = ("none", "size", "frames", "both")
-MAX_BUCKETS = 64
+MAX_BUCKETS = 1024
 # Width to height, of the videos that people have: phones upright, portraits, squares, old and new screens, cinema.
 ASPECT_RATIOS = (9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 21 / 9)
 # Shares of a picture that differ by less are one to the eye.
 _SAME_SHARE = 0.01
+# Sizes that keep nearly the same ratio cut off less than _SAME_SHARE each, so two of them differ by less than this.
+_SAME_RATIO = 2 * _SAME_SHARE
 
 
 def micro_batch_size(num_video_tokens: int, budget: int | None, micro: int) -> int:
@@ -34,7 +37,7 @@ class Fit:
     enlargement: float
 
     @classmethod
-    def of(cls, source: tuple[int, int], size: tuple[int, int]) -> Fit:
+    def of(cls, source: tuple[float, float], size: tuple[int, int]) -> Fit:
         """Both (height, width)."""
         enlargement = max(size[0] / source[0], size[1] / source[1])
         return cls(size[0] * size[1] / (enlargement**2 * source[0] * source[1]), enlargement)
@@ -61,11 +64,27 @@ class Buckets:
         """The shapes that suit a clip, the best first; empty where it has too few frames or pixels for any.
 
         Of those that need no more frames than it has and don't enlarge it beyond the limit, the ones that cut off
-        least; of these the ones with most frames, then with most pixels. What may vary gives further ones.
+        least; of these the ones with most frames, then with most pixels. What may vary gives further ones, of nearly
+        the same aspect ratio.
 
         Args:
             size: (height, width) of the clip as shown; frames: that it has at the rate of the run.
         """
+        key = (size, min(frames, self._most_frames))
+        if key not in self._known:
+            self._known[key] = self._choose(*key)
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple[tuple[int, int], int], tuple[Bucket, ...]]:
+        """What `choices` has found: many clips have the same size."""
+        return {}
+
+    @cached_property
+    def _most_frames(self) -> int:
+        return max(shape.frames for shape in self.shapes)
+
+    def _choose(self, size: tuple[int, int], frames: int) -> tuple[Bucket, ...]:
         fits = {shape: Fit.of(size, shape[1:]) for shape in self._shapes_for(frames)}
         limit = math.inf if self.max_upscale is None else self.max_upscale * (1 + 1e-9)
         legal = [shape for shape, fit in fits.items() if shape.frames <= frames and fit.enlargement <= limit]
@@ -76,8 +95,9 @@ class Buckets:
         best = max(good, key=lambda shape: (shape.frames, shape.height * shape.width, fits[shape].kept_share))
         others = [
             shape
-            for shape in good
+            for shape in legal
             if shape != best
+            and fits[shape].kept_share >= most_kept - _SAME_RATIO
             and (shape.frames == best.frames or self.vary in ("frames", "both"))
             and (shape[1:] == best[1:] or self.vary in ("size", "both"))
         ]
@@ -107,30 +127,59 @@ def generate(
     *,
     tokens: int | None = None,
     pixels: int | None = None,
+    at_least: int | None = None,
     step: int | None = None,
     largest: tuple[int, int] | None = None,
 ) -> tuple[Bucket, ...]:
-    """Shapes of about one cost: for every frame count and aspect ratio the largest one within the budget.
+    """Shapes of about one cost: for every frame count and aspect ratio the largest one within the budget. With
+    `at_least` one for every length of the shorter side from there up to the budget, where nearly that ratio is legal.
 
     Args:
         frames: legal numbers of pixel frames.
         aspect_ratios: width to height.
         tokens: video tokens that a clip may have at most; or pixels: height times width at most.
+        at_least: the smallest number of the same unit.
         step: what height and width are multiples of, itself a multiple of what is legal; None: the smallest legal.
         largest: (height, width) that may not be exceeded, None where there is no limit.
 
     Returns: in order, each once; none where nothing within the budget is legal.
     """
     assert (tokens is None) != (pixels is None), "one budget"
+    step = step or max(geometry.size_multiple)
     found: dict[Bucket, None] = {}
     for count in frames:
         per_frame = geometry.token_grid(geometry.latent_frames(count), 0, 0)[0]
-        area = float(pixels) if pixels is not None else tokens / per_frame * math.prod(geometry.size_multiple)  # type: ignore[operator]
+        unit = 1.0 if pixels is not None else math.prod(geometry.size_multiple) / per_frame
+        area = (pixels or tokens or 0) * unit
         for ratio in aspect_ratios:
-            size = _largest_size(area, ratio, step or max(geometry.size_multiple), largest)
-            if size is not None:
-                found[Bucket(count, *size)] = None
+            if at_least is not None:
+                sizes = _sizes_between(at_least * unit, area, ratio, step, largest)
+            else:
+                size = _largest_size(area, ratio, step, largest)
+                sizes = [] if size is None else [size]
+            found.update(dict.fromkeys(Bucket(count, *size) for size in sizes))
     return tuple(sorted(found))
+
+
+def _sizes_between(
+    least: float, most: float, ratio: float, step: int, largest: tuple[int, int] | None
+) -> list[tuple[int, int]]:
+    """For every length of the shorter side the (height, width) in multiples of `step` that comes nearest to a ratio,
+    between two areas, both included. Those that miss it by 1 % are left out, unless all do."""
+    slack, long = 1 + 1e-9, max(ratio, 1 / ratio)  # longer to shorter side
+    options: dict[tuple[int, int], float] = {}
+    first = max(1, math.floor(math.sqrt(least / long) / step) - 1) * step
+    last = math.floor(min(math.sqrt(most / long) + step, min(largest) if largest else math.inf))
+    for shorter in range(first, last + 1, step):
+        sides = (shorter, max(shorter, round(shorter * long / step) * step))
+        size = sides if ratio >= 1 else sides[::-1]
+        is_within = least / slack <= math.prod(size) <= most * slack
+        if is_within and (largest is None or (size[0] <= largest[0] and size[1] <= largest[1])):
+            options[size] = Fit.of((1, ratio), size).kept_share
+        if len(options) > 4 * MAX_BUCKETS:
+            break  # far too many, as the caller will say
+    near = [size for size, kept in options.items() if kept >= 1 - _SAME_SHARE]
+    return near or ([max(options, key=lambda size: (options[size], size))] if options else [])
 
 
 def _largest_size(area: float, ratio: float, step: int, largest: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -76,6 +76,18 @@ def test_every_bucket_that_a_clip_may_be_drawn_for_is_stored(
     assert train(name, *words) == train(name, *words, "args.cache=null")
 
 
+def test_a_few_draws_of_each_clips_bucket_are_stored(
+    fill: Callable[..., None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]]
+) -> None:
+    """The first epochs are those of training online; later ones draw the same again, and miss nothing."""
+    words = ("data.buckets={shapes: [[9,32,48],[5,32,48],[1,32,48]], vary: frames}", "args.cache_views=2")
+    fill("2b", *words)
+    assert 6 < len(entries("latents")) <= 12
+    losses = train("2b", *words, "args.train_iters=8")
+    assert losses[:4] == train("2b", *words, "args.cache=null", "args.train_iters=4")
+    assert len(losses) == 8
+
+
 @pytest.mark.slow
 def test_two_workers_read_the_same(
     fill: Callable[..., None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]]

@@ -23,8 +23,8 @@ def examples(column: int) -> list[str]:
 
 
 def split(text: str) -> list[str]:
-    """At blanks outside of brackets."""
-    return re.findall(r"(?:\[[^\]]*\]|\S)+", text)
+    """At blanks outside of brackets and single quotes, as a shell gives the words."""
+    return [word.strip("'") for word in re.findall(r"(?:'[^']*'|\[[^\]]*\]|\S)+", text)]
 
 
 def test_every_example_of_training_loads(train: Load) -> None:
@@ -63,6 +63,10 @@ def test_no_word_has_two_meanings_and_none_is_a_key_already() -> None:
         ("args.epochs=10", "args.train_iters=2000 (optimizer steps"),
         ("num_frames=49", "data.max_num_frames=49"),
         ("data.num_frames=49", "data.max_num_frames=49"),
+        ("args.random_hw_adapt=true", "'data.buckets={pixels: {from: 256x384, to: 480x720}, vary: size}'"),
+        ("data.random_frame_crop=true", "'data.buckets={frames: {from: 9, to: 49}, vary: frames}'"),
+        ("args.training_with_video_token_length=true", "'data.buckets={tokens: 49x480x720, frames: [9, 21, 49], vary"),
+        ("args.enable_bucket=true", "data.buckets={} (sizes of eight aspect ratios"),
         ("args.resolution=480", "data.video_size=[480,720] (height, width)"),
         ("data.height=480", "data.video_size=[480,720] (height, width)"),
         ("args.batch_size=4", "deepspeed.train_micro_batch_size_per_gpu=1"),

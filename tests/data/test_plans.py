@@ -7,7 +7,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from cogvideox.data.order import OrderedSamples, SampleOrder
+from cogvideox.buckets import Buckets, generate
+from cogvideox.data.bucket_plan import BucketPlan
+from cogvideox.data.order import Choices, OrderedSamples, SampleOrder, hash_words
 from cogvideox.data.plans import (
     BatchPlan,
     BatchShare,
@@ -17,6 +19,7 @@ from cogvideox.data.plans import (
     starting_counts,
     training_plans,
 )
+from cogvideox.geometry import Geometry
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +38,10 @@ def sample_sets(draw: st.DrawFn) -> OrderedSamples:
     buckets = np.array(draw(several), dtype=np.int64) if num_buckets > 1 else None
     choices = None
     if num_buckets > 1 and draw(st.booleans()):
-        masks = st.lists(st.integers(1, 2**num_buckets - 1), min_size=count, max_size=count)
-        choices = np.array(draw(masks), dtype=np.uint64)
+        rows = st.lists(st.sets(st.integers(0, num_buckets - 1), min_size=1), min_size=1, max_size=4)
+        table = tuple(tuple(sorted(row)) for row in draw(rows))
+        of = st.lists(st.integers(0, len(table) - 1), min_size=count, max_size=count)
+        choices = Choices(np.array(draw(of), dtype=np.int64), table)
     sources, repeats = None, ()
     if draw(st.booleans()):
         sources = np.array(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
@@ -100,7 +105,9 @@ def test_every_epoch_holds_every_sample_as_often_as_its_source_says(samples: Ord
                 seen[index] += 1
                 visits.add((index, int(epoch.visits[entry])))
                 if samples.choices is not None:
-                    assert int(samples.choices[index]) >> bucket & 1, "a bucket that the sample may have"
+                    assert bucket in samples.choices.table[samples.choices.rows[index]], (
+                        "a bucket that the sample may have"
+                    )
                 elif samples.buckets is not None:
                     assert samples.buckets[index] == bucket
     assert len(visits) == seen.total(), "no visit twice: the noise of each is new"
@@ -124,6 +131,55 @@ def test_no_bucket_runs_ahead(samples: OrderedSamples, size: int) -> None:
         before = {bucket: order.time(max(0, each - size), bucket) for bucket, each in taken.items()}
         after = {bucket: order.time(each + size, bucket) for bucket, each in taken.items()}
         assert max(before.values()) <= min(after.values()) + 1e-9
+
+
+def splitmix(word: int) -> int:
+    """The finaliser of splitmix64, in whole numbers."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> shift)) * factor % 2**64
+    return word ^ (word >> 31)
+
+
+SIZES = generate(Geometry(patch_size=(2, 2, 2)), [9, 17], [1.0, 1.5], pixels=480 * 720, at_least=256 * 384, step=64)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(240, 900), st.integers(240, 900), st.integers(9, 30)), min_size=4, max_size=20),
+    st.sampled_from(["size", "frames", "both"]),
+    st.sampled_from([None, 1, 3]),
+    st.integers(0, 2**31),
+)
+def test_drawn_buckets_depend_on_seed_visit_and_sample_alone(
+    clips: list[tuple[int, int, int]], vary: str, views: int | None, seed: int
+) -> None:
+    """Of a range of sizes and frames: what each visit gets, computed one by one, however the clips are shared out."""
+    buckets = Buckets(SIZES, vary=vary)
+    choices = [buckets.choices((height, width), frames) for height, width, frames in clips]
+    plan = BucketPlan.of_choices(choices)
+    ids = np.array([hash_words("clip", number) for number in range(len(clips))], np.int64)
+    samples = OrderedSamples(ids, plan.numbers, plan.choices, num_buckets=len(plan.shapes), views=views)
+    names = [str(shape) for shape in plan.shapes]
+    found = []
+    for world_size, accumulation in ((1, 4), (2, 2), (4, 1)):
+        order = SampleOrder(samples, seed)
+        shares = [BatchShare(rank, world_size, accumulation) for rank in range(world_size)]
+        plans = [training_plans(order, names, [1] * len(names), share, seed, StreamPosition()) for share in shares]
+        steps = []
+        for _ in range(12):
+            rows = [each for of_process in plans for each in islice(of_process, accumulation)]
+            assert len({(row.bucket, len(row.places)) for row in rows}) == 1, "equal work in every micro batch"
+            entries = Counter((row.bucket, *order.at(place, bucket=row.bucket)) for row in rows for place in row.places)
+            steps.append(entries)
+        found.append(steps)
+    assert found[0] == found[1] == found[2]
+    for bucket, visit, index in sum(found[0], Counter()):
+        shape = plan.shapes[bucket]
+        assert shape in choices[index]
+        seen = visit if views is None else visit % views
+        word = splitmix(int(ids[index]) ^ splitmix(seen + 1) ^ hash_words("bucket", seed))
+        may = sorted(choices[index])
+        assert shape == may[word % len(may)]
 
 
 def test_an_order_of_one_bucket_is_that_of_earlier_versions() -> None:

@@ -67,3 +67,16 @@ def test_what_is_wrong_is_one_line(words: tuple[str, ...], message: str, capfd: 
     (line,) = [each for each in err.splitlines() if each.startswith("error: ")]
     assert not out
     assert message in line
+
+
+@pytest.mark.slow
+def test_of_each_phase_the_larger_bucket_counts() -> None:
+    """9 frames have most tokens; 5 larger ones have most pixels for a VAE that takes 4 frames at a time."""
+    sizes = "model.network_config.params.modules.pos_embed_config.params.resize=interpolate"
+    words = (*DEMO, sizes, "model.first_stage_config.params.encode_chunk_frames=4")
+    found = [run(TOOL, *words, f"data.buckets={each}").stdout for each in ("[[9,64,96]]", "[[5,80,112]]")]
+    both = run(TOOL, *words, "data.buckets=[[9,64,96],[5,80,112]]").stdout
+    assert "micro batch 8 x 9 x 64 x 96 and x 5 x 80 x 112" in both
+    for title in ("VAE encodes clips", "forward", "backward", "peak of training"):
+        assert gib(both, title) == max(gib(each, title) for each in found)
+    assert gib(found[0], "VAE encodes clips") < gib(found[1], "VAE encodes clips")

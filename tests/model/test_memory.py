@@ -115,6 +115,39 @@ def test_the_size_of_clips_is_named() -> None:
     assert "than 49 x 480 x 720" in advice("cogvideox_2b_lora.yaml")
 
 
+@pytest.mark.parametrize(
+    ("buckets", "more", "words"),
+    [
+        ("[[9,480,720],[49,320,480],[49,480,720]]", [], "data.buckets without 49 x 480 x 720, the largest one"),
+        # 9 frames of a larger picture are fewer tokens, and more for a VAE that takes 8 frames at a time.
+        (
+            "[[49,320,480],[9,480,720]]",
+            [],
+            "the largest ones: 49 x 320 x 480 (most in the transformer) and 9 x 480 x 720 (most in the VAE)",
+        ),
+        ("[[49,320,480],[9,480,720]]", [CHUNKS + "null"], "without 49 x 320 x 480, the largest one"),
+        # 7,800 tokens and 3 times 4,050: what counts is a micro batch.
+        (
+            "[[49,320,480],[9,480,720]]",
+            ["data.tokens_per_micro_batch=12200"],
+            "without 9 x 480 x 720, the largest one",
+        ),
+        ("{pixels: {from: 256x384, to: 480x720}, aspect_ratios: 1.5}", [], "without 49 x 480 x 720, the largest one"),
+    ],
+)
+def test_the_largest_buckets_are_named(buckets: str, more: list[str], words: str) -> None:
+    found = advice("cogvideox_2b_lora.yaml", CHUNKS + "8", f"data.buckets={buckets}", *more)
+    assert words in found and "data.video_size" not in found
+
+
+def test_a_micro_batch_by_tokens_has_fewer_of_them() -> None:
+    found = advice(
+        "cogvideox_2b_lora.yaml", "data.tokens_per_micro_batch=35100", "deepspeed.train_micro_batch_size_per_gpu=2"
+    )
+    assert "a smaller data.tokens_per_micro_batch than 35100" in found
+    assert "train_micro_batch_size_per_gpu" not in found, "it has no effect"
+
+
 @pytest.mark.parametrize("base", sorted(path.name for path in CONFIGS.glob("cogvideox*.yaml")))
 def test_every_key_that_is_advised_can_be_given(base: str) -> None:
     """Each word of the form key=value is read by the configuration, and its advice is gone then."""

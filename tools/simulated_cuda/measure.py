@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cogvideox.config.buckets import largest_buckets
 from cogvideox.config.schema import Config
 from cogvideox.training.trainer import Trainer
 from torch import Tensor
@@ -68,6 +69,13 @@ def measure(config: Config, setting: Setting) -> Memory:
     with DeviceTensors(), LiveMemory() as live:
         trainer = run_training(config, setting, live.phase, lambda: live.forget(*_OF_WARM_UP))
         return _memory(live, trainer)
+
+
+def measure_largest(config: Config, setting: Setting) -> Memory:
+    """Count the memory of each of the run's largest buckets, and take the most of every phase."""
+    found = [measure(config, replace(setting, bucket=bucket)) for bucket in largest_buckets(config)]
+    phases = {phase: max(each.peaks.get(phase, 0) for each in found) for phase in found[0].peaks}
+    return replace(found[0], peaks=phases)
 
 
 def measure_with_work(config: Config, setting: Setting) -> tuple[Memory, Work]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cogvideox.config.buckets import largest_buckets
 from cogvideox.config.schema import Config
 
 from simulated_cuda.cards import GIB, MARGIN, NOT_COUNTED, fitting
@@ -27,8 +28,8 @@ def report(config: Config, memory: Memory, gpus: int) -> str:
     """Several lines, with the peak by part and the cards that it fits on."""
     data, stage = config.data, config.deepspeed.stage
     assert data is not None, "training has data"
-    height, width = data.video_size
-    micro = memory.micro_batch
+    largest = [" x ".join(map(str, each)) for each in largest_buckets(config)]
+    micro = f"micro batch {memory.micro_batch}" if data.tokens_per_micro_batch is None else "micro batches by tokens"
     parts = {
         "frozen weights": memory.frozen,
         "weights that train": memory.trained,
@@ -41,7 +42,7 @@ def report(config: Config, memory: Memory, gpus: int) -> str:
     where = f"one of {gpus} GPUs" if gpus > 1 else "one GPU"
     lines = [
         "counted, not measured: " + " ".join([*config.files, *config.overrides]),
-        f"{where}, ZeRO {stage}, {memory.dtype}, micro batch {micro} x {data.max_num_frames} x {height} x {width}",
+        f"{where}, ZeRO {stage}, {memory.dtype}, {micro} x {' and x '.join(largest)}",
         "",
         *_table("what stays while training", parts),
         "",

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from cogvideox.config.deepspeed_settings import DeepSpeedSection
 from cogvideox.config.schema import Config
+from cogvideox.geometry import Bucket
 from cogvideox.model.video_diffusion import VideoDiffusion
 from cogvideox.training.batch_sizes import read_batch_sizes
 from cogvideox.training.trainer import Trainer
@@ -48,6 +49,7 @@ class Setting:
     the optimizer's state, and gradients to add to; the one micro batch after that is like any of a run under way.
     evaluate: held-out loss, and
     preview: one video, both after the last step only. text_layers: of the text encoder, None for all.
+    bucket: of the clips; None for the run's one with most tokens.
     """
 
     gpus: int = 1
@@ -56,6 +58,7 @@ class Setting:
     evaluate: bool = False
     preview: bool = True
     text_layers: int | None = None
+    bucket: Bucket | None = None
 
 
 def run_training(
@@ -69,7 +72,8 @@ def run_training(
     groups = start_groups(setting.gpus)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = _short(config, setting, folder)
-        stack.enter_context(no_files(config, text_settings(config, setting.text_layers), clips=4 * setting.gpus))
+        settings = text_settings(config, setting.text_layers)
+        stack.enter_context(no_files(config, settings, 4 * setting.gpus, setting.bucket))
         stack.enter_context(_marked(phase))
         if setting.warm:
             micro_batches = 2 * read_batch_sizes(config.deepspeed, setting.gpus).accumulation

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from cogvideox.config.buckets import largest_buckets
 from cogvideox.config.schema import Config
 from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder, ReadDone
@@ -26,6 +27,7 @@ from cogvideox.data.media import Media
 from cogvideox.data.pool import Task
 from cogvideox.data.sample import Sample
 from cogvideox.errors import ConfigError
+from cogvideox.geometry import Bucket
 from cogvideox.training.preflight import clip_spec
 from cogvideox.training.which_run import RunChoice
 from cogvideox.weights.safetensors_stream import WrittenFile
@@ -101,22 +103,24 @@ def text_settings(config: Config, layers: int | None = None) -> dict[str, Any]:
     return settings if layers is None else {**settings, "num_layers": layers}
 
 
-def data_sets(config: Config, clips: int) -> tuple[VideoDataset, VideoDataset | None]:
-    """In place of the clips in train_data; as many are held out as are evaluated at once by each of the processes."""
-    spec = clip_spec(config)
+def data_sets(config: Config, clips: int, bucket: Bucket | None = None) -> tuple[VideoDataset, VideoDataset | None]:
+    """In place of the clips in train_data; as many are held out as are evaluated at once by each of the processes.
+    bucket: of all of them; None for the run's one with most tokens."""
+    spec, bucket = clip_spec(config), bucket or largest_buckets(config)[0]
     samples = tuple(Sample(Media(f"{n}.mp4"), (CAPTION,), n) for n in range(clips))
-    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), BucketPlan((spec.bucket,)))
+    data = VideoDataset(samples, ClipDecoder(spec, open_reader("pyav")), BucketPlan((bucket,)))
     args = config.train_args
     return data, data.first(args.eval_batch_size) if args.valid_data or args.eval_split > 0 else None
 
 
 @contextmanager
-def no_files(config: Config, settings: Mapping[str, Any], clips: int) -> Iterator[None]:
-    """Replace every place where a training run reads or writes large files. settings: of the text encoder."""
+def no_files(config: Config, settings: Mapping[str, Any], clips: int, bucket: Bucket | None = None) -> Iterator[None]:
+    """Replace every place where a training run reads or writes large files. settings: of the text encoder; clips and
+    bucket: see data_sets."""
     text, written = TextFolder(dict(settings)), _saved
     places: dict[str, Callable[..., Any]] = {
         "data.batches:open_pool": lambda *_: Pool(),
-        "training.setup:prepare_data": lambda config: data_sets(config, clips),
+        "training.setup:prepare_data": lambda config: data_sets(config, clips, bucket),
         "training.setup:files_to_check": lambda *_: [],
         "training.starting_weights:load_transformer": lambda *_, **__: None,
         "training.setup:check_transformer": lambda *_, **__: None,

@@ -43,18 +43,30 @@ class Cache:
     def recipes(self) -> tuple[Recipe, Recipe]:
         return self.latents.recipe, self.contexts.recipe
 
-    def on(self, dataset: VideoDataset, views: int) -> VideoDataset:
-        """The same samples, read from here. views: of each clip, where its start is drawn."""
-        return replace(dataset, reader=replace(self.latents, views=views))
+    def on(self, dataset: VideoDataset, views: int | None = None) -> VideoDataset:
+        """The same samples, read from here.
 
-    def jobs(self, dataset: VideoDataset, seed: int, views: int) -> Iterator[tuple[Sample, ReadJob]]:
-        """Every clip that training on a data set asks for. views: as in `on`."""
-        reader = replace(self.latents, views=views)
+        views: draws of each clip's start and bucket that are stored; epoch n meets view n modulo views. None: one start,
+        and every bucket that the clip may be drawn for.
+        """
+        return replace(dataset, reader=replace(self.latents, views=views or 1), views=views)
+
+    def jobs(
+        self, dataset: VideoDataset, seed: int, views: int | None = None, *, for_evaluation: bool = False
+    ) -> Iterator[tuple[Sample, ReadJob]]:
+        """Every clip that training on a data set asks for, or an evaluation. views: as in `on`."""
+        count = views or 1
+        reader = replace(self.latents, views=count)
+        starts = range(count if reader.decoder.spec.varies else 1)
+        drawn = None if views is None or for_evaluation else [dataset.buckets_at(view, seed) for view in range(views)]
         for index in range(len(dataset)):
-            sample = dataset.samples[index]
-            for bucket in dataset.plan.of(index):
-                for view in range(views if reader.decoder.spec.varies else 1):
-                    yield sample, reader.job(sample, bucket, seed, view)
+            sample, may = dataset.samples[index], dataset.plan.of(index)
+            if drawn is not None:
+                wanted = [(dataset.buckets[int(each[index])], view % len(starts)) for view, each in enumerate(drawn)]
+            else:
+                wanted = [(bucket, start) for bucket in (may[:1] if for_evaluation else may) for start in starts]
+            for bucket, start in dict.fromkeys(wanted):
+                yield sample, reader.job(sample, bucket, seed, start)
 
 
 def open_cache(config: Config, dtype: torch.dtype, decoder: ClipDecoder) -> Cache:

@@ -44,6 +44,32 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
         "args.sampling_num_frames=13 (latent frames: 13 give 49 pixel frames)",
     ),
     ("resolution height width image_size video_size size height_width resolutions", _TRAIN_SIZE, _SAMPLE_SIZE),
+    (
+        "random_hw_adapt random_size random_sizes random_resolution multiscale multi_scale video_sample_size "
+        "image_sample_size",
+        "'data.buckets={pixels: {from: 256x384, to: 480x720}, vary: size}' (a size drawn for each clip in every epoch)",
+        "",
+    ),
+    (
+        "random_frame_crop random_frames random_num_frames frame_buckets",
+        "'data.buckets={frames: {from: 9, to: 49}, vary: frames}' (a number of frames drawn for each clip in every "
+        "epoch)",
+        "",
+    ),
+    (
+        "training_with_video_token_length token_sample_size video_token_length token_length",
+        "'data.buckets={tokens: 49x480x720, frames: [9, 21, 49], vary: both}' (large sizes with few frames, small ones "
+        "with many)",
+        "",
+    ),
+    (
+        "enable_bucket enable_buckets bucketing aspect_ratio_bucketing use_buckets aspect_ratios resolution_buckets "
+        "random_ratio_crop fix_sample_size",
+        "data.buckets={} (sizes of eight aspect ratios; each clip takes the one that suits it)",
+        "",
+    ),
+    ("video_sample_n_frames", "data.max_num_frames=49 (pixel frames)", ""),
+    ("video_sample_stride sample_stride", "data.frame_stride=3 (every third frame of the file)", ""),
     ("fps frame_rate framerate", "data.fps=8", "args.sampling_fps=8"),
     ("dataloader_num_workers workers max_data_loader_n_workers", "args.num_workers=4", ""),
     ("caption_dropout_p caption_dropout_rate ucg_rate", "model.conditioner_config.params.caption_dropout=0.1", ""),

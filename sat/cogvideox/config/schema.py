@@ -104,7 +104,7 @@ class TrainArgs:
     cache: str | None = None
     cache_missing: Literal["error", "online"] = "error"
     cache_dtype: Literal["computed", "bf16", "fp16"] = "computed"
-    cache_views: int = 1
+    cache_views: int | None = None
     # evaluation
     eval_interval: int | None = None
     eval_iters: int = 1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.buckets import MAX_BUCKETS
+from cogvideox.data.order import Choices
 from cogvideox.errors import DataError
 from cogvideox.geometry import Bucket
 
@@ -20,18 +21,19 @@ class BucketPlan:
     Args:
         shapes: all that samples may have, at most MAX_BUCKETS.
         numbers: int64 [n], which of them each sample has; None where there is one.
-        choices: uint64 [n], a bit for each that a sample may be drawn for in training, anew in each epoch; None where
-            each keeps its own.
+        choices: those that samples may be drawn for in training, anew in each epoch; None where each keeps its own.
     """
 
     shapes: tuple[Bucket, ...]
     numbers: NDArray[np.int64] | None = None
-    choices: NDArray[np.uint64] | None = None
+    choices: Choices | None = None
 
     @classmethod
     def of_choices(cls, choices: Sequence[tuple[Bucket, ...]]) -> BucketPlan:
         """From what suits each sample, its own bucket first. Raises: DataError for more than MAX_BUCKETS."""
-        shapes = tuple(sorted({shape for each in set(choices) for shape in each}))
+        # Clips that are alike share one tuple, and comparing a million long ones takes seconds.
+        alike = {id(each): each for each in choices}
+        shapes = tuple(sorted({shape for each in set(alike.values()) for shape in each}))
         if len(shapes) > MAX_BUCKETS:
             raise DataError(
                 f"the clips need {len(shapes)} different buckets, more than {MAX_BUCKETS}: give data.buckets fewer "
@@ -41,24 +43,26 @@ class BucketPlan:
             return cls(shapes)
         numbers = {shape: number for number, shape in enumerate(shapes)}
         own = np.array([numbers[each[0]] for each in choices], dtype=np.int64)
-        if all(len(each) == 1 for each in set(choices)):
+        if all(len(each) == 1 for each in alike.values()):
             return cls(shapes, own)
-        return cls(shapes, own, np.array([sum(1 << numbers[shape] for shape in each) for each in choices], np.uint64))
+        rows_of = {key: tuple(sorted(numbers[shape] for shape in each)) for key, each in alike.items()}
+        table = {row: number for number, row in enumerate(dict.fromkeys(rows_of.values()))}
+        places = {key: table[row] for key, row in rows_of.items()}
+        return cls(shapes, own, Choices(np.array([places[id(each)] for each in choices], np.int64), tuple(table)))
 
     def at(self, places: NDArray[np.int64]) -> BucketPlan:
         """Of the samples at these places."""
         return replace(
             self,
             numbers=None if self.numbers is None else self.numbers[places],
-            choices=None if self.choices is None else self.choices[places],
+            choices=None if self.choices is None else replace(self.choices, rows=self.choices.rows[places]),
         )
 
     def of(self, index: int) -> tuple[Bucket, ...]:
         """All that a sample may be trained at, its own one first."""
         own = 0 if self.numbers is None else int(self.numbers[index])
-        may = 0 if self.choices is None else int(self.choices[index])
-        others = [number for number in range(len(self.shapes)) if may >> number & 1 and number != own]
-        return tuple(self.shapes[number] for number in (own, *others))
+        may = () if self.choices is None else self.choices.table[self.choices.rows[index]]
+        return tuple(self.shapes[number] for number in dict.fromkeys((own, *may)))
 
     def counts(self, num_samples: int) -> dict[Bucket, int]:
         """How many samples have which bucket as their own, empty ones left out."""

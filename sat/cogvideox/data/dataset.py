@@ -44,6 +44,7 @@ class VideoDataset:
         clip_timeout_s: seconds that a clip may take to decode.
         max_failed_share: share of the samples that may fail before the run stops.
         sources: the entries that the samples are of, with how often each comes in an epoch.
+        views: after how many epochs the buckets drawn for a sample come again; None: never.
     """
 
     samples: Sequence[Sample]
@@ -54,6 +55,7 @@ class VideoDataset:
     clip_timeout_s: float = 60.0
     max_failed_share: float = 0.05
     sources: tuple[SourceInfo, ...] = ()
+    views: int | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,7 +75,15 @@ class VideoDataset:
         """What their order is a function of. In evaluation each comes once, in its own bucket."""
         choices, sources = (None, None) if for_evaluation else (self.plan.choices, self._source_numbers())
         repeats = () if sources is None else tuple(source.repeats for source in self.sources)
-        return OrderedSamples(self.sample_ids(), self.plan.numbers, choices, sources, repeats, len(self.buckets))
+        ids, numbers = self.sample_ids(), self.plan.numbers
+        return OrderedSamples(ids, numbers, choices, sources, repeats, len(self.buckets), self.views)
+
+    def buckets_at(self, visit: int, seed: int) -> NDArray[np.int64]:
+        """int64 [n], which of `buckets` each sample has in training when it was there so often before."""
+        indices = np.arange(len(self))
+        if self.plan.choices is not None:
+            return self.plan.choices.drawn(self.sample_ids(), indices, np.full_like(indices, visit), seed)
+        return np.zeros_like(indices) if self.plan.numbers is None else self.plan.numbers
 
     def _source_numbers(self) -> NDArray[np.int64] | None:
         """int64 [n], the entry of each sample; None where all come once."""

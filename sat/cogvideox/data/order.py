@@ -48,25 +48,68 @@ def _mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True, eq=False)
+class Choices:
+    """The buckets that samples may be drawn for, anew in each epoch.
+
+    Args:
+        rows: int64 [n], the row of `table` that each sample has.
+        table: numbers of buckets, ascending, at least one in each row.
+    """
+
+    rows: NDArray[np.int64]
+    table: tuple[tuple[int, ...], ...]
+
+    def drawn(
+        self, ids: SampleIds, indices: NDArray[np.int64], visits: NDArray[np.int64], seed: int
+    ) -> NDArray[np.int64]:
+        """A bucket for each entry: a function of (seed, visit, sample id).
+
+        Args:
+            ids: int64 [n], of all samples.
+            indices, visits: int64 [entries], which sample it is and how often it was there before.
+        """
+        rows = self.rows[indices]
+        keys = ids[indices].astype(np.uint64) ^ _mix(visits.astype(np.uint64) + np.uint64(1))
+        words = _mix(keys ^ np.uint64(hash_words("bucket", seed)))
+        return self._padded[rows, (words % self._counts[rows]).astype(np.int64)]
+
+    @cached_property
+    def used(self) -> tuple[int, ...]:
+        """The buckets that any sample may be drawn for."""
+        return tuple(sorted({bucket for row in np.unique(self.rows).tolist() for bucket in self.table[row]}))
+
+    @cached_property
+    def _counts(self) -> NDArray[np.uint64]:
+        return np.array([len(row) for row in self.table], np.uint64)
+
+    @cached_property
+    def _padded(self) -> NDArray[np.int64]:
+        """`table` as an array; what stands behind a row's end is never read."""
+        longest = max(map(len, self.table))
+        return np.array([row + (0,) * (longest - len(row)) for row in self.table], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
 class OrderedSamples:
     """What an order is a function of, beside its seed.
 
     Args:
         ids: int64 [n], the samples' ids.
         buckets: int64 [n], the bucket of each; None where there is one.
-        choices: uint64 [n], a bit for every bucket that the sample may be drawn for, anew in each epoch; None where
-            each keeps its own.
+        choices: those that each may be drawn for; None where each keeps its own.
         sources: int64 [n], the number of the source that each comes from; None where there is one.
         repeats: how often the samples of each source are seen per epoch, above 0; for all sources or none.
-        num_buckets: of which the above are numbers, at most 64.
+        num_buckets: of which the above are numbers.
+        views: after how many visits of a sample the buckets drawn for it come again; None: never.
     """
 
     ids: SampleIds
     buckets: NDArray[np.int64] | None = None
-    choices: NDArray[np.uint64] | None = None
+    choices: Choices | None = None
     sources: NDArray[np.int64] | None = None
     repeats: tuple[float, ...] = ()
     num_buckets: int = 1
+    views: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,7 +136,8 @@ class SampleOrder:
     def __init__(self, samples: OrderedSamples, seed: int, shuffle: bool = True) -> None:
         assert len(samples) > 0, "an order needs samples"
         self._samples, self._seed, self._shuffle = samples, seed, shuffle
-        self._epoch = lru_cache(maxsize=3)(self._compute_epoch)
+        # Where buckets have few samples, a batch reaches over many epochs, which are then small.
+        self._epoch = lru_cache(maxsize=min(256, max(3, 1_000_000 // len(samples))))(self._compute_epoch)
         self._ends: list[NDArray[np.int64]] = []  # of epochs in every bucket's stream, where they differ
         self._is_regular = samples.choices is None and all(each == int(each) for each in samples.repeats)
         self.counts = np.diff(self._epoch(0).starts)
@@ -102,9 +146,11 @@ class SampleOrder:
     def used(self) -> tuple[int, ...]:
         """The buckets that samples may have."""
         samples = self._samples
+        if samples.choices is not None and samples.views is not None:  # a few draws, which may leave a bucket out
+            draws = [self._drawn(*np.broadcast_arrays(np.arange(len(samples)), view)) for view in range(samples.views)]
+            return tuple(np.unique(draws).tolist())
         if samples.choices is not None:
-            bits = int(np.bitwise_or.reduce(samples.choices))
-            return tuple(bucket for bucket in range(samples.num_buckets) if bits >> bucket & 1)
+            return samples.choices.used
         return (0,) if samples.buckets is None else tuple(np.unique(samples.buckets).tolist())
 
     def at(self, position: int, substitute: int = 0, bucket: int = 0) -> tuple[int, int]:
@@ -186,21 +232,16 @@ class SampleOrder:
         return members[epoch_order(self._samples.ids[members], hash_words("source", self._seed, source), number)]
 
     def _buckets_of(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        if self._samples.choices is not None:
-            return self._drawn_buckets(indices, visits)
-        return None if self._samples.buckets is None else self._samples.buckets[indices]
+        samples = self._samples
+        if samples.choices is not None:
+            return self._drawn(indices, visits)
+        return None if samples.buckets is None else samples.buckets[indices]
 
-    def _drawn_buckets(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64]:
-        """One of each sample's choices, a function of (seed, visit, sample id)."""
-        assert self._samples.choices is not None
-        bits = (
-            self._samples.choices[indices][:, None] >> np.arange(self._samples.num_buckets, dtype=np.uint64)
-        ) & np.uint64(1)
-        ranks = np.cumsum(bits.astype(np.int64), axis=1)  # of each choice among the sample's, from 1
-        keys = self._samples.ids[indices].astype(np.uint64) ^ _mix(visits.astype(np.uint64) + np.uint64(1))
-        words = _mix(keys ^ np.uint64(hash_words("bucket", self._seed)))
-        chosen = (words % ranks[:, -1].astype(np.uint64)).astype(np.int64) + 1
-        return np.argmax(ranks == chosen[:, None], axis=1)
+    def _drawn(self, indices: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.int64]:
+        samples = self._samples
+        assert samples.choices is not None
+        seen = visits if samples.views is None else visits % samples.views
+        return samples.choices.drawn(samples.ids, indices, seen, self._seed)
 
 
 def bucket_schedule(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cogvideox.config.buckets import largest_buckets
 from cogvideox.config.schema import Config, ModelConfig, SampleArgs
 from cogvideox.errors import OutOfMemoryError
 from cogvideox.model.build import has_lora
@@ -40,12 +41,15 @@ def training_advice(config: Config, processes: int) -> list[str]:
     args, section, data = config.train_args, config.deepspeed, config.data
     is_lora, precision = has_lora(config.model), section.precision
     micro = section.get("train_micro_batch_size_per_gpu") or 1
+    budget = None if data is None else data.tokens_per_micro_batch
     advice = _encoders_advice(config.model, args)
     if not args.checkpoint_activations:
         advice.append("args.checkpoint_activations=true (23 GiB less for a LoRA of 2B, more for larger ones)")
     elif not args.offload_activations:
         advice.append("args.offload_activations=true (4.2 GiB less for 5B, 10.6 for 1.5)")
-    if micro > 1:
+    if budget is not None:
+        advice.append(f"a smaller data.tokens_per_micro_batch than {budget}")
+    elif micro > 1:
         more = micro * (section.get("gradient_accumulation_steps") or 1)
         keys = f"deepspeed.train_micro_batch_size_per_gpu=1 deepspeed.gradient_accumulation_steps={more}"
         advice.append(f"{keys} (the same batch, one clip at a time)")
@@ -60,9 +64,14 @@ def training_advice(config: Config, processes: int) -> list[str]:
         if processes == 1:
             advice.append("more GPUs with ZeRO 2")
     if data is not None:
-        height, width = data.video_size
-        now = f"{data.max_num_frames} x {height} x {width}"
-        advice.append(f"a smaller data.video_size or data.max_num_frames than {now}")
+        largest = [" x ".join(map(str, bucket)) for bucket in largest_buckets(config)]
+        if not data.has_buckets:
+            advice.append(f"a smaller data.video_size or data.max_num_frames than {largest[0]}")
+        elif len(largest) == 1:
+            advice.append(f"data.buckets without {largest[0]}, the largest one")
+        else:
+            where = f"{largest[0]} (most in the transformer) and {largest[1]} (most in the VAE)"
+            advice.append(f"data.buckets without the largest ones: {where}")
     return advice
 
 

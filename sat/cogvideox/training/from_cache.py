@@ -26,8 +26,8 @@ class Stored:
     needs_vae: bool = True
     needs_text_encoder: bool = True
 
-    def on(self, dataset: VideoDataset, views: int = 1) -> VideoDataset:
-        """A data set, read from the cache if there is one. views: of each clip, where its start is drawn."""
+    def on(self, dataset: VideoDataset, views: int | None = None) -> VideoDataset:
+        """A data set, read from the cache if there is one. views: see Cache.on."""
         return dataset if self.cache is None else self.cache.on(dataset, views)
 
 
@@ -61,7 +61,7 @@ def needed_jobs(
     """Every clip that a run asks for; a held-out one has one start, the same at every evaluation."""
     yield from cache.jobs(train, config.train_args.seed, config.train_args.cache_views)
     if held_out is not None:
-        yield from cache.jobs(held_out, seed=0, views=1)
+        yield from cache.jobs(held_out, seed=0, for_evaluation=True)
 
 
 def needed_captions(train: VideoDataset, held_out: VideoDataset | None, previews: Sequence[Prompt]) -> list[str]:
