@@ -309,11 +309,20 @@ class Manifest(Sequence[Sample]):
 
 def _medias(table: Any, prefix: str) -> list[Media]:
     """None among them where there is no path."""
+    if prefix == "" and table.column("num_bytes").null_count == len(table):  # files of their own
+        return [Media(path) for path in _decoded(table.column("path"))]
     columns = (table.column(prefix + name).to_pylist() for name, _ in _MEDIA)
     return [
         None if path is None else Media(os.fsdecode(path), offset, num_bytes, os.fsdecode(name or b""))  # type: ignore[misc]
         for path, offset, num_bytes, name in zip(*columns, strict=True)
     ]
+
+
+def _decoded(paths: Any) -> list[str]:
+    try:
+        return paths.cast(pa.string()).to_pylist()
+    except pa.ArrowInvalid:  # names that are not UTF-8
+        return [os.fsdecode(path) for path in paths.to_pylist()]
 
 
 def _unnamed_file() -> IO[bytes]:
