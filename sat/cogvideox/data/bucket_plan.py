@@ -29,9 +29,14 @@ class BucketPlan:
     choices: NDArray[np.uint64] | None = None
 
     @classmethod
-    def of_choices(cls, choices: Sequence[tuple[Bucket, ...]]) -> BucketPlan:
-        """From what suits each sample, its own bucket first. Raises: DataError for more than MAX_BUCKETS."""
-        shapes = tuple(sorted({shape for each in set(choices) for shape in each}))
+    def of_choices(cls, choices: Sequence[tuple[Bucket, ...]], which: NDArray[np.int64]) -> BucketPlan:
+        """From what may suit samples, the own bucket first, and which of these each sample has, int64 [n].
+
+        Raises: DataError for more than MAX_BUCKETS.
+        """
+        used, which = np.unique(which, return_inverse=True)
+        choices = [choices[number] for number in used.tolist()]
+        shapes = tuple(sorted({shape for each in choices for shape in each}))
         if len(shapes) > MAX_BUCKETS:
             raise DataError(
                 f"the clips need {len(shapes)} different buckets, more than {MAX_BUCKETS}: give data.buckets fewer "
@@ -40,10 +45,11 @@ class BucketPlan:
         if len(shapes) < 2:
             return cls(shapes)
         numbers = {shape: number for number, shape in enumerate(shapes)}
-        own = np.array([numbers[each[0]] for each in choices], dtype=np.int64)
-        if all(len(each) == 1 for each in set(choices)):
+        own = np.array([numbers[each[0]] for each in choices], np.int64)[which]
+        if all(len(each) == 1 for each in choices):
             return cls(shapes, own)
-        return cls(shapes, own, np.array([sum(1 << numbers[shape] for shape in each) for each in choices], np.uint64))
+        bits = np.array([sum(1 << numbers[shape] for shape in each) for each in choices], np.uint64)
+        return cls(shapes, own, bits[which])
 
     def at(self, places: NDArray[np.int64]) -> BucketPlan:
         """Of the samples at these places."""
