@@ -156,7 +156,7 @@ def test_drawn_buckets_depend_on_seed_visit_and_sample_alone(
     """Of a range of sizes and frames: what each visit gets, computed one by one, however the clips are shared out."""
     buckets = Buckets(SIZES, vary=vary)
     choices = [buckets.choices((height, width), frames) for height, width, frames in clips]
-    plan = BucketPlan.of_choices(choices)
+    plan = BucketPlan.of_choices(choices, np.arange(len(choices)))
     ids = np.array([hash_words("clip", number) for number in range(len(clips))], np.int64)
     samples = OrderedSamples(ids, plan.numbers, plan.choices, num_buckets=len(plan.shapes), views=views)
     names = [str(shape) for shape in plan.shapes]

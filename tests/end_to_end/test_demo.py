@@ -33,7 +33,9 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_main_job(in_repository: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clips = [some_clips(tmp_path / name, name, count) for name, count in (("train", 8), ("held_out", 2))]
     data = [f"args.train_data=[{clips[0]}]", f"args.valid_data=[{clips[1]}]"]
-    assert run_demo.main(["--output", str(tmp_path / "runs"), *SHORT, *data, "args.eval_prompts=[a red zorp grows]"]) == 0
+    assert (
+        run_demo.main(["--output", str(tmp_path / "runs"), *SHORT, *data, "args.eval_prompts=[a red zorp grows]"]) == 0
+    )
     (run,) = (tmp_path / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())
     assert [step for step, _ in summary["valid_loss"]] == [0, 3]

@@ -1,4 +1,4 @@
-"""Saving takes tensors from their device one by one; a disk that is full after all is an error that says what is needed."""
+"""Saving takes tensors from their device one by one; a disk that is full after all is an error with what is needed."""
 
 from __future__ import annotations
 

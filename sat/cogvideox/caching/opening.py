@@ -46,8 +46,8 @@ class Cache:
     def on(self, dataset: VideoDataset, views: int | None = None) -> VideoDataset:
         """The same samples, read from here.
 
-        views: draws of each clip's start and bucket that are stored; epoch n meets view n modulo views. None: one start,
-        and every bucket that the clip may be drawn for.
+        views: draws of each clip's start and bucket that are stored; epoch n meets view n modulo views. None: one
+        start, and every bucket that the clip may be drawn for.
         """
         return replace(dataset, reader=replace(self.latents, views=views or 1), views=views)
 

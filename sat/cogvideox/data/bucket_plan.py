@@ -29,11 +29,14 @@ class BucketPlan:
     choices: Choices | None = None
 
     @classmethod
-    def of_choices(cls, choices: Sequence[tuple[Bucket, ...]]) -> BucketPlan:
-        """From what suits each sample, its own bucket first. Raises: DataError for more than MAX_BUCKETS."""
-        # Clips that are alike share one tuple, and comparing a million long ones takes seconds.
-        alike = {id(each): each for each in choices}
-        shapes = tuple(sorted({shape for each in set(alike.values()) for shape in each}))
+    def of_choices(cls, choices: Sequence[tuple[Bucket, ...]], which: NDArray[np.int64]) -> BucketPlan:
+        """From what may suit samples, the own bucket first, and which of these each sample has, int64 [n].
+
+        Raises: DataError for more than MAX_BUCKETS.
+        """
+        used, which = np.unique(which, return_inverse=True)
+        choices = [choices[number] for number in used.tolist()]
+        shapes = tuple(sorted({shape for each in choices for shape in each}))
         if len(shapes) > MAX_BUCKETS:
             raise DataError(
                 f"the clips need {len(shapes)} different buckets, more than {MAX_BUCKETS}: give data.buckets fewer "
@@ -42,13 +45,13 @@ class BucketPlan:
         if len(shapes) < 2:
             return cls(shapes)
         numbers = {shape: number for number, shape in enumerate(shapes)}
-        own = np.array([numbers[each[0]] for each in choices], dtype=np.int64)
-        if all(len(each) == 1 for each in alike.values()):
+        own = np.array([numbers[each[0]] for each in choices], np.int64)[which]
+        if all(len(each) == 1 for each in choices):
             return cls(shapes, own)
-        rows_of = {key: tuple(sorted(numbers[shape] for shape in each)) for key, each in alike.items()}
-        table = {row: number for number, row in enumerate(dict.fromkeys(rows_of.values()))}
-        places = {key: table[row] for key, row in rows_of.items()}
-        return cls(shapes, own, Choices(np.array([places[id(each)] for each in choices], np.int64), tuple(table)))
+        rows = [tuple(sorted(numbers[shape] for shape in each)) for each in choices]
+        table = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+        places = np.array([table[row] for row in rows], np.int64)
+        return cls(shapes, own, Choices(places[which], tuple(table)))
 
     def at(self, places: NDArray[np.int64]) -> BucketPlan:
         """Of the samples at these places."""

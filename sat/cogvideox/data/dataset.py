@@ -17,10 +17,10 @@ from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
 from cogvideox.data.listing import find_samples, held_out_count
 from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
-from cogvideox.data.order import OrderedSamples, SampleIds, hash_words
+from cogvideox.data.order import OrderedSamples, SampleIds, hash_each
 from cogvideox.data.pool import Task, open_pool
 from cogvideox.data.report import SourceInfo
-from cogvideox.data.sample import Sample
+from cogvideox.data.sample import Sample, all_captions
 from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.survey import Failure, look_here
 from cogvideox.data.timing import ClipSpec
@@ -65,6 +65,12 @@ class VideoDataset:
         if isinstance(self.samples, Manifest):
             return self.samples.sample_ids()
         return np.array([sample.sample_id for sample in self.samples], dtype=np.int64)
+
+    def captions_used(self) -> list[str]:
+        """Every caption that the samples can be trained with, each once, in order."""
+        if isinstance(self.samples, Manifest):
+            return self.samples.captions()
+        return all_captions(self.samples)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -143,7 +149,7 @@ def _files(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 def _first_places(ids: SampleIds, count: int) -> NDArray[np.int64]:
     """The places, ascending, of the ids that are held out before others."""
-    ranks = np.array([hash_words("held out", sample_id) for sample_id in ids.tolist()], np.int64)
+    ranks = hash_each("held out", map(str, ids.tolist()))
     return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 

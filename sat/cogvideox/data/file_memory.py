@@ -65,29 +65,29 @@ class FileMemory(Generic[Known]):
 
     def get(self, medias: Sequence[Media]) -> dict[Media, Known | None]:
         """What is known of these files as they are now; None for one that is not there."""
-        stamps, seen = dict[Media, _Stamp](), dict[str, _Stamp | None]()
         found: dict[Media, Known | None] = {}
+        waiting: dict[int, tuple[Media, _Stamp]] = {}  # by key
+        path, stamp = None, None
         for media in medias:
-            if media.path not in seen:
-                seen[media.path] = _stamp(media.path)
-            stamp = seen[media.path]
+            if media.path != path:  # the parts of a file come one after the other
+                path, stamp = media.path, _stamp(media.path)
             if stamp is None:
                 found[media] = None
             else:
-                stamps[media] = stamp
+                waiting[self._key(media)] = media, stamp
         try:
             with self._connect() as table:
-                waiting = {self._key(media): media for media in stamps}
                 keys = list(waiting)
                 for first in range(0, len(keys), _AT_A_TIME):
                     some = keys[first : first + _AT_A_TIME]
                     for key, size, changed, text, content in table.execute(f"{_FIND}({','.join(map(str, some))})"):
-                        media = waiting[key]
-                        if stamps[media] == (size, changed):
+                        media, stamp = waiting[key]
+                        if stamp == (size, changed):
                             found[media] = self._from_row(text, content)
+                            del waiting[key]
         except (sqlite3.Error, OSError, ValueError, TypeError, zlib.error) as error:
             self._give_up(error)
-        self._stamps.update({media: stamp for media, stamp in stamps.items() if media not in found})
+        self._stamps.update(waiting.values())
         return found
 
     def put(self, found: Mapping[Media, Known]) -> None:

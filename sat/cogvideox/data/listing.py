@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cogvideox.buckets import Buckets
 from cogvideox.data import scenes
@@ -21,7 +22,7 @@ from cogvideox.data.decode import ClipInfo, VideoReader
 from cogvideox.data.header_cache import HeaderCache, cache_file
 from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
-from cogvideox.data.order import hash_words
+from cogvideox.data.order import hash_each
 from cogvideox.data.report import BucketInfo, Problem, SourceReport, Spread
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.read import Listing, count_by_source, read_sources, settle_repeats
@@ -63,6 +64,7 @@ class Found(NamedTuple):
     listed: Listed
 
 
+_UNKNOWN = object()
 _MISSING = Failure("there is no such file")
 
 
@@ -102,93 +104,121 @@ def find_samples(
     listing = read_sources(entries, missing_captions, captions=captions, with_images=takes_images)
     samples = listing.samples
     name = f"{reader.name}, cuts {scenes.VERSION}" if spec.scene_cuts == "avoid" else reader.name
-    outcomes, num_images = _look_at(
-        samples, spec, buckets, HeaderCache(cache_file(cache), name), look or _all_here(reader)
-    )
-    problems = [*listing.problems, *_judged(samples, outcomes, spec)]
-    good = [each for each in outcomes if isinstance(each, Survey) and each.is_usable]
-    usable, plan = _expanded(samples, outcomes, spec)
+    outcomes = _look_at(samples, spec, buckets, HeaderCache(cache_file(cache), name), look or _all_here(reader))
+    kinds, which = _distinct(outcomes)
+    problems = [*listing.problems, *_judged(samples, kinds, which, spec)]
+    surveys = [each if isinstance(each, Survey) and each.is_usable else None for each in kinds]
+    usable, plan = _expanded(samples, surveys, which, spec)
+    of_kind = np.bincount(which, minlength=len(kinds)).tolist()
+    good = [(each, count) for each, count in zip(surveys, of_kind, strict=True) if each is not None]
+    num_images, num_unknown = samples.num_images(), outcomes.count(None)
     report = SourceReport(
         roots=tuple(source.path for source in listing.sources),
         num_videos=listing.num_videos,
-        num_samples=len(good),
+        num_samples=sum(count for _, count in good),
         num_windows=len(usable),
         buckets=_bucket_infos(good),
         problems=tuple(problems),
-        source_fps=Spread.of([survey.source_fps for survey in good if survey.source_fps]),
-        effective_fps=Spread.of([survey.effective_fps for survey in good if survey.effective_fps]),
+        source_fps=_spread(good, "source_fps"),
+        effective_fps=_spread(good, "effective_fps"),
         max_failed_share=max_failed_share,
         noun="videos" if not num_images else "images" if num_images == len(samples) else "videos and images",
-        num_not_looked_at=outcomes.count(None),
-        kept_share=Spread.of([survey.kept_share for survey in good]),
-        enlargement=Spread.of([survey.enlargement for survey in good]),
+        num_not_looked_at=num_unknown,
+        kept_share=_spread(good, "kept_share"),
+        enlargement=_spread(good, "enlargement"),
         video_size=spec.video_size,
         too_short_remedy=_too_short_remedy(
-            [each for each in outcomes if isinstance(each, Survey) and each.too_short], spec
+            [each for each in kinds if isinstance(each, Survey) and each.too_short], spec
         ),
-        missing_remedy=_missing_remedy(listing, samples, outcomes),
+        missing_remedy=_missing_remedy(listing, samples, kinds, which),
         sources=settle_repeats(
-            listing.sources, entries, count_by_source(usable, len(entries)), is_whole=None not in outcomes
+            listing.sources, entries, count_by_source(usable, len(entries)), is_whole=not num_unknown
         ),
     )
     return Found(samples, outcomes, Listed(usable, report, plan))
 
 
-def _bucket_infos(good: Sequence[Survey]) -> tuple[BucketInfo, ...]:
+def _distinct(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], NDArray[np.int64]]:
+    """Each object once, and which of them each sample has: a million clips have a few hundred. What follows is then
+    calculated for these, and columns take it from there."""
+    numbers: dict[int, int] = {}
+    which = np.fromiter((numbers.setdefault(id(each), len(numbers)) for each in outcomes), np.int64, len(outcomes))
+    return [outcomes[place] for place in np.unique(which, return_index=True)[1]], which
+
+
+def _spread(good: Sequence[tuple[Survey, int]], name: str) -> Spread | None:
+    """Of a value of the usable files, where it is known. good: with how many files each stands for."""
+    known = [(value, count) for survey, count in good if (value := getattr(survey, name))]
+    return Spread.of([value for value, _ in known], [count for _, count in known])
+
+
+def _bucket_infos(good: Sequence[tuple[Survey, int]]) -> tuple[BucketInfo, ...]:
     """By bucket, in order; each file in its own one."""
-    members: dict[Bucket, list[Survey]] = {}
-    for survey in good:
-        members.setdefault(survey.buckets[0], []).append(survey)
-    return tuple(
-        BucketInfo(
-            bucket,
-            sum(each.num_windows for each in some),
-            len(some),
-            Spread.over([each.kept_share for each in some]),
-            Spread.over([each.enlargement for each in some]),
-            sum(each.num_padded for each in some),
+    members: dict[Bucket, list[tuple[Survey, int]]] = {}
+    for survey, count in good:
+        members.setdefault(survey.buckets[0], []).append((survey, count))
+    infos = []
+    for bucket, some in sorted(members.items()):
+        surveys, counts = zip(*some, strict=True)
+        infos.append(
+            BucketInfo(
+                bucket,
+                sum(each.num_windows * count for each, count in some),
+                sum(counts),
+                Spread.over([each.kept_share for each in surveys], counts),
+                Spread.over([each.enlargement for each in surveys], counts),
+                sum(each.num_padded * count for each, count in some),
+            )
         )
-        for bucket, some in sorted(members.items())
-    )
+    return tuple(infos)
 
 
-def _expanded(samples: Manifest, outcomes: Sequence[Outcome], spec: ClipSpec) -> tuple[Manifest, BucketPlan]:
-    """A sample for each window of the usable clips, and their buckets. The first window keeps its clip's id."""
-    surveys = [each if isinstance(each, Survey) and each.is_usable else None for each in outcomes]
-    counts = np.array([0 if each is None else each.num_windows for each in surveys], np.int64)
-    places = np.repeat(np.arange(len(surveys)), counts)
-    good: list[Survey] = [surveys[place] for place in places]  # type: ignore[misc]
-    plan = BucketPlan.of_choices([each.buckets for each in good])
+def _expanded(
+    samples: Manifest, surveys: Sequence[Survey | None], which: NDArray[np.int64], spec: ClipSpec
+) -> tuple[Manifest, BucketPlan]:
+    """A sample for each window of the usable clips, and their buckets. The first window keeps its clip's id.
+
+    surveys: None for what can't be used; which: int64 [n], the one of each sample.
+    """
+    counts = np.array([0 if each is None else each.num_windows for each in surveys], np.int64)[which]
+    places = np.repeat(np.arange(len(which)), counts)
+    own = which[places]
+    plan = BucketPlan.of_choices([() if each is None else each.buckets for each in surveys], own)
     if spec.windows == "one" and spec.scene_cuts == "ignore":
         return samples.select(places), plan
     windows = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
     ids = samples.sample_ids()[places]
-    ids[windows > 0] = [
-        hash_words("window", sample_id, window)
-        for sample_id, window in zip(ids[windows > 0].tolist(), windows[windows > 0].tolist(), strict=True)
-    ]
-    cuts = pa.array([each.cuts for each in good], pa.list_(pa.int64())) if spec.scene_cuts == "avoid" else None
+    later = zip(ids[windows > 0].tolist(), windows[windows > 0].tolist(), strict=True)
+    ids[windows > 0] = hash_each("window", (f"{sample_id}\0{window}" for sample_id, window in later))
+    cuts = None
+    if spec.scene_cuts == "avoid":
+        cuts = pa.array([each and each.cuts for each in surveys], pa.list_(pa.int64())).take(pa.array(own))
     return samples.select(places, sample_ids=ids, windows=windows.astype(np.int32), cuts=cuts), plan
 
 
 def _look_at(
     samples: Manifest, spec: ClipSpec, buckets: Buckets | None, cache: HeaderCache, look: Look
-) -> tuple[list[Outcome], int]:
-    """What is remembered or found of each sample's file, and how many are images."""
+) -> list[Outcome]:
+    """What is remembered or found of each sample's file."""
+
+    @lru_cache(maxsize=4096)
+    def survey(info: ClipInfo) -> Survey:
+        """The same object for the same header: the cache gives one for all clips of which the same is known."""
+        return Survey.of(info, spec, buckets)
+
     outcomes: list[Outcome] = [None] * len(samples)
     unknown: dict[Media, list[int]] = {}
-    num_images = 0
     for first in range(0, len(samples), _AT_A_TIME):
         medias = samples.medias(first, min(first + _AT_A_TIME, len(samples)))
         known = cache.get(medias)
         for place, media in enumerate(medias, first):
-            num_images += media.is_image
-            if media not in known:
-                unknown.setdefault(media, []).append(place)
-            elif (info := known[media]) is None:
+            found_out = known.get(media, _UNKNOWN)
+            if isinstance(found_out, ClipInfo):
+                outcomes[place] = survey(found_out)
+            elif found_out is None:
                 outcomes[place] = _MISSING
             else:
-                outcomes[place] = _survey(info, spec, buckets)
+                unknown.setdefault(media, []).append(place)
     # In an order of their own, so that the first of them, where time doesn't suffice for all, are of all sorts.
     found: dict[Media, ClipInfo] = {}
     since, done = time.monotonic(), 0
@@ -196,7 +226,7 @@ def _look_at(
         for media, outcome in look(sorted(unknown, key=_shuffled)):
             done += 1
             for place in unknown[media]:
-                outcomes[place] = _survey(outcome, spec, buckets) if isinstance(outcome, ClipInfo) else outcome
+                outcomes[place] = survey(outcome) if isinstance(outcome, ClipInfo) else outcome
             if isinstance(outcome, ClipInfo):
                 found[media] = outcome
             if time.monotonic() - since > _REMEMBER_EVERY_S:
@@ -206,34 +236,27 @@ def _look_at(
     finally:  # also when it is interrupted
         if found:
             cache.put(found)
-    return outcomes, num_images
+    return outcomes
 
 
-@lru_cache(maxsize=4096)
-def _survey(info: ClipInfo, spec: ClipSpec, buckets: Buckets | None) -> Survey:
-    """The same object for the same header: the cache gives one for all clips of which the same is known."""
-    return Survey.of(info, spec, buckets)
-
-
-def _judged(samples: Manifest, outcomes: Sequence[Outcome], spec: ClipSpec) -> Iterator[Problem]:
+def _judged(samples: Manifest, kinds: Sequence[Outcome], which: NDArray[np.int64], spec: ClipSpec) -> Iterator[Problem]:
     """What there is to say about the samples that were looked at, in order."""
-    for first in range(0, len(samples), _AT_A_TIME):
-        some = outcomes[first : first + _AT_A_TIME]
-        if not any(isinstance(each, Failure) or (each is not None and _findings(each, spec)) for each in some):
-            continue
-        for media, outcome in zip(samples.medias(first, first + len(some)), some, strict=True):
-            if outcome is _MISSING:
-                yield Problem("missing file", media.label, "there is no such file", "left out")
-            elif isinstance(outcome, Failure):
-                yield _unreadable(media, outcome)
-            elif outcome is not None:
-                for kind, reason, effect, badness in _findings(outcome, spec):
-                    yield Problem(kind, media.label, reason, effect, badness)
+    findings = [_findings(each, spec) if isinstance(each, Survey) else () for each in kinds]
+    speaks = [isinstance(each, Failure) or bool(some) for each, some in zip(kinds, findings, strict=True)]
+    places = np.flatnonzero(np.array(speaks, bool)[which])
+    for media, number in zip(samples.select(places).each_media(), which[places].tolist(), strict=True):
+        outcome = kinds[number]
+        if outcome is _MISSING:
+            yield Problem("missing file", media.label, "there is no such file", "left out")
+        elif isinstance(outcome, Failure):
+            yield _unreadable(media, outcome)
+        for kind, reason, effect, badness in findings[number]:
+            yield Problem(kind, media.label, reason, effect, badness)
 
 
-def _missing_remedy(listing: Listing, samples: Manifest, outcomes: Sequence[Outcome]) -> str:
+def _missing_remedy(listing: Listing, samples: Manifest, kinds: Sequence[Outcome], which: NDArray[np.int64]) -> str:
     """Where the missing files of each entry may be."""
-    missing = np.flatnonzero([each is _MISSING for each in outcomes])
+    missing = np.flatnonzero(np.array([each is _MISSING for each in kinds], bool)[which])
     if not len(missing):
         return ""
     entries = sorted(set(samples.select(missing).column("source").to_pylist()))
@@ -253,7 +276,6 @@ def _unreadable(media: Media, outcome: Failure) -> Problem:
     return Problem(kind, media.label, outcome.reason.removeprefix(f"{media.label}: "), effect="left out")
 
 
-@lru_cache(maxsize=4096)
 def _findings(survey: Survey, spec: ClipSpec) -> tuple[tuple[str, str, str, float], ...]:
     """(kind, reason, effect, badness) of each problem."""
     if survey.too_short is not None:
@@ -342,10 +364,10 @@ def trained_and_held_out(train: Sequence[Sample], held_out: Sequence[Sample]) ->
     """Held-out samples whose very file, links included, is trained on as well."""
     identities = [_file_identity(sample.media) for sample in held_out]
     twins: dict[tuple[int, int, int], str | None] = dict.fromkeys(each for each in identities if each is not None)
-    for sample in train:
-        identity = _file_identity(sample.media)
+    for media in train.each_media() if isinstance(train, Manifest) else (sample.media for sample in train):
+        identity = _file_identity(media)
         if identity in twins:
-            twins[identity] = sample.label
+            twins[identity] = media.label
     problems = []
     for sample, identity in zip(held_out, identities, strict=True):
         label = None if identity is None else twins[identity]

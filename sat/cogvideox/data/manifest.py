@@ -6,18 +6,19 @@ looked at becomes a Sample.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
-from cogvideox.data.media import Media
-from cogvideox.data.order import SampleIds, hash_words
+from cogvideox.data.media import IMAGE_SUFFIXES, Media
+from cogvideox.data.order import SampleIds, hash_each, hash_words
 from cogvideox.data.sample import Sample
 from cogvideox.data.sources.spec import Rows
 from cogvideox.errors import DataError
@@ -25,6 +26,7 @@ from cogvideox.errors import DataError
 _AT_A_TIME = 10_000
 _MOST_BYTES_SENT = 2**28  # about 1.5 million samples
 _NOTHING = -1
+_IS_IMAGE = rf"(?i)[^/.][^/]*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"  # as Media.is_image
 # Paths are bytes: file systems don't promise text.
 _MEDIA = (("path", pa.binary()), ("offset", pa.int64()), ("num_bytes", pa.int64()), ("name", pa.binary()))
 _FIELDS = [
@@ -83,10 +85,8 @@ class ManifestWriter:
 
 
 def ids_of(names: Sequence[str]) -> SampleIds:
-    """int64 [n]: hash_words("sample", name, 0) of each name, in a third of its time."""
-    blake2b = hashlib.blake2b
-    hashes = [blake2b(f"sample\0{name}\0000".encode(), digest_size=8).digest() for name in names]
-    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(1)).astype(np.int64)
+    """int64 [n]: hash_words("sample", name, 0) of each name."""
+    return hash_each("sample", (f"{name}\0000" for name in names))
 
 
 def _media_columns(medias: Sequence[Media | str | None]) -> list[Any]:
@@ -267,6 +267,21 @@ class Manifest(Sequence[Sample]):
         """Whether any sample has a first image of its own."""
         return self.column("image_path").null_count < len(self)
 
+    def num_images(self) -> int:
+        """How many samples are images."""
+        compute = pa.compute
+        names = compute.coalesce(self.column("name"), self.column("path"))
+        return compute.sum(compute.match_substring_regex(names, _IS_IMAGE)).as_py() or 0
+
+    def captions(self) -> list[str]:
+        """Every caption that the samples can be trained with, each once, in order."""
+        return pa.compute.unique(pa.compute.list_flatten(self.column("captions"))).to_pylist()
+
+    def each_media(self) -> Iterator[Media]:
+        """Where the videos are, in order."""
+        for first in range(0, len(self), _AT_A_TIME):
+            yield from self.medias(first, min(first + _AT_A_TIME, len(self)))
+
     def file_numbers(self) -> NDArray[np.int64]:
         """int64 [n], the same number for samples of the same video."""
         paths = self.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
@@ -306,11 +321,20 @@ class Manifest(Sequence[Sample]):
 
 def _medias(table: Any, prefix: str) -> list[Media]:
     """None among them where there is no path."""
+    if prefix == "" and table.column("num_bytes").null_count == len(table):  # files of their own
+        return [Media(path) for path in _decoded(table.column("path"))]
     columns = (table.column(prefix + name).to_pylist() for name, _ in _MEDIA)
     return [
         None if path is None else Media(os.fsdecode(path), offset, num_bytes, os.fsdecode(name or b""))  # type: ignore[misc]
         for path, offset, num_bytes, name in zip(*columns, strict=True)
     ]
+
+
+def _decoded(paths: Any) -> list[str]:
+    try:
+        return paths.cast(pa.string()).to_pylist()
+    except pa.ArrowInvalid:  # names that are not UTF-8
+        return [os.fsdecode(path) for path in paths.to_pylist()]
 
 
 def _unnamed_file() -> IO[bytes]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cogvideox.errors import DataError
 
@@ -16,9 +15,8 @@ VIDEO_SUFFIXES = (
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-@dataclass(frozen=True)
-class Media:
-    """A video or an image.
+class Media(NamedTuple):
+    """A video or an image. A tuple, because there may be a million, and each is looked up several times.
 
     Args:
         path: the file.

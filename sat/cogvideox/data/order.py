@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -23,6 +23,16 @@ def hash_words(*words: int | str) -> int:
     """63 bits that depend on every word and on their order."""
     text = "\0".join(str(word) for word in words)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def hash_each(word: str, others: Iterable[str]) -> SampleIds:
+    """int64 [n]: hash_words(word, other) of each, in a sixth of its time. An `other` may be several, joined by NUL."""
+    begun, hashes = hashlib.blake2b(f"{word}\0".encode(), digest_size=8), list[bytes]()
+    for other in others:
+        each = begun.copy()  # half the price of a new one
+        each.update(other.encode())
+        hashes.append(each.digest())
+    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(1)).astype(np.int64)
 
 
 def uniform(seed: int, epoch: int, sample_id: int, what: str) -> float:

@@ -78,14 +78,17 @@ class Spread:
     largest: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
+    def of(cls, values: Sequence[float], counts: Sequence[int] | None = None) -> Spread | None:
         """Of any number of values; None of none."""
-        return cls.over(values) if values else None
+        return cls.over(values, counts) if values else None
 
     @classmethod
-    def over(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(min(values), sum(values) / len(values), max(values))
+    def over(cls, values: Sequence[float], counts: Sequence[int] | None = None) -> Spread:
+        """Of at least one value. counts: how often each is there; None: once."""
+        if counts is None:
+            counts = [1] * len(values)
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        return cls(min(values), total / sum(counts), max(values))
 
     def __str__(self) -> str:
         return self._told("{:.2f}")

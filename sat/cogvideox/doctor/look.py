@@ -107,14 +107,7 @@ def open_counter(subject: Subject) -> Callable[[Sequence[str]], list[int]]:
 
 
 def _count_tokens(result: Look) -> None:
-    captions = list(
-        dict.fromkeys(
-            caption
-            for part in result.parts
-            for several in part.found.samples.column("captions").to_pylist()
-            for caption in several
-        )
-    )
+    captions = list(dict.fromkeys(caption for part in result.parts for caption in part.found.samples.captions()))
     if not captions:
         return
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -11,7 +12,7 @@ from cogvideox.caching.opening import Cache, check_cache, open_cache
 from cogvideox.config.schema import Config
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.dataset import VideoDataset
-from cogvideox.data.sample import Sample, all_captions
+from cogvideox.data.sample import Sample
 from cogvideox.log import get_logger
 from cogvideox.sampling.prompts import Prompt
 
@@ -66,5 +67,5 @@ def needed_jobs(
 
 def needed_captions(train: VideoDataset, held_out: VideoDataset | None, previews: Sequence[Prompt]) -> list[str]:
     """Whatever a run will ask the text encoder for, each once."""
-    samples = [*train.samples, *(held_out.samples if held_out is not None else ())]
-    return list(dict.fromkeys([*all_captions(samples), *(prompt.text for prompt in previews)]))
+    parts = [part.captions_used() for part in (train, held_out) if part is not None]
+    return list(dict.fromkeys([*chain(*parts), *(prompt.text for prompt in previews)]))

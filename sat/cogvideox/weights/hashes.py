@@ -25,8 +25,8 @@ _BLOCK = 2**20  # bytes per read: large enough that hashing, not reading, is the
 # Bytes per write, as many as sendfile() takes. Larger ones gain nothing, and let Linux take page cache in blocks of
 # megabytes: on a virtual machine whose free memory goes back to its host that cost 2 to 3 s per GB, this 0.3 to 0.6 s.
 _PIECE = 2**16
-# After so many, the system is asked to write them to the disk and to free their memory. So fsync has little to wait for,
-# and a file of many GB pushes nothing else out of memory.
+# After so many, the system is asked to write them to the disk and to free their memory. So fsync has little to wait
+# for, and a file of many GB pushes nothing else out of memory.
 _FLUSH_EVERY = 2**26  # bytes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from cogvideox.data.decode import PyAVReader
 from cogvideox.data.media import Media
 from cogvideox.data.timing import ClipSpec, frame_indices
+from cogvideox.errors import DataError
 from data.clip_files import render
 from data.sources.listing_files import problems, read, refused
 
@@ -81,6 +83,29 @@ def test_broken_shards(tmp_path: Path) -> None:
     refused(tmp_path / "s.tar", r"s\.tar: is empty")
     write(tmp_path / "s.tar", {"a.mp4": b"x", "a.json": b"{"})
     refused(tmp_path / "s.tar", r"s\.tar:a\.json: is no valid JSON")
+
+
+def test_a_shard_that_ends_between_two_members(tmp_path: Path) -> None:
+    members = {f"{number}.{kind}": b"cap" for number in range(3) for kind in ("mp4", "txt")}
+    shard = write(tmp_path / "it's.tar", members)
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        starts = [member.offset for member in tar][1:]
+    assert len(starts) == 5
+    for start, before in zip(starts, members, strict=False):
+        shard.write_bytes(whole[:start])  # what a download that ended early leaves
+        refused(shard, rf"it's\.tar: is cut short after {before}: the empty blocks .* are missing; copy it again")
+        shard.write_bytes(whole[: start + 100])
+        refused(shard, rf"it's\.tar: is cut short after {before}: the next member is incomplete; copy it again")
+        shard.write_bytes(whole[:start] + b"x" * 2000)
+        refused(shard, rf"it's\.tar: is damaged after {before}: what follows is no member")
+    shard.write_bytes(whole[: starts[-1] + 1024])  # all members, as some tools write them
+    with pytest.raises(DataError) as found:
+        read(shard)
+    subprocess.run(["bash", "-c", str(found.value).partition("this adds them: ")[2]], check=True)
+    assert len(read(shard).samples) == 3
+    shard.write_bytes(whole[: starts[-1] + 1024 + 512])  # one empty block is enough
+    assert len(read(shard).samples) == 3
 
 
 def test_samples_that_can_not_be_used(tmp_path: Path) -> None:

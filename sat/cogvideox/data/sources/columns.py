@@ -7,6 +7,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media, suffix_of
@@ -51,6 +52,16 @@ class Records:
     captions: list[Any] | None
     images: list[Any] | None = None
     kinds: list[Any] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        """Parts of the same table, one after the other."""
+
+        def column(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if columns[0] is None else list(chain.from_iterable(columns))
+
+        return cls(parts[0].where, *(column(name) for name in ("numbers", "videos", "captions", "images", "kinds")))
 
 
 def choose_columns(names: Sequence[str], reading: Reading, where: str) -> Columns:

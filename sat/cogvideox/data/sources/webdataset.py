@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 
@@ -90,11 +91,11 @@ def _samples(shard: str, reading: Reading) -> Iterator[_Item]:
 def _members(shard: str, reading: Reading) -> Iterator[tarfile.TarInfo]:
     """The files of a shard in order. Raises: DataError."""
     _check_plain(shard)
-    size, end = os.path.getsize(shard), 0
+    size, end, last = os.path.getsize(shard), 0, ""
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                end = member.offset_data + member.size
+                end, last = member.offset_data + member.size, member.name
                 if end > size and not member.issparse():
                     raise DataError(
                         f"{shard}: is cut short at {member.name}: it has {size} bytes of at least {end}; copy it again"
@@ -106,11 +107,31 @@ def _members(shard: str, reading: Reading) -> Iterator[tarfile.TarInfo]:
                 elif member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                     yield member
                 tar.members = []  # type: ignore[attr-defined]  # it keeps them all otherwise
+            _check_end(shard, tar.offset, last)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         text = f"{shard}: can't be read as a tar file: {error}"
         raise DataError(f"{text}; copy it again" if size else f"{shard}: is empty (0 bytes)") from error
+
+
+def _check_end(shard: str, place: int, last: str) -> None:
+    """tarfile takes the end of the file, and whatever is no member, for the end of the archive.
+
+    place: where it stopped; last: the member before. Raises: DataError without the empty block that ends a tar file.
+    """
+    with open(shard, "rb") as file:
+        file.seek(place)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise DataError(
+            f"{shard}: is cut short after {last}: the empty blocks that end a tar file are missing; copy it again. If "
+            f"nothing is missing, this adds them: head -c 1024 /dev/zero >> {shlex.quote(shard)}"
+            if not block
+            else f"{shard}: is cut short after {last}: the next member is incomplete; copy it again"
+        )
+    if any(block):
+        raise DataError(f"{shard}: is damaged after {last}: what follows is no member of a tar file; copy it again")
 
 
 def _check_plain(shard: str) -> None:
