@@ -5,6 +5,7 @@ Values are read by OmegaConf (so that `1e-8` is a number and duplicate keys are 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -26,8 +27,10 @@ class BadYaml(ValueError):
         self.line = line
 
 
+@lru_cache(maxsize=64)  # a start reads a file several times: its kind, its layers, what it includes
 def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
-    """The mapping, interpolations as written, and PyYAML's nodes, which know their lines (None for no content).
+    """The mapping, interpolations as written, and PyYAML's nodes, which know their lines (None for no content). Both
+    are shared by all who ask for the same text, and only read.
 
     Raises: BadYaml.
     """
