@@ -88,7 +88,7 @@ WRONG = {
     "{pixels: {from: 999999x999999, to: 999999x999999}}": r"data.buckets.pixels: no legal size has",
     "{tokens: 9, pixels: 9}": r"data.buckets.pixels: tokens is the budget already",
     "{tokens: 9}": r"data.buckets.tokens: 9 tokens are too few for any size",
-    "{aspect_ratios: [16/9]}": r'data.buckets.aspect_ratios: must be a list of width to height, as "16:9" \(in quotes\) or',
+    "{aspect_ratios: [16/9]}": r'data.buckets.aspect_ratios: must be a list of width to height, as "16:9" \(in quotes',
     "{aspect_ratios: [16:9]}": r'data.buckets.aspect_ratios: .* as "16:9" \(in quotes\) or 1.78, not \[969\]',
     "{frames: [49, 50]}": r"data.buckets.frames: must be 4k \+ 1, not 50; nearest: 49 or 53",
     "{step: 24}": r"data.buckets.step: must be a multiple of 16, not 24",
