@@ -203,3 +203,9 @@ def test_what_is_said_of_a_clip_is_of_its_own_bucket(tmp_path: Path) -> None:
     report = find_samples([tmp_path], spec, PyAVReader(), look=look, buckets=buckets).listed.report
     assert "% is cut off at its sides" in report.text(), "at 160 x 480 it would be above and below"
     assert "4 of 9 frames repeat the one before" in report.text()
+    assert "at 160 x 48 (height x width) the crop keeps" in report.text()
+    assert "drawn anew" not in report.text()
+    several = Buckets((Bucket(9, 48, 160), Bucket(17, 48, 160), Bucket(17, 96, 320), Bucket(9, 160, 48)), vary="both")
+    report = find_samples([tmp_path], spec, PyAVReader(), look=look, buckets=several).listed.report
+    drawn = "in every epoch each sample gets one of 3 buckets that suit it, drawn anew (data.buckets.vary); 3 in all, "
+    assert drawn + "9x48x160 to 17x96x320" in report.text()

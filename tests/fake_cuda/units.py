@@ -110,7 +110,7 @@ def attention(torch: Any, live: Any) -> list[int]:
 def vae(torch: Any, live: Any) -> list[int]:
     """A small autoencoder, counted here and by tools/vae_memory.py on the meta device: encode, decode."""
     from cogvideox.vae.autoencoder import VideoAutoencoder
-    from vae_memory import decode_bytes, encode_bytes
+    from simulated_cuda.meta_memory import decode_bytes, encode_bytes
 
     def build() -> Any:
         model = VideoAutoencoder(ch=32, ch_mult=(1, 2), num_res_blocks=1, temporal_compression=2, encode_chunk_frames=4)

@@ -41,6 +41,13 @@ def test_pages_have_commands() -> None:
     assert len(commands(ROOT / "README.md")) >= 8 and len(named(PAGES)) >= 40
 
 
+def test_no_marks_of_a_merge_are_left() -> None:
+    files = [*PAGES, *(ROOT / "configs").glob("*.yaml"), *ROOT.glob("*.sh"), *ROOT.glob("tools/*.sh")]
+    for file in files:
+        found = re.findall(r"^(?:<{7}|>{7}|={7}$|\|{7}).*", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not found, f"{file}: {found}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_shell_takes_every_command_as_it_stands(page: Path) -> None:
     """Outside of quotes nothing that bash or zsh would act on: redirection, patterns, brackets."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.decode_memory import Choice, DecodePieces, choose_pieces, needed_bytes
+from simulated_cuda.meta_memory import decode_bytes
 from vae.tiny_vae import tiny_vae
-from vae_memory import decode_bytes
 
 PUBLISHED, ONE, TILES = DecodePieces(2), DecodePieces(1), DecodePieces(1, (64, 96), True)
 OPTIONS = [(PUBLISHED, 100), (ONE, 60), (TILES, 20)]

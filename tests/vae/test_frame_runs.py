@@ -11,10 +11,10 @@ from cogvideox.vae.autoencoder import VideoAutoencoder
 from cogvideox.vae.blocks import Downsample, Upsample
 from cogvideox.vae.causal_conv import CausalConv3d, CausalState
 from cogvideox.vae.frame_runs import equal_runs, joined
+from simulated_cuda.meta_memory import LiveBytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae.tiny_vae import clip, random_latent, tiny_vae
-from vae_memory import LiveBytes
 
 LIMITED = {torch.ops.aten.convolution.default, torch.ops.aten.upsample_nearest2d.default}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cogvideox.vae.autoencoder import VideoAutoencoder
+from simulated_cuda.meta_memory import LiveBytes, decode_bytes, encode_bytes
 from vae.tiny_vae import random_latent
-from vae_memory import LiveBytes, decode_bytes, encode_bytes
 
 GIB = 2**30
 

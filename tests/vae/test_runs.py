@@ -10,9 +10,9 @@ from cogvideox.vae import fewer_products, frame_runs, norm_silu
 from cogvideox.vae.blocks import Downsample, ResnetBlock, Upsample
 from cogvideox.vae.causal_conv import CausalState
 from cogvideox.vae.frame_runs import drained, regrouped, run_lengths
+from simulated_cuda.meta_memory import LiveBytes
 from torch import Tensor
 from vae.tiny_vae import clip, random_latent, randomise, tiny_vae
-from vae_memory import LiveBytes
 
 ROUNDED = dataclasses.replace(norm_silu.GPU_WAY, rounded_elements=0)
 WAYS = {"cpu": norm_silu.CPU_WAY, "gpu": norm_silu.GPU_WAY, "gpu, rounded": ROUNDED}

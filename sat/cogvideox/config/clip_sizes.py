@@ -10,6 +10,7 @@ from cogvideox.config.findings import Reporter
 from cogvideox.geometry import Geometry
 from cogvideox.released import V1_0
 
+RESIZE = "model.network_config.params.modules.pos_embed_config.params.resize"
 ROTARY = "cogvideox.transformer.positions.RotaryPositionMixin"
 SINCOS = "cogvideox.transformer.positions.SinCosPositionMixin"
 
@@ -31,7 +32,10 @@ class ClipSizes:
         if problem:
             findings.error(path, f"[height, width] {problem}")
         elif self.largest and any(side > most for side, most in zip(size, self.largest, strict=True)):
-            text = f"{list(size)} is larger than the network's positions, which end at {list(self.largest)}"
+            text = (
+                f"{list(size)} is larger than the network's positions, which end at {list(self.largest)}; "
+                f"{RESIZE}=interpolate stretches them"
+            )
             findings.error(path, text)
 
     def check_frames(self, path: str, frames: int, findings: Reporter) -> None:

@@ -67,6 +67,18 @@ class BucketPlan:
         may = () if self.choices is None else self.choices.table[self.choices.rows[index]]
         return tuple(self.shapes[number] for number in dict.fromkeys((own, *may)))
 
+    def drawn_text(self) -> str:
+        """How many buckets samples are drawn for, for people; "" where each keeps its own."""
+        if self.choices is None or not len(self.choices.rows):
+            return ""
+        counts = [len(self.choices.table[row]) for row in np.unique(self.choices.rows).tolist()]
+        each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+        used = [self.shapes[bucket] for bucket in self.choices.used]
+        return (
+            f"in every epoch each sample gets one of {each} buckets that suit it, drawn anew (data.buckets.vary); "
+            f"{len(used)} in all, {min(used)} to {max(used)} (frames, height, width)"
+        )
+
     def counts(self, num_samples: int) -> dict[Bucket, int]:
         """How many samples have which bucket as their own, empty ones left out."""
         if self.numbers is None:

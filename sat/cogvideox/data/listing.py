@@ -131,6 +131,7 @@ def find_samples(
             [each for each in kinds if isinstance(each, Survey) and each.too_short], spec
         ),
         missing_remedy=_missing_remedy(listing, samples, kinds, which),
+        drawn=plan.drawn_text(),
         sources=settle_repeats(
             listing.sources, entries, count_by_source(usable, len(entries)), is_whole=not num_unknown
         ),

@@ -193,7 +193,7 @@ class SourceReport:
         too_short_remedy: what takes the clips that are too short; missing_remedy: where missing files may be.
         sources: what each entry gave.
         num_windows: samples of the usable files, where a long clip gives several; 0: not counted.
-        buckets: what each bucket got.
+        buckets: what each bucket got; drawn: how many buckets a sample is drawn for, "" where it keeps its own.
     """
 
     roots: tuple[str, ...]
@@ -213,6 +213,7 @@ class SourceReport:
     sources: tuple[SourceInfo, ...] = ()
     num_windows: int = 0
     buckets: tuple[BucketInfo, ...] = ()
+    drawn: str = ""
 
     def of_kind(self, kind: str) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind == kind]
@@ -244,10 +245,12 @@ class SourceReport:
         if len(self.buckets) > 1:
             lines += [f"  {each.text()}" for each in self.buckets]
         elif self.kept_share and self.enlargement:
+            size = self.buckets[0].bucket[1:] if self.buckets else self.video_size
             lines.append(
-                f"  at {self.video_size[0]} x {self.video_size[1]} (height x width) the crop keeps "
+                f"  at {size[0]} x {size[1]} (height x width) the crop keeps "
                 f"{self.kept_share.percent()}; enlarged {self.enlargement} times (below 1: reduced)"
             )
+        lines += [f"  {self.drawn}"] if self.drawn else []
         return "\n".join(lines + describe(self.problems, self.remedies, limit))
 
     def check(self) -> None:

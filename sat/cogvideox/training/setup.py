@@ -35,6 +35,7 @@ from cogvideox.training.which_run import RunChoice
 from cogvideox.weights.integrity import FileChecks
 
 _log = get_logger(__name__)
+_BUCKETS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -125,5 +126,6 @@ def _announce(
     if set(micro) != {sizes.micro}:
         others = sizes.accumulation * sizes.processes
         texts = [f"{size * others} of {bucket}" for bucket, size in zip(train_data.buckets, micro, strict=True)]
-        _log.info("by data.tokens_per_micro_batch it is %s", ", ".join(texts))
+        more = f", and so on for {len(texts) - _BUCKETS_SHOWN} more" if len(texts) > _BUCKETS_SHOWN else ""
+        _log.info("by data.tokens_per_micro_batch it is %s%s", ", ".join(texts[:_BUCKETS_SHOWN]), more)
     _log.info("%s", describe_schedule(schedule, peak_lr, total))
