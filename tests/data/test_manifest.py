@@ -13,7 +13,7 @@ from cogvideox.data import manifest as module
 from cogvideox.data.manifest import Manifest, ManifestWriter, ids_of
 from cogvideox.data.media import Media
 from cogvideox.data.order import hash_words
-from cogvideox.data.sample import Sample
+from cogvideox.data.sample import Sample, all_captions
 from cogvideox.data.sources.spec import Rows
 from cogvideox.errors import DataError
 from hypothesis import given
@@ -45,6 +45,27 @@ def test_samples_come_back() -> None:
     assert manifest.sample_ids().tolist() == ids and manifest.column("source").to_pylist() == [0, 0, 2, 2]
     with pytest.raises(IndexError):
         manifest[4]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a.mp4", "b.PNG", ".png", "d/.png", "..jpg", "x.png/y", "x.png/y.Webp", ODD, ODD + ".bmp"])
+    )
+)
+def test_columns_say_what_the_samples_say(paths: list[str]) -> None:
+    writer = ManifestWriter()
+    medias = [Media(path) for path in paths] + [Media("s.tar", 512 * n, 9, f"{n}.jpg") for n in (1, 2, 1)]
+    captions = [(f"caption {len(media.path)}", media.path[:1]) for media in medias]
+    writer.add(0, Rows([str(number) for number in range(len(medias))], medias, captions))
+    manifest = writer.finish()
+    for view in (manifest, manifest.select(np.arange(len(medias))[::-2])):
+        samples = list(view)
+        assert list(view.each_media()) == [sample.media for sample in samples]
+        assert view.num_images() == sum(sample.media.is_image for sample in samples)
+        assert view.captions() == all_captions(samples)
+        numbers = dict(zip([sample.media for sample in samples], view.file_numbers().tolist(), strict=True))
+        assert [numbers[sample.media] for sample in samples] == view.file_numbers().tolist()
+        assert len(set(numbers.values())) == len(numbers)
 
 
 def test_views_and_what_is_planned() -> None:

@@ -5,7 +5,7 @@ size.
 from __future__ import annotations
 
 import numpy as np
-from cogvideox.data.order import OrderedSamples, SampleOrder, epoch_order, uniform
+from cogvideox.data.order import OrderedSamples, SampleOrder, epoch_order, hash_each, hash_words, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +67,10 @@ def test_substitutes_go_through_the_same_epoch(ids: np.ndarray, position: int, c
     tried = [stream.at(position, substitute) for substitute in range(len(ids))]
     assert {epoch for epoch, _ in tried} == {position // len(ids)}
     assert sorted(index for _, index in tried) == list(range(len(ids)))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))), st.integers(0, 2**63))
+def test_many_hashes_at_once(words: list[str], number: int) -> None:
+    assert hash_each("word", words).tolist() == [hash_words("word", word) for word in words]
+    several = [f"{number}\0{word}" for word in words]
+    assert hash_each("", several).tolist() == [hash_words("", number, word) for word in words]

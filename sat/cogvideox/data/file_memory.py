@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import av
+import numpy as np
 
 from cogvideox.data.media import Media
 from cogvideox.log import get_logger
@@ -68,13 +69,13 @@ class FileMemory(Generic[Known]):
         found: dict[Media, Known | None] = {}
         waiting: dict[int, tuple[Media, _Stamp]] = {}  # by key
         path, stamp = None, None
-        for media in medias:
+        for media, key in zip(medias, self._keys(medias), strict=True):
             if media.path != path:  # the parts of a file come one after the other
                 path, stamp = media.path, _stamp(media.path)
             if stamp is None:
                 found[media] = None
             else:
-                waiting[self._key(media)] = media, stamp
+                waiting[key] = media, stamp
         try:
             with self._connect() as table:
                 keys = list(waiting)
@@ -92,10 +93,10 @@ class FileMemory(Generic[Known]):
 
     def put(self, found: Mapping[Media, Known]) -> None:
         """Remember files that `get` was asked for, as they were then."""
+        asked = [media for media in found if media in self._stamps]
         rows = [
-            (self._key(media), *self._stamps[media], *self._to_row(known))
-            for media, known in found.items()
-            if media in self._stamps
+            (key, *self._stamps[media], *self._to_row(found[media]))
+            for key, media in zip(self._keys(asked), asked, strict=True)
         ]
         try:
             with self._connect() as table:
@@ -103,14 +104,14 @@ class FileMemory(Generic[Known]):
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
-    def _key(self, media: Media) -> int:
-        path = media.path if media.path.startswith("/") else os.path.abspath(media.path)
-        name = (
-            f"{path}\0{self._looker}"
-            if media.num_bytes is None
-            else f"{path}\0{media.offset}+{media.num_bytes}\0{self._looker}"
-        )
-        return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little", signed=True)
+    def _keys(self, medias: Sequence[Media]) -> list[int]:
+        begun, hashes = hashlib.blake2b(os.fsencode(f"{self._looker}\0"), digest_size=8), list[bytes]()
+        for media in medias:
+            path = media.path if media.path.startswith("/") else os.path.abspath(media.path)
+            each = begun.copy()
+            each.update(os.fsencode(f"{path}\0{media.offset}+{media.num_bytes}" if media.is_part else path))
+            hashes.append(each.digest())
+        return np.frombuffer(b"".join(hashes), "<i8").tolist()
 
     def _connect(self) -> _Closing:
         if self._file is None:

@@ -285,8 +285,8 @@ class Manifest(Sequence[Sample]):
     def file_numbers(self) -> NDArray[np.int64]:
         """int64 [n], the same number for samples of the same video."""
         paths = self.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
-        where = np.stack([paths.astype(np.int64), self.column("offset").to_numpy()], axis=1)
-        return np.unique(where, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        offsets, place = np.unique(self.column("offset").to_numpy(), return_inverse=True)
+        return paths.astype(np.int64) * max(1, len(offsets)) + place
 
     def medias(self, first: int, last: int) -> list[Media]:
         """Where the videos of these samples are, without anything else of them."""

@@ -63,6 +63,17 @@ def test_newlines_in_quotes_and_the_lines_that_messages_name(tmp_path: Path) -> 
     ]
 
 
+def test_lines_are_counted_on_from_one_piece_of_a_long_list_to_the_next(tmp_path: Path) -> None:
+    begin = "video,caption\n" + "".join(f'{number}.mp4,"two\nlines {number}"\n' for number in range(10_499))
+    (tmp_path / "a.csv").write_text(begin + "\nlast.mp4,\n")
+    listing = read(tmp_path / "a.csv")
+    expected = [(f"{number}.mp4", f"two\nlines {number}") for number in range(10_499)]
+    assert rows(listing, tmp_path) == [*expected, ("last.mp4", "")]
+    assert [each.path.rpartition(":")[2] for each in listing.problems] == ["21001"]
+    (tmp_path / "a.csv").write_text(begin + "a.mp4,b,c\n")
+    refused(tmp_path / "a.csv", r"a\.csv: line 21000 has 3 columns, the header has 2")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

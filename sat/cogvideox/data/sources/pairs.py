@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cogvideox.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from cogvideox.data.report import Problem, shown
@@ -43,8 +43,8 @@ def read(reading: Reading) -> Iterator[Rows]:
         for relative in videos:
             captions = _captions_of(files, relative, reading)
             if captions is not None:
-                rows.names.append(identity(str(relative)))
-                paths.append(str(files.root / relative))
+                rows.names.append(identity(relative))
+                paths.append(files.start + relative)
                 found.append(captions)
         yield rows
     reading.problems += files.captioned_images() + files.captions_without_video()
@@ -52,48 +52,52 @@ def read(reading: Reading) -> Iterator[Rows]:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a root by their paths relative to it."""
+    """The files of a root by their paths relative to it, with `/`. Texts: a Path for each takes longer than the disk.
+
+    start: what stands before each to open it.
+    """
 
     root: Path
-    videos: tuple[PurePosixPath, ...]
-    images: tuple[PurePosixPath, ...]  # those that don't count as videos
-    captions: dict[str, PurePosixPath]  # by identity of the path without suffix
+    start: str
+    videos: tuple[str, ...]
+    images: tuple[str, ...]  # those that don't count as videos
+    captions: dict[str, str]  # by identity of the path without suffix
     used: set[str]
 
     @classmethod
     def walk(cls, root: Path, with_images: bool, reached: dict[str, Path]) -> _Files:
-        videos: list[PurePosixPath] = []
-        images: list[PurePosixPath] = []
-        captions: dict[str, PurePosixPath] = {}
+        videos, images, captions = list[str](), list[str](), dict[str, str]()
         for relative in _walk(root, reached):
-            suffix = suffix_of(relative.name)
+            suffix = suffix_of(relative)
             if suffix in VIDEO_SUFFIXES or (with_images and suffix in IMAGE_SUFFIXES):
                 videos.append(relative)
             elif suffix in IMAGE_SUFFIXES:
                 images.append(relative)
             elif suffix == ".txt":
-                captions[identity(str(relative.with_suffix("")))] = relative
+                captions[identity(_stem(relative))] = relative
         if not videos:
             raise DataError(_nothing_found(root, len(images), with_images))
+        videos.sort(key=identity)
+        images.sort(key=lambda path: path.split("/"))
         return cls(
-            root, tuple(sorted(videos, key=lambda path: identity(str(path)))), tuple(sorted(images)), captions, set()
+            root, os.path.join(str(root), "") if str(root) != "." else "", tuple(videos), tuple(images), captions, set()
         )
 
     def captioned_images(self) -> list[Problem]:
         """Images that would be samples if clips had one frame. Call it after all videos have their captions."""
         problems = []
         for image in self.images:
-            keys = [key for key in _caption_keys(self.root, image) if key in self.captions and key not in self.used]
+            keys = [key for key in _caption_keys(image) if key in self.captions and key not in self.used]
             self.used.update(keys)
             if keys:
                 reason = "images are samples only with data.max_num_frames=1"
-                problems.append(Problem("image among clips", str(self.root / image), reason, effect="left out"))
+                problems.append(Problem("image among clips", self.start + image, reason, effect="left out"))
         return problems
 
     def captions_without_video(self) -> list[Problem]:
-        left = sorted(str(path) for key, path in self.captions.items() if key not in self.used)
+        left = sorted(path for key, path in self.captions.items() if key not in self.used)
         return [
-            Problem("caption without video", str(self.root / path), "no video has this name", effect="kept")
+            Problem("caption without video", self.start + path, "no video has this name", effect="kept")
             for path in left
         ]
 
@@ -109,7 +113,7 @@ def _nothing_found(root: Path, num_images: int, with_images: bool) -> str:
     return f"data folder {root} holds no {what}; looked for {looked_for} at every depth"
 
 
-def _walk(root: Path, reached: dict[str, Path]) -> Iterator[PurePosixPath]:
+def _walk(root: Path, reached: dict[str, Path]) -> Iterator[str]:
     """The files below a root. reached: the real folders that were walked so far, links followed, and for which root."""
 
     def refuse(error: OSError) -> None:
@@ -126,56 +130,65 @@ def _walk(root: Path, reached: dict[str, Path]) -> Iterator[PurePosixPath]:
             raise DataError(f"data folder {what}: its clips would count twice")
         reached[real] = root
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        yield from (relative / name for name in names if not name.startswith("."))
+        relative = Path(folder).relative_to(root).as_posix()
+        start = "" if relative == "." else f"{relative}/"
+        yield from (start + name for name in names if not name.startswith("."))
 
 
-def _captions_of(files: _Files, video: PurePosixPath, reading: Reading) -> tuple[str, ...] | None:
+def _captions_of(files: _Files, video: str, reading: Reading) -> tuple[str, ...] | None:
     """The captions of a video, None if it can't be used, which is noted."""
-    path = str(files.root / video)
-    keys = [key for key in _caption_keys(files.root, video) if key in files.captions]
+    path = files.start + video
+    keys = [key for key in _caption_keys(video) if key in files.captions]
     files.used.update(keys)
     if len(keys) > 1:
-        both = " and ".join(shown(str(files.captions[key])) for key in keys)
+        both = " and ".join(shown(files.captions[key]) for key in keys)
         reading.note("ambiguous caption", path, f"{both} both belong to it")
         return None
     if keys:
-        return _read_caption(files.root / files.captions[keys[0]], path, reading)
+        return _read_caption(files.start + files.captions[keys[0]], path, reading)
     sibling = _sibling_labels(files.root, video)
-    if sibling is not None and sibling.is_file():
+    if sibling is not None and os.path.isfile(sibling):
         return _read_caption(sibling, path, reading)
     if reading.wanted.missing_captions == "empty":
         reading.note("missing caption", path, "trained with an empty caption", "kept")
         return ((reading.spec.caption_prefix).strip(),)
-    reading.note("missing caption", path, f"no {video.stem}.txt beside it or under {_LABEL_FOLDER}/")
+    reading.note(
+        "missing caption", path, f"no {os.path.basename(_stem(video))}.txt beside it or under {_LABEL_FOLDER}/"
+    )
     return None
 
 
-def _caption_keys(root: Path, video: PurePosixPath) -> list[str]:
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _caption_keys(video: str) -> list[str]:
     """Where the caption may be, inside the root: beside, or with one component `videos` turned into
     `labels`.
     """
-    stem = video.with_suffix("")
-    keys = [identity(str(stem))]
-    for index, part in enumerate(stem.parts[:-1]):
-        if part == _VIDEO_FOLDER:
-            keys.append(identity(str(PurePosixPath(*stem.parts[:index], _LABEL_FOLDER, *stem.parts[index + 1 :]))))
+    stem = _stem(video)
+    keys = [identity(stem)]
+    if _VIDEO_FOLDER in stem:
+        parts = stem.split("/")
+        for index, part in enumerate(parts[:-1]):
+            if part == _VIDEO_FOLDER:
+                keys.append(identity("/".join([*parts[:index], _LABEL_FOLDER, *parts[index + 1 :]])))
     return keys
 
 
-def _sibling_labels(root: Path, video: PurePosixPath) -> Path | None:
+def _sibling_labels(root: Path, video: str) -> str | None:
     """The root itself may be the folder `videos`, with `labels` beside it."""
     absolute = Path(os.path.abspath(root))
     if absolute.name != _VIDEO_FOLDER:
         return None
-    return absolute.parent / _LABEL_FOLDER / video.with_suffix(".txt")
+    return str(absolute.parent / _LABEL_FOLDER / f"{_stem(video)}.txt")
 
 
-def _read_caption(file: Path, video: str, reading: Reading) -> tuple[str, ...] | None:
+def _read_caption(file: str, video: str, reading: Reading) -> tuple[str, ...] | None:
     try:
         text = read_text(file, MAX_CAPTION_BYTES)
     except UnreadableTextError as error:
-        reading.note("unreadable caption", video, f"{shown(str(file))} {error}")
+        reading.note("unreadable caption", video, f"{shown(file)} {error}")
         return None
     lines = [line.strip() for line in split_lines(text) or [""]]
     filled = [line for line in lines if line]
@@ -183,7 +196,7 @@ def _read_caption(file: Path, video: str, reading: Reading) -> tuple[str, ...] |
     captions = (filled or [""]) if is_random else lines[:1]
     if captions == [""]:
         reason = "its first line is empty" if filled else "the file is empty"
-        reading.note("empty caption", video, f"{shown(str(file))}: {reason}", "kept")
+        reading.note("empty caption", video, f"{shown(file)}: {reason}", "kept")
     if len(filled) > 1 and not is_random:
         reason = f"only the first of {len(filled)} lines is used; data.captions=random takes one of them each time"
         reading.note("multi-line caption", video, reason, "kept")
