@@ -112,8 +112,10 @@ def test_a_file_where_the_cache_should_be(fill: Fill, tmp_path: Path) -> None:
         fill("2b")
 
 
-def test_verify_finds_rot_and_entries_of_other_clips(fill: Fill, entries: Entries) -> None:
-    fill("2b")
+def test_verify_finds_rot_and_entries_of_other_clips(
+    fill: Fill, filled: Callable[[str], None], entries: Entries
+) -> None:
+    filled("2b")
     fill("2b", verify=6)
     one, other = entries("latents")[:2]
     content = bytearray(one.read_bytes())
@@ -137,9 +139,9 @@ def test_verify_finds_rot_and_entries_of_other_clips(fill: Fill, entries: Entrie
 
 
 def test_damage_is_found_when_training_reads(
-    fill: Fill, train: Callable[..., list[float]], entries: Entries, caplog: pytest.LogCaptureFixture
+    filled: Callable[[str], None], train: Callable[..., list[float]], entries: Entries, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fill("2b")
+    filled("2b")
     for file in entries("latents"):
         content = bytearray(file.read_bytes())
         content[-5] ^= 64
@@ -149,9 +151,14 @@ def test_damage_is_found_when_training_reads(
 
 
 def test_stat_and_prune(
-    fill: Fill, clips: Path, entries: Entries, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fill: Fill,
+    filled: Callable[[str], None],
+    clips: Path,
+    entries: Entries,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fill("2b")
+    filled("2b")
     fill("2b", "args.cache_dtype=bf16")
     half = tmp_path / "half"
     half.mkdir()
