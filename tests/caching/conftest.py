@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,34 @@ def fill(configure: Callable[..., Config]) -> Callable[..., None]:
         run_cache_command(configure(family, *overrides, *NO_TRANSFORMER), CacheOptions(**options))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def full_cache(settings_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The cache of a family's six clips and captions, filled once; nothing may be written there."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        from cogvideox.training.fill_cache import run_cache_command
+
+        if name not in made:
+            cache = tmp_path_factory.mktemp(f"full-{name}") / "cache"
+            words = [f"args.cache={cache}", ONE_BY_ONE, *NO_TRANSFORMER]
+            run_cache_command(load_config([str(settings_of(name))], words, "train"), CacheOptions())
+            made[name] = cache
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def filled(full_cache: Callable[[str], Path], tmp_path: Path) -> Callable[[str], None]:
+    """Make `<tmp_path>/cache` what `fill(family)` makes it; a copy."""
+
+    def copy(name: str) -> None:
+        shutil.copytree(full_cache(name), tmp_path / "cache")
+
+    return copy
 
 
 @pytest.fixture

@@ -6,21 +6,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import cogvideox
 import pytest
-import tiny
 from cogvideox.caching.claims import abandoned, claim
 from cogvideox.caching.entries import read_entry
-from cogvideox.config.schema import Config
+from cogvideox.caching.options import CacheOptions
+from cogvideox.config.load import load_config
 from cogvideox.data.header_cache import cache_file
 from cogvideox.errors import DataError
+from processes import run_processes
 
 Fill = Callable[..., None]
 Entries = Callable[[str], list[Path]]
@@ -74,6 +72,13 @@ def test_what_cannot_be_read_is_listed_and_training_leaves_it_out(
         fill("2b", *words)
     assert f"no latents of {broken}" in caplog.text and len(entries("latents")) == 5
     assert train("2b", *words) == train("2b", *words, "args.cache=null")
+    failed = next((tmp_path / "cache" / "latents").glob("*/*/*.failed"))
+    one = entries("latents")[0]
+    shutil.copyfile(failed, one.with_suffix(".failed"))  # under another clip's name it leaves nothing out
+    one.rename(tmp_path / "kept")
+    with pytest.raises(DataError, match="lacks the latents of 1 of 6 clips"):
+        train("2b", *words)
+    (tmp_path / "kept").rename(one)
     with pytest.raises(DataError, match=r"1 of 6 clips can't be read, more than data.max_failed_share=0.05"):
         fill("2b", words[0], "data.max_failed_share=0.05")
 
@@ -107,14 +112,21 @@ def test_a_file_where_the_cache_should_be(fill: Fill, tmp_path: Path) -> None:
         fill("2b")
 
 
-def test_verify_finds_rot_and_entries_of_other_clips(fill: Fill, entries: Entries) -> None:
-    fill("2b")
+def test_verify_finds_rot_and_entries_of_other_clips(
+    fill: Fill, filled: Callable[[str], None], entries: Entries
+) -> None:
+    filled("2b")
     fill("2b", verify=6)
     one, other = entries("latents")[:2]
     content = bytearray(one.read_bytes())
     content[-1] ^= 1
     one.write_bytes(content)
     with pytest.raises(DataError, match=rf"1 of 6 entries are wrong:\n{one} is damaged"):
+        fill("2b", verify=6)
+    one.unlink()
+    fill("2b")
+    shutil.copyfile(other, one)
+    with pytest.raises(DataError, match=rf"1 of 6 entries are wrong:\n{one} is damaged .*another entry, {other.stem}"):
         fill("2b", verify=6)
     one.unlink()
     fill("2b")
@@ -127,9 +139,9 @@ def test_verify_finds_rot_and_entries_of_other_clips(fill: Fill, entries: Entrie
 
 
 def test_damage_is_found_when_training_reads(
-    fill: Fill, train: Callable[..., list[float]], entries: Entries, caplog: pytest.LogCaptureFixture
+    filled: Callable[[str], None], train: Callable[..., list[float]], entries: Entries, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fill("2b")
+    filled("2b")
     for file in entries("latents"):
         content = bytearray(file.read_bytes())
         content[-5] ^= 64
@@ -139,9 +151,14 @@ def test_damage_is_found_when_training_reads(
 
 
 def test_stat_and_prune(
-    fill: Fill, clips: Path, entries: Entries, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fill: Fill,
+    filled: Callable[[str], None],
+    clips: Path,
+    entries: Entries,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fill("2b")
+    filled("2b")
     fill("2b", "args.cache_dtype=bf16")
     half = tmp_path / "half"
     half.mkdir()
@@ -164,19 +181,30 @@ def test_stat_and_prune(
 
 
 def _start(settings: Path, cache: Path) -> int:
-    """Fill a cache in a child, which has everything imported; its process id."""
+    """Fill a cache in a fork, which has everything imported; its process id."""
     pid = os.fork()
     if pid:
         return pid
     status = 2
     try:
         words = [f"args.cache={cache}", "args.mode=pretrain", "args.load=null"]
+        from cogvideox.training.fill_cache import run_cache_command
+
         run_cache_command(load_config([str(settings)], words, "train"), CacheOptions())
         status = 0
     except BaseException:  # noqa: BLE001 (the process ends here, and says why)
-        traceback.print_exc()
+        _errors(cache).write_text(traceback.format_exc(), encoding="utf-8")
     finally:
         os._exit(status)
+
+
+def _errors(cache: Path) -> Path:
+    return cache.with_suffix(".error")
+
+
+def _wait(pids: list[int], cache: Path) -> None:
+    """Until all have ended well."""
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids), _errors(cache).read_text(encoding="utf-8")
 
 
 def _entries(folder: Path) -> dict[str, tuple[dict[str, str], dict[str, list[float]]]]:
@@ -187,13 +215,17 @@ def _entries(folder: Path) -> dict[str, tuple[dict[str, str], dict[str, list[flo
     }
 
 
-def _kill_and_compare(settings: Path, folder: Path, kills: int) -> None:
-    draw, whole = random.Random(7), folder / "whole"
+def _two_fill_one_cache_and_are_killed(settings: Path, folder: Path, kills: int) -> None:
+    """Runs in a process without threads, which may fork."""
+    both, alone, left = folder / "both", folder / "alone", folder / "killed"
     begun = time.monotonic()
-    assert os.waitpid(_start(settings, whole), 0)[1] == 0
+    _wait([_start(settings, alone)], alone)
     took = time.monotonic() - begun
-    expected = _entries(whole)
-    killed, left = 0, folder / "killed"
+    expected = _entries(alone)
+    _wait([_start(settings, both) for _ in range(2)], both)
+    assert _entries(both) == expected and len(expected) == 12
+
+    draw, killed = random.Random(7), 0
     while killed < kills:
         pids = [_start(settings, left) for _ in range(draw.choice((1, 1, 2)))]
         time.sleep(draw.uniform(0, took))
@@ -204,50 +236,17 @@ def _kill_and_compare(settings: Path, folder: Path, kills: int) -> None:
         assert all(expected[key] == each for key, each in there.items()), f"after {killed} kills"
         if len(there) == len(expected):
             shutil.rmtree(left)
-    assert os.waitpid(_start(settings, left), 0)[1] == 0
+    _wait([_start(settings, left)], left)
     assert _entries(left) == expected
     assert not list(left.glob("**/*.partial")) and not list(left.glob("claims/*"))
 
 
-def _two_at_once(settings: Path, folder: Path) -> None:
-    pids = [_start(settings, folder / "both") for _ in range(2)]
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-    assert os.waitpid(_start(settings, folder / "alone"), 0)[1] == 0
-    assert _entries(folder / "both") == _entries(folder / "alone") and len(_entries(folder / "both")) == 12
-
-
-@pytest.fixture
-def in_program(
-    configure: Callable[..., Config], settings_of: Callable[[str], Path], tmp_path: Path
-) -> Callable[..., None]:
-    """Run this file as a program: it forks, which a process with threads must not."""
-
-    def run(*words: str) -> None:
-        paths = (Path(cogvideox.__file__).parents[1], Path(tiny.__file__).parent)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, str(settings_of("2b")), str(tmp_path), *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=850, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    return run
-
-
 @pytest.mark.timeout(600)
-def test_two_fill_one_cache_and_are_killed(in_program: Callable[..., None]) -> None:
-    in_program("2")
+def test_two_fill_one_cache_and_are_killed(settings_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_processes(_two_fill_one_cache_and_are_killed, 1, settings_of("2b"), tmp_path, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_a_hundred_times(in_program: Callable[..., None]) -> None:
-    in_program("100")
-
-
-if __name__ == "__main__":
-    from cogvideox.caching.options import CacheOptions
-    from cogvideox.config.load import load_config
-    from cogvideox.training.fill_cache import run_cache_command
-
-    _settings, _folder = Path(sys.argv[1]), Path(sys.argv[2])
-    _two_at_once(_settings, _folder)
-    _kill_and_compare(_settings, _folder, int(sys.argv[3]))
+def test_killed_a_hundred_times(settings_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_processes(_two_fill_one_cache_and_are_killed, 1, settings_of("2b"), tmp_path, 100, timeout_s=850)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from cogvideox.caching.claims import claim
+from cogvideox.caching.contexts import ContextStore
 from cogvideox.caching.entries import read_entry, write_entry
+from cogvideox.caching.keys import Recipe
 from cogvideox.data.survey import NotCachedError
 from cogvideox.errors import DataError
 
@@ -59,6 +66,46 @@ def test_an_entry_under_another_name(file: Path) -> None:
         read_entry(file, "abd")
     with pytest.raises(NotCachedError):
         read_entry(file.with_name("none.safetensors"), "none")
+
+
+def test_a_context_of_another_caption_or_another_encoder(tmp_path: Path) -> None:
+    """Copied to the name of another caption, of another recipe or into another cache: found in each case."""
+    here = ContextStore(str(tmp_path / "here"), Recipe.of("contexts", "t5", encoder="a"), (2, 3))
+    there = replace(here, root=str(tmp_path / "there"))
+    other = replace(here, recipe=Recipe.of("contexts", "t5", encoder="b"))
+    here.write("a cat", torch.ones(2, 3))
+    written = here.place("a cat")[1]
+    for store, caption in ((here, "a dog"), (there, "a dog"), (other, "a cat")):
+        place = store.place(caption)[1]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(written, place)
+        with pytest.raises(DataError, match=rf"{place} is damaged \(it holds another entry, {written.stem}\)"):
+            store.read(caption)
+    place = there.place("a cat")[1]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(written, place)  # the same caption and encoder: it is the same entry
+    assert torch.equal(there.read("a cat"), torch.ones(2, 3))
+    write_entry(place, {"context": torch.ones(2, 3)}, {"key": place.stem, "caption": "a dog"})
+    with pytest.raises(DataError, match=rf"{place}: is not the context of 'a cat'"):
+        there.read("a cat")
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two may make the same entry there; neither removes what the other one has begun."""
+    file = tmp_path / "latents" / "r" / "ab" / "abc.safetensors"
+    file.parent.mkdir(parents=True)
+    begun = file.with_name(f"{file.name}.host-1.partial")
+    begun.write_bytes(b"half")
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+
+        def refuse(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        taken = claim(str(tmp_path), file)
+        assert taken is not None and not taken.is_effective and begun.exists()
+        taken.release()
+    assert not list((tmp_path / "claims").iterdir())
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ Fill = Callable[..., None]
 
 
 @pytest.fixture
-def exported(fill: Fill, tmp_path: Path) -> Path:
-    fill("5b_i2v")
+def exported(fill: Fill, filled: Callable[[str], None], tmp_path: Path) -> Path:
+    filled("5b_i2v")
     fill("5b_i2v", export_to=str(tmp_path / "npz"))
     return tmp_path / "npz"
 

@@ -34,11 +34,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
 
 @pytest.mark.parametrize("name", ["2b", "5b", "5b_i2v", "1.5", "1.5_i2v"])
 def test_cached_equals_online(
-    fill: Callable[..., None], train: Callable[..., list[float]], refuse: Callable[[type], None], name: str
+    filled: Callable[[str], None], train: Callable[..., list[float]], refuse: Callable[[type], None], name: str
 ) -> None:
     dropout = ["model.noised_image_dropout=0.3"] if name.endswith("i2v") else []
     online = train(name, *STEPS, *dropout, "args.cache=null")
-    fill(name, *STEPS)
+    filled(name)
     refuse(T5Encoder)
     if not name.endswith("i2v"):  # these encode the first frame with its noise
         refuse(VideoAutoencoder)
@@ -103,10 +103,10 @@ def test_two_workers_read_the_same(
 
 
 def test_what_is_missing_is_encoded_online(
-    fill: Callable[..., None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]]
+    filled: Callable[[str], None], train: Callable[..., list[float]], entries: Callable[[str], list[Path]]
 ) -> None:
     expected = train("2b", *STEPS, "args.cache=null")
-    fill("2b", *STEPS)
+    filled("2b")
     for file in (*entries("latents")[:2], *entries("contexts")[:2]):
         file.unlink()
     assert train("2b", *STEPS, "args.cache_missing=online") == expected
@@ -123,9 +123,9 @@ def test_an_empty_cache_names_the_command_that_fills_it(train: Callable[..., lis
 
 
 def test_a_cache_of_other_weights_says_of_which(
-    fill: Callable[..., None], train: Callable[..., list[float]], family_of: Any, tmp_path: Path
+    filled: Callable[[str], None], train: Callable[..., list[float]], family_of: Any, tmp_path: Path
 ) -> None:
-    fill("2b")
+    filled("2b")
     other = tmp_path / "other.pt"
     content = torch.load(family_of("2b").vae, weights_only=True)
     next(iter(content["state_dict"].values())).view(-1)[0] += 1
@@ -134,7 +134,7 @@ def test_a_cache_of_other_weights_says_of_which(
         train("2b", f"model.first_stage_config.params.ckpt_path={other}")
 
 
-def test_previews_load_what_they_need(fill: Callable[..., None], train: Callable[..., list[float]]) -> None:
+def test_previews_load_what_they_need(filled: Callable[[str], None], train: Callable[..., list[float]]) -> None:
     words = ("args.train_iters=1", "args.eval_prompts=['a red square']", "args.cache_missing=error")
-    fill("2b")  # without the prompt, which the text encoder then encodes
+    filled("2b")  # without the prompt, which the text encoder then encodes
     assert train("2b", *words) == train("2b", *words, "args.cache=null")

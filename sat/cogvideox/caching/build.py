@@ -337,7 +337,7 @@ class _Writer:
     def _write(self, clip: _Clip) -> None:
         if clip.failure is not None:
             with suppress(OSError):  # then it is tried again
-                write_failed(clip.place.failed, clip.failure.reason, too_short=clip.failure.too_short)
+                write_failed(clip.place, clip.failure.reason, too_short=clip.failure.too_short)
             return
         facts = {
             "key": clip.place.key,

@@ -111,7 +111,8 @@ class LatentReader:
         try:
             entry = read_entry(place.file, place.key)
         except NotCachedError:
-            _raise_failed(place.failed)
+            if (failure := failure_of(place)) is not None:
+                raise failure from None
             text = f"{job.media.label}: its latents are not in the cache {self.root}; {self.how_to_fill}"
             raise NotCachedError(text) from None
         wanted = self.fields(job.bucket)
@@ -122,17 +123,20 @@ class LatentReader:
         return RowRead({name: values[name].contiguous() for name in wanted}, self.name)
 
 
-def write_failed(file: Path, reason: str, *, too_short: bool) -> None:
+def write_failed(place: Place, reason: str, *, too_short: bool) -> None:
     """Remember why a clip has no latents. Raises: OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"reason": reason, "too_short": too_short}), encoding="utf-8")
+    place.failed.parent.mkdir(parents=True, exist_ok=True)
+    found = {"key": place.key, "reason": reason, "too_short": too_short}
+    place.failed.write_text(json.dumps(found), encoding="utf-8")
 
 
-def _raise_failed(file: Path) -> None:
-    """The error that the clip gave when the cache was filled, if it gave one."""
+def failure_of(place: Place) -> DataError | None:
+    """The error that the clip gave when the cache was filled, if it gave one. A file of another clip says nothing."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        reason, too_short = str(found["reason"]), bool(found["too_short"])
+        found = json.loads(place.failed.read_text(encoding="utf-8"))
+        key, reason, too_short = found["key"], str(found["reason"]), bool(found["too_short"])
     except (OSError, ValueError, KeyError, TypeError):
-        return
-    raise (ClipTooShortError if too_short else DataError)(reason)
+        return None
+    if key != place.key:
+        return None
+    return (ClipTooShortError if too_short else DataError)(reason)

@@ -12,7 +12,7 @@ import torch
 from cogvideox import commands
 from cogvideox.caching.contexts import ContextStore
 from cogvideox.caching.keys import Recipe
-from cogvideox.caching.latent_reader import LatentReader
+from cogvideox.caching.latent_reader import LatentReader, failure_of
 from cogvideox.caching.media_hashes import MediaHashes
 from cogvideox.caching.recipes import context_recipe, latent_recipe
 from cogvideox.config.schema import Config
@@ -104,7 +104,7 @@ def check_cache(cache: Cache, jobs: Iterator[tuple[Sample, ReadJob]], captions: 
     for sample, job in jobs:
         total += 1
         place = latents.place(job)
-        if place.key not in there and not place.failed.is_file():
+        if place.key not in there and failure_of(place) is None:
             missing.append(sample.label)
     untold = cache.contexts.missing(captions)
     _log.info(
