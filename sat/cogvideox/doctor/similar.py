@@ -57,7 +57,7 @@ def close_pairs(hashes: NDArray[np.uint8], most_bits: int) -> Pairs:
 
     Args:
         hashes: uint8 [n, w].
-        most_bits: at most 8 w - 2, and at most 62 bits in two bands.
+        most_bits: at most 8 w - 2; two bands have at most 40 bits (up to 2^24 clips).
 
     Source: Norouzi, Punjani & Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing".
     """
@@ -91,8 +91,15 @@ def _bands(hashes: NDArray[np.uint8], num_bands: int) -> list[NDArray[np.uint64]
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[Pairs]:
     """Pairs of places with equal keys, some at a time."""
-    order = np.argsort(keys)
-    keys = keys[order]
+    places_bits = np.uint64(max(1, len(keys).bit_length()))
+    packed = np.sort((keys << places_bits) | np.arange(len(keys), dtype=np.uint64))  # far quicker than argsort
+    keys = packed >> places_bits
+    is_next = keys[1:] == keys[:-1]
+    shared = np.flatnonzero(np.concatenate([is_next, [False]]) | np.concatenate([[False], is_next]))
+    if not len(shared):
+        return
+    keys = keys[shared]
+    order = (packed[shared] & ((np.uint64(1) << places_bits) - np.uint64(1))).astype(np.int64)
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     ends = np.repeat(np.append(starts[1:], len(keys)), np.diff(np.append(starts, len(keys))))
     rest = ends - np.arange(len(keys)) - 1  # places with the same key, behind each one
