@@ -109,7 +109,9 @@ def test_timesteps_are_those_that_training_draws(
     words = [f"args.train_data=[{folder}]", "args.valid_data=[]", "data.buckets=[[9,32,48],[9,32,32]]"]
     words += ["deepspeed.gradient_accumulation_steps=2", "deepspeed.train_micro_batch_size_per_gpu=1"]
     words += [f"args.save={tmp_path / 'runs'}", "args.train_iters=6", "args.cache=null"]
-    words += ["model.loss_fn_config.params.stratified_timesteps=true"] * is_stratified
+    if is_stratified:
+        words += ["model.loss_fn_config.target=cogvideox.diffusion.loss.VideoDiffusionLoss"]
+        words += ["model.loss_fn_config.params.stratified_timesteps=true"]
     drawn: dict[str, int] = {}
     draw = VideoDiffusion.draw
 
