@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import check_dataset
 import numpy as np
 import pytest
 import torch
+import train_video
+from cogvideox.data.rows import Rows
 from cogvideox.data.transforms import fit_to_bucket
+from cogvideox.diffusion.timesteps import StepRandomness
 from cogvideox.doctor.explain import crop_box
 from cogvideox.errors import ConfigError
 from cogvideox.geometry import Bucket
+from cogvideox.model.video_diffusion import VideoDiffusion
 from doctor.conftest import write_clip
 
 
@@ -86,3 +91,40 @@ def test_the_crop_box_is_what_training_keeps(size: tuple[int, int]) -> None:
         first, last = float(values[0].mean()), float(values[-1].mean())
         assert first == pytest.approx(255 * start / whole, abs=6)
         assert last == pytest.approx(255 * (start + extent) / whole, abs=6)
+
+
+@pytest.mark.parametrize("is_stratified", [False, True])
+def test_timesteps_are_those_that_training_draws(
+    settings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_stratified: bool,
+) -> None:
+    """Two buckets, and batches of several micro batches. The run itself says what it drew."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(5):
+        write_clip(folder / f"{number}a.mp4", "clip", number, size=(36, 36) if number > 2 else (32, 48))
+    words = [f"args.train_data=[{folder}]", "args.valid_data=[]", "data.buckets=[[9,32,48],[9,32,32]]"]
+    words += ["deepspeed.gradient_accumulation_steps=2", "deepspeed.train_micro_batch_size_per_gpu=1"]
+    words += [f"args.save={tmp_path / 'runs'}", "args.train_iters=6", "args.cache=null"]
+    if is_stratified:
+        words += ["model.loss_fn_config.target=cogvideox.diffusion.loss.VideoDiffusionLoss"]
+        words += ["model.loss_fn_config.params.stratified_timesteps=true"]
+    drawn: dict[str, int] = {}
+    draw = VideoDiffusion.draw
+
+    def draw_and_note(self: VideoDiffusion, rows: Rows, *rest: Any, **more: Any) -> StepRandomness:
+        randomness = draw(self, rows, *rest, **more)
+        for source, epoch, step in zip(rows.sources, rows.epochs.tolist(), randomness.timestep.tolist(), strict=True):
+            if epoch == 0:
+                assert drawn.setdefault(source, step) == step
+        return randomness
+
+    monkeypatch.setattr(VideoDiffusion, "draw", draw_and_note)
+    train_video.main(["--base", str(settings), *words])
+    assert len(drawn) == 5 and len(set(drawn.values())) > 1
+    for source, step in drawn.items():
+        text = explained(settings, tmp_path / "clip.html", capsys, *words, "--explain", source)
+        assert f"noise timestep in the first epoch: {step} (0 is almost clean, 999 is noise)" in text

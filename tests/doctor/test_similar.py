@@ -6,7 +6,9 @@ import io
 
 import numpy as np
 from cogvideox.doctor.pictures import Pictures
-from cogvideox.doctor.similar import MOST_BITS, near_duplicates
+from cogvideox.doctor.similar import MOST_BITS, close_pairs, near_duplicates
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 
@@ -52,6 +54,40 @@ def test_more_clips_than_a_block() -> None:
     hashes = random.integers(0, 256, (1300, 4, 8)).astype(np.uint8)
     hashes[1200] = hashes[5]
     assert near_duplicates(hashes, np.zeros((1300, 4, 8, 8, 3), np.uint8)) == [[5, 1200]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 60),
+    width=st.sampled_from([4, 8, 20, 32]),
+    most=st.integers(0, 20),
+    origins=st.integers(1, 8),
+)
+def test_close_pairs_are_those_of_comparing_every_pair(
+    seed: int, count: int, width: int, most: int, origins: int
+) -> None:
+    """Hashes that are few others with some bits changed, so that many distances lie about the limit."""
+    random = np.random.default_rng(seed)
+    bits = random.integers(0, 2, (origins, 8 * width))[random.integers(0, origins, count)].astype(np.uint8)
+    for row in bits:
+        row[random.permutation(8 * width)[: random.integers(0, most + 2)]] ^= 1
+    expected = [
+        [one, other]
+        for one in range(count)
+        for other in range(one + 1, count)
+        if int((bits[one] != bits[other]).sum()) <= most
+    ]
+    assert close_pairs(np.packbits(bits, axis=1), most).tolist() == expected
+
+
+def test_the_number_of_clips_does_not_count_twice() -> None:
+    """100,000 clips; comparing every pair of them would take minutes."""
+    random = np.random.default_rng(2)
+    hashes = random.integers(0, 256, (100_000, 32)).astype(np.uint8)
+    hashes[99_999] = hashes[70_000]
+    hashes[99_999, :2] ^= 255
+    assert close_pairs(hashes, MOST_BITS).tolist() == [[70_000, 99_999]]
 
 
 def test_what_pictures_say() -> None:

@@ -123,6 +123,20 @@ def stratified_timestep(num_timesteps: int, seed: int, position: int) -> int:
     return word * num_timesteps // _WORD
 
 
+def draw_timesteps(
+    num_timesteps: int,
+    seed: int,
+    epochs: Sequence[int],
+    sample_ids: Sequence[int],
+    positions: Sequence[int] | None = None,
+) -> list[int]:
+    """A timestep in 0..num_timesteps-1 for each sample in its epoch; see draw."""
+    if positions is None:
+        return [uniform_timestep(num_timesteps, seed, *key) for key in zip(epochs, sample_ids, strict=True)]
+    assert len(positions) == len(sample_ids), "one position per sample needed"
+    return [stratified_timestep(num_timesteps, seed, position) for position in positions]
+
+
 def keep(what: str, dropout: float, seed: int, epoch: int, sample_id: int) -> bool:
     """False with probability `dropout`. what: "caption" or "image", which are dropped independently."""
     return random_word(what, seed, epoch, sample_id) >= dropout * _WORD
@@ -150,11 +164,7 @@ def draw(
     """
     epochs = [epoch] * len(sample_ids) if isinstance(epoch, int) else list(epoch)
     keys = list(zip(epochs, sample_ids, strict=True))
-    if positions is None:
-        steps = [uniform_timestep(num_timesteps, seed, *key) for key in keys]
-    else:
-        assert len(positions) == len(sample_ids), "one position per sample needed"
-        steps = [stratified_timestep(num_timesteps, seed, position) for position in positions]
+    steps = draw_timesteps(num_timesteps, seed, epochs, sample_ids, positions)
     noise_shape = (padded_frames or latent_shape[0], *latent_shape[1:])
     image = None
     if image_size is not None:

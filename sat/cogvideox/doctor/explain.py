@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cogvideox import commands
+from cogvideox.config.targets import instantiate
 from cogvideox.data.clips import ClipDecoder
 from cogvideox.data.dataset import VideoDataset, split_held_out
 from cogvideox.data.decode import VideoReader, open_reader
 from cogvideox.data.listing import Found
 from cogvideox.data.order import SampleOrder, hash_words, uniform
+from cogvideox.data.plans import BatchShare, StreamPosition, training_plans
 from cogvideox.data.report import shown
 from cogvideox.data.sample import Sample, choose_caption
 from cogvideox.data.survey import Failure, Survey, reader_for
 from cogvideox.data.timing import ClipSpec, FrameChoice, Timestamps, frame_indices
 from cogvideox.data.transforms import covering_size, fit_to_bucket
+from cogvideox.diffusion.timesteps import draw_timesteps
 from cogvideox.doctor.look import find, open_counter
 from cogvideox.doctor.output import check_output, write_output
 from cogvideox.doctor.page import FORMS, data_uri, render_template
@@ -222,16 +225,44 @@ def _first_epoch(subject: Subject, found: Found, sample: Sample, name: str) -> d
     if not len(numbers):
         return facts | {"use": "evaluation: args.eval_split holds it out"}
     order = SampleOrder(train.ordered(), seed)
-    for bucket in order.used:
-        for position in range(int(order.counts[bucket])):
-            if order.at(position, bucket=bucket)[1] == int(numbers[0]):
-                return facts | {
-                    "use": "training",
-                    "position": position + 1,
-                    "in_bucket": str(train.buckets[bucket]),
-                    "of": int(order.counts[bucket]),
-                }
-    return facts | {"use": "training, but not in the first epoch"}
+    found_at = [
+        (bucket, place)
+        for bucket in order.used
+        for place in range(int(order.counts[bucket]))
+        if order.at(place, bucket=bucket)[1] == int(numbers[0])
+    ]
+    if not found_at:
+        return facts | {"use": "training, but not in the first epoch"}
+    bucket, place = found_at[0]
+    return facts | {
+        "use": "training",
+        "position": place + 1,
+        "in_bucket": str(train.buckets[bucket]),
+        "of": int(order.counts[bucket]),
+        **_timesteps(subject, order, train.buckets, sample, found_at),
+    }
+
+
+def _timesteps(
+    subject: Subject, order: SampleOrder, buckets: Sequence[Bucket], sample: Sample, places: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """What noise the sample meets at places (bucket, place in its stream): drawn as training draws it."""
+    model, seed = subject.config.model, subject.args.seed
+    num_timesteps = instantiate(model.schedule_config).num_timesteps
+    positions = None
+    if instantiate(model.loss_fn_config).stratified_timesteps:
+        # One process and one micro batch a step: what a global batch holds doesn't depend on how it is split.
+        names, sizes = [str(bucket) for bucket in buckets], [subject.batch_size(bucket) for bucket in buckets]
+        waiting, known = set(places), dict[tuple[int, int], int]()
+        plans = training_plans(order, names, sizes, BatchShare(), seed, StreamPosition())
+        while waiting:
+            plan = next(plans)
+            known |= {(plan.bucket, place): at for place, at in zip(plan.places, plan.positions, strict=True)}
+            waiting -= known.keys()
+        positions = [known[each] for each in places]
+    visits = [order.at(place, bucket=bucket)[0] for bucket, place in places]
+    steps = draw_timesteps(num_timesteps, seed, visits, [sample.sample_id] * len(places), positions)
+    return {"timesteps": steps, "num_timesteps": num_timesteps}
 
 
 def _jpeg(pixels: NDArray[np.uint8], side: int) -> bytes:
@@ -292,6 +323,9 @@ def table_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if "position" in facts:
             where = f": sample {facts['position']} of {facts['of']} of bucket {facts['in_bucket']} in the first epoch"
         rows.append(("used for", facts["use"] + where))
+        if "timesteps" in facts:
+            steps, last = ", ".join(map(str, facts["timesteps"])), facts["num_timesteps"] - 1
+            rows.append(("noise timestep in the first epoch", f"{steps} (0 is almost clean, {last} is noise)"))
         if len(facts["captions"]) > 1:
             rows.append(("caption in the first epoch", facts["caption"]))
     return rows

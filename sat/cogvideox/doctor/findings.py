@@ -13,7 +13,7 @@ from cogvideox.data.report import EFFECTS, KINDS, Problem, shown, what_to_do
 from cogvideox.data.survey import Failure
 from cogvideox.doctor.clips import Clip
 from cogvideox.doctor.look import Look
-from cogvideox.doctor.similar import MOST_CLIPS, near_duplicates
+from cogvideox.doctor.similar import near_duplicates
 
 if TYPE_CHECKING:
     from cogvideox.doctor.pictures import Pictures
@@ -137,7 +137,7 @@ def _of_pictures(look: Look, clips: Sequence[Clip]) -> Iterable[tuple[str, str, 
                 text = f"frames differ by {pictures.motion:.2f} of 255 at most"
                 yield "static", "kept", Item(clip.label, text, clip.number, -pictures.motion)
             shows.append((clip, pictures))
-    if len(shows) > MOST_CLIPS or len(shows) < 2:
+    if len(shows) < 2:
         return
     hashes, colours = (np.stack([getattr(each, name) for _, each in shows]) for name in ("hash", "colours"))
     for group in near_duplicates(hashes, colours):
