@@ -16,7 +16,7 @@ from cogvideox.caching.options import read_options
 from cogvideox.config.load import parse_cli
 from cogvideox.errors import run_cli
 from cogvideox.log import get_logger, setup_logging
-from cogvideox.parallel.devices import choose_allocator, has_gpu
+from cogvideox.parallel.devices import choose_allocator
 from cogvideox.parallel.launch import adopt_launch
 from cogvideox.parallel.parent import end_with_launcher
 
@@ -38,9 +38,6 @@ def main(argv: Sequence[str]) -> None:
     setup_logging("DEBUG" if command.debug else config.train_args.log_level)
     get_logger(__name__).info("starting: PyTorch takes some seconds to load")
 
-    # What imports DeepSpeed and SAT starts neither here; they would say so in the terminal.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.train_args.device != "cpu" and has_gpu() else "cpu")
-    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")
     from cogvideox.training.fill_cache import run_cache_command
 
     run_cache_command(config, options)

@@ -32,9 +32,9 @@ class Module:
     def num_lines(self) -> int:
         return len(self.path.read_text().splitlines())
 
-    def imports(self) -> Iterator[str]:
-        """Dotted names of everything imported, wherever the statement stands."""
-        for node in ast.walk(self.tree):
+    def imports(self, *, at_start: bool = False) -> Iterator[str]:
+        """Dotted names of everything imported, wherever the statement stands; at_start: only at the module's top."""
+        for node in self.tree.body if at_start else ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

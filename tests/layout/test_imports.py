@@ -82,6 +82,20 @@ def test_heavy_packages_are_imported_in_their_place_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_filling_a_cache_imports_neither_sat_nor_the_transformer() -> None:
+    """SAT takes seconds, and what is encoded once needs no transformer."""
+    files = {".".join(module.path.relative_to(SOURCE).with_suffix("").parts): module for module in MODULES}
+    reached, wanted = set[str](), ["cogvideox.training.fill_cache"]
+    while wanted:
+        name = wanted.pop()
+        if name not in reached:
+            reached.add(name)
+            for found in files[name].imports(at_start=True):
+                wanted += [each for each in (found, found.rpartition(".")[0]) if each in files]
+                assert found.split(".")[0] not in {"sat", "deepspeed"}, f"{name} imports {found}"
+    assert "cogvideox.caching.build" in reached and not [each for each in reached if ".transformer." in each]
+
+
 def test_one_rule_says_what_a_line_is() -> None:
     """str.splitlines also cuts at U+2028, form feeds and others; of an exception's text the first line is the same."""
     found = [module.name for module in MODULES if re.search(r"splitlines\((?!\)\[0\])", module.path.read_text())]

@@ -21,7 +21,7 @@ from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.sample import Sample
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
-from cogvideox.model.build import context_sizes, geometry_of, latent_channels
+from cogvideox.model.frozen_parts import context_sizes, geometry_of, latent_channels
 
 _log = get_logger(__name__)
 RECIPE_FILE = "recipe.json"

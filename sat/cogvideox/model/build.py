@@ -8,23 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from cogvideox.config.clip_sizes import read_sizes
 from cogvideox.config.schema import ModelConfig
-from cogvideox.config.signatures import read_signature
 from cogvideox.config.targets import ComponentNode, instantiate
-from cogvideox.errors import CheckpointError, ConfigError
-from cogvideox.geometry import Geometry
+from cogvideox.errors import ConfigError
 from cogvideox.model.files import check_text_encoder
+from cogvideox.model.frozen_parts import context_sizes, geometry_of, latent_channels, place_conditioner, place_vae
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
-from cogvideox.text.conditioner import Conditioner, ContextSizes
-from cogvideox.text.encoders import find_encoder
+from cogvideox.text.conditioner import Conditioner
 from cogvideox.transformer.model import DiffusionTransformer
-from cogvideox.vae.autoencoder import VideoAutoencoder
-from cogvideox.weights.key_rules import shorten
-from cogvideox.weights.safetensors_stream import finite_flag
 
 LORA_TARGET = "cogvideox.transformer.lora.LoraMixin"
 
@@ -101,19 +94,8 @@ def draft_model(
 def place_text_encoder(
     model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Move, cast and check the text encoder of a draft. On a CPU, float16 becomes float32: T5 takes three times as
-    long there in float16. Raises: CheckpointError for NaN or infinity in its weights."""
+    """Move, cast and check the text encoder of a draft. Raises: CheckpointError as place_conditioner."""
     place_conditioner(model.conditioner, config, device, dtype)
-
-
-def place_conditioner(
-    conditioner: Conditioner, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
-) -> None:
-    """The same for one without a model around it."""
-    device = torch.device(device)
-    is_slow = device.type == "cpu" and dtype == torch.float16
-    conditioner.move(device, torch.float32 if is_slow else dtype)
-    _check_frozen(conditioner, config.conditioner_config)
 
 
 def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -126,32 +108,6 @@ def place_model(model: VideoDiffusion, config: ModelConfig, device: torch.device
     else:
         model.transformer.to(device)
     model.schedule.move(device)
-
-
-def place_vae(vae: VideoAutoencoder, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Move, cast and check a VAE. Raises: CheckpointError as above."""
-    vae.to(device=device, dtype=dtype)
-    _check_frozen(vae, config.first_stage_config)
-    vae.fit_convolutions()  # while the transformer's memory is free
-
-
-def geometry_of(config: ModelConfig) -> Geometry:
-    """How clips become tokens."""
-    return read_sizes(config.network_config["params"], config.first_stage_config["params"]).geometry
-
-
-def latent_channels(config: ModelConfig) -> int:
-    """Channels of a latent."""
-    node = config.first_stage_config
-    return int({**read_signature(node["target"]).defaults, **node["params"]}["z_channels"])
-
-
-def context_sizes(config: ModelConfig) -> ContextSizes:
-    """Tokens and width of a context, without the text encoder's weights. Raises: CheckpointError."""
-    node = config.conditioner_config["params"]["encoder"]
-    params = {**read_signature(node["target"]).defaults, **node["params"]}
-    settings = find_encoder(params["model_dir"], params["cache_dir"]).settings
-    return ContextSizes(params["max_length"], settings["d_model"])
 
 
 def _without_encoder(config: ModelConfig) -> Conditioner:
@@ -220,28 +176,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _check_frozen(part: nn.Module, node: ComponentNode) -> None:
-    """Look for NaN and infinity where VAE or text encoder are by now, in the type that they run in.
-
-    Raises: CheckpointError that names them.
-    """
-    flags = {name: finite_flag(parameter) for name, parameter in part.named_parameters()}
-    if flags and not torch.stack(list(flags.values())).all():
-        broken = [name for name, flag in flags.items() if not flag]
-        kind = str(next(part.parameters()).dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{_source_of(node)} holds NaN or infinity in {len(broken)} weights, in {kind}: {shorten(broken)}. If "
-            "it does in float32 too, the file is damaged: copy or download it again"
-        )
-
-
-def _source_of(node: ComponentNode) -> str:
-    """The file or folder that a VAE or a text encoder comes from, for messages."""
-    params = node["params"]
-    encoder = (params.get("encoder") or {}).get("params") or {}
-    return str(params.get("ckpt_path") or encoder.get("model_dir") or node["target"])
 
 
 def _check_fit(

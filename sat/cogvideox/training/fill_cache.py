@@ -23,8 +23,8 @@ from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.sample import Sample
 from cogvideox.errors import ConfigError, DataError
 from cogvideox.log import amount, get_logger
-from cogvideox.model.build import place_conditioner, place_vae
 from cogvideox.model.files import check_text_encoder
+from cogvideox.model.frozen_parts import place_conditioner, place_vae
 from cogvideox.parallel.devices import device_index
 from cogvideox.parallel.launch import read_launch
 from cogvideox.sampling.jobs import read_previews
