@@ -80,7 +80,7 @@ def close_pairs(hashes: NDArray[np.uint8], most_bits: int) -> Pairs:
 
 def _bands(hashes: NDArray[np.uint8], num_bands: int) -> list[NDArray[np.uint64]]:
     """Every num_bands-th bit, as a number: neighbours, which are alike, come into different bands."""
-    found = []
+    found: list[NDArray[np.uint64]] = []
     for band in range(num_bands):
         number = np.zeros(len(hashes), np.uint64)
         for bit in range(band, 8 * hashes.shape[1], num_bands):
