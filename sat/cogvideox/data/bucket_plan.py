@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.buckets import MAX_BUCKETS
-from cogvideox.data.order import Choices
+from cogvideox.data.order import Choices, SampleIds
 from cogvideox.errors import DataError
 from cogvideox.geometry import Bucket
 
@@ -66,6 +66,13 @@ class BucketPlan:
         own = 0 if self.numbers is None else int(self.numbers[index])
         may = () if self.choices is None else self.choices.table[self.choices.rows[index]]
         return tuple(self.shapes[number] for number in dict.fromkeys((own, *may)))
+
+    def drawn_at(self, visit: int, ids: SampleIds, seed: int) -> NDArray[np.int64]:
+        """int64 [n], which of `shapes` each sample has in training when it was there so often before. ids: theirs."""
+        indices = np.arange(len(ids))
+        if self.choices is not None:
+            return self.choices.drawn(ids, indices, np.full_like(indices, visit), seed)
+        return np.zeros_like(indices) if self.numbers is None else self.numbers
 
     def counts(self, num_samples: int) -> dict[Bucket, int]:
         """How many samples have which bucket as their own, empty ones left out."""

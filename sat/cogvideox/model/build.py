@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cogvideox.config.clip_sizes import read_sizes
+from cogvideox.config.clip_sizes import latent_channels, read_sizes
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.signatures import read_signature
 from cogvideox.config.targets import ComponentNode, instantiate
@@ -82,7 +82,7 @@ def draft_model(
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         vae = instantiate(config.first_stage_config) if with_vae else None
         conditioner = instantiate(config.conditioner_config) if with_text_encoder else _without_encoder(config)
-    image, channels = image_condition(config), latent_channels(config)
+    image, channels = image_condition(config), latent_channels(config.first_stage_config)
     _check_fit(transformer, conditioner, channels, with_image=image is not None)
     return VideoDiffusion(
         transformer,
@@ -138,12 +138,6 @@ def place_vae(vae: VideoAutoencoder, config: ModelConfig, device: torch.device |
 def geometry_of(config: ModelConfig) -> Geometry:
     """How clips become tokens."""
     return read_sizes(config.network_config["params"], config.first_stage_config["params"]).geometry
-
-
-def latent_channels(config: ModelConfig) -> int:
-    """Channels of a latent."""
-    node = config.first_stage_config
-    return int({**read_signature(node["target"]).defaults, **node["params"]}["z_channels"])
 
 
 def context_sizes(config: ModelConfig) -> ContextSizes:
