@@ -151,7 +151,6 @@ def test_without_pictures(settings: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "report.json").read_text())
     assert "near duplicate" not in by_kind(facts)
     assert not facts["settings"]["tokens_counted"] and "nowhere/t5" in facts["settings"]["why_no_tokens"]
-    assert facts["parts"][0]["cache"]["contexts_at_most"]
 
 
 def test_data_that_training_refuses_has_a_page_too(check: Check, tmp_path: Path) -> None:

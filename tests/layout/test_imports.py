@@ -30,7 +30,7 @@ ALLOWED = {
     "sampling": BASE | LEAVES | {"vae", "transformer", "model"},
     "conversion": BASE | LEAVES | {"vae", "transformer", "model"},
     "caching": BASE | LEAVES | {"vae", "model"},
-    "doctor": BASE | {"config", "data", "text", "weights", "diffusion"},
+    "doctor": BASE | {"config", "data", "text", "weights", "diffusion", "caching"},
     "training": BASE | LEAVES | {"vae", "transformer", "model", "sampling", "caching"},
 }
 # A package that costs seconds or memory to import, and the only places that may import it.

@@ -23,6 +23,7 @@ from cogvideox.caching.claims import abandoned, claim
 from cogvideox.caching.entries import write_beside, write_entry
 from cogvideox.caching.keys import Recipe
 from cogvideox.caching.latent_reader import Place, write_failed
+from cogvideox.caching.layout import FIRST_FRAME
 from cogvideox.caching.opening import RECIPE_FILE, Cache, stored
 from cogvideox.data.clips import ReadDone, ReadJob
 from cogvideox.data.pool import DecodePool, Task, open_pool
@@ -168,8 +169,8 @@ def encoded(cache: Cache, vae: VideoAutoencoder, read: Mapping[str, Tensor]) -> 
     wanted = _DTYPES.get(json.loads(cache.latents.recipe.facts)["stored"])
     moments = {"mean": posterior.mean[0].cpu(), "log_variance": posterior.logvar[0].cpu()}
     values = {name: _rounded(value, computed, wanted) for name, value in moments.items()}
-    if cache.latents.with_first_frame:
-        values["first_frame"] = first_frame(read).clone()
+    if cache.latents.layout.with_first_frame:
+        values[FIRST_FRAME] = first_frame(read).clone()
     return values
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cogvideox.caching.entries import read_entry
 from cogvideox.caching.keys import Recipe, latent_key
+from cogvideox.caching.layout import FIRST_FRAME, LatentLayout
 from cogvideox.caching.media_hashes import MediaHashes
 from cogvideox.data.clips import ClipDecoder, Field, Job, ReadJob, RowRead
 from cogvideox.data.decode import ClipInfo
@@ -23,7 +24,7 @@ from cogvideox.data.sample import Sample
 from cogvideox.data.survey import NotCachedError
 from cogvideox.data.timing import ClipTooShortError
 from cogvideox.errors import DataError
-from cogvideox.geometry import Bucket, Geometry
+from cogvideox.geometry import Bucket
 
 FAILED = ".failed"  # beside an entry's place: why there is none
 
@@ -54,8 +55,7 @@ class LatentReader:
         root: the cache folder.
         recipe: how its latents were made.
         decoder: reads the clips that they were made of; also the rows that are not stored, where `online`.
-        geometry, channels: of the latents.
-        with_first_frame: whether entries hold the first frame, for image-to-video.
+        layout: what an entry holds.
         views: random starts of each clip that are stored; epoch n meets view n modulo views.
         online: whether a batch with a row that isn't stored is decoded; else that is an error.
         how_to_fill: the command that fills the cache, for messages.
@@ -64,9 +64,7 @@ class LatentReader:
     root: str
     recipe: Recipe
     decoder: ClipDecoder
-    geometry: Geometry
-    channels: int
-    with_first_frame: bool
+    layout: LatentLayout
     views: int = 1
     online: bool = False
     how_to_fill: str = ""
@@ -81,13 +79,11 @@ class LatentReader:
         return self.decoder if self.online else None
 
     def fields(self, bucket: Bucket) -> Mapping[str, Field]:
-        """Mean and log-variance, f z y x, and the first frame, c h w."""
-        size = self.geometry.latent_size(bucket.height, bucket.width)
-        shape = (self.geometry.latent_frames(bucket.frames), self.channels, *size)
-        found = {name: Field(shape, torch.float32) for name in ("mean", "log_variance")}
-        if self.with_first_frame:
-            found["first_frame"] = Field((3, bucket.height, bucket.width), torch.uint8)
-        return found
+        """What an entry holds, moments in float32."""
+        return {
+            name: Field(shape, torch.uint8 if name == FIRST_FRAME else torch.float32)
+            for name, shape in self.layout.shapes(bucket).items()
+        }
 
     def job(self, sample: Sample, bucket: Bucket, seed: int, epoch: int) -> StoredJob:
         job = self.decoder.job(sample, bucket, seed, epoch % self.views if self.decoder.spec.varies else 0)
@@ -98,7 +94,7 @@ class LatentReader:
         return self.read(job) if isinstance(job, StoredJob) else self.decoder.run(job)
 
     def batch(self, rows: Rows, values: Mapping[str, Tensor]) -> Batch:
-        return LatentBatch(rows, values["mean"], values["log_variance"], values.get("first_frame"))
+        return LatentBatch(rows, values["mean"], values["log_variance"], values.get(FIRST_FRAME))
 
     def place(self, job: ReadJob) -> Place:
         """Where a clip's latents are, or would be. Raises: DataError for a clip that can't be read."""
@@ -116,7 +112,7 @@ class LatentReader:
             text = f"{job.media.label}: its latents are not in the cache {self.root}; {self.how_to_fill}"
             raise NotCachedError(text) from None
         wanted = self.fields(job.bucket)
-        values = {name: value.float() if name != "first_frame" else value for name, value in entry.tensors.items()}
+        values = {name: value if name == FIRST_FRAME else value.float() for name, value in entry.tensors.items()}
         wrong = [name for name, field in wanted.items() if name not in values or values[name].shape != field.shape]
         if wrong or entry.facts.get("bucket") != str(job.bucket):
             raise DataError(f"{place.file}: holds {entry.facts.get('bucket')}, not {job.bucket}; fill the cache again")

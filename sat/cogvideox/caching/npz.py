@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cogvideox import stopping
 from cogvideox.caching.entries import cannot_write, read_entry, write_entry
+from cogvideox.caching.layout import FIRST_FRAME
 from cogvideox.caching.opening import Cache
 from cogvideox.data.clips import ReadJob
 from cogvideox.data.sample import Sample
@@ -118,7 +119,7 @@ def store(cache: Cache, found: Found, first_frame: Tensor | None, dtype: torch.d
     """Make entries of it, which say where they come from. first_frame: uint8 [3, h, w], for image-to-video; dtype: of
     contexts. Raises: DataError."""
     place = cache.latents.place(found.job)
-    values = {**found.values, **({} if first_frame is None else {"first_frame": first_frame})}
+    values = {**found.values, **({} if first_frame is None else {FIRST_FRAME: first_frame})}
     facts = {
         "key": place.key,
         "bucket": str(found.job.bucket),

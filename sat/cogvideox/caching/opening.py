@@ -13,15 +13,17 @@ from cogvideox import commands
 from cogvideox.caching.contexts import ContextStore
 from cogvideox.caching.keys import Recipe
 from cogvideox.caching.latent_reader import LatentReader, failure_of
+from cogvideox.caching.layout import LatentLayout, views_of
 from cogvideox.caching.media_hashes import MediaHashes
 from cogvideox.caching.recipes import context_recipe, latent_recipe
+from cogvideox.config.clip_sizes import latent_channels
 from cogvideox.config.schema import Config
 from cogvideox.data.clips import ClipDecoder, ReadJob
 from cogvideox.data.dataset import VideoDataset
 from cogvideox.data.sample import Sample
 from cogvideox.errors import DataError
 from cogvideox.log import get_logger
-from cogvideox.model.frozen_parts import context_sizes, geometry_of, latent_channels
+from cogvideox.model.frozen_parts import context_sizes, geometry_of
 
 _log = get_logger(__name__)
 RECIPE_FILE = "recipe.json"
@@ -55,18 +57,14 @@ class Cache:
         self, dataset: VideoDataset, seed: int, views: int | None = None, *, for_evaluation: bool = False
     ) -> Iterator[tuple[Sample, ReadJob]]:
         """Every clip that training on a data set asks for, or an evaluation. views: as in `on`."""
-        count = views or 1
-        reader = replace(self.latents, views=count)
-        starts = range(count if reader.decoder.spec.varies else 1)
-        drawn = None if views is None or for_evaluation else [dataset.buckets_at(view, seed) for view in range(views)]
-        for index in range(len(dataset)):
-            sample, may = dataset.samples[index], dataset.plan.of(index)
-            if drawn is not None:
-                wanted = [(dataset.buckets[int(each[index])], view % len(starts)) for view, each in enumerate(drawn)]
-            else:
-                wanted = [(bucket, start) for bucket in (may[:1] if for_evaluation else may) for start in starts]
-            for bucket, start in dict.fromkeys(wanted):
-                yield sample, reader.job(sample, bucket, seed, start)
+        reader = replace(self.latents, views=views or 1)
+        each = views_of(
+            dataset.plan, dataset.sample_ids(), seed=seed, views=views, varies=reader.decoder.spec.varies,
+            for_evaluation=for_evaluation,
+        )  # fmt: skip
+        for sample, wanted in zip(dataset.samples, each, strict=True):
+            for bucket, view in wanted:
+                yield sample, reader.job(sample, bucket, seed, view)
 
 
 def open_cache(config: Config, dtype: torch.dtype, decoder: ClipDecoder) -> Cache:
@@ -85,7 +83,7 @@ def open_cache(config: Config, dtype: torch.dtype, decoder: ClipDecoder) -> Cach
     with_image = model.noised_image_input
     recipe = latent_recipe(model, dtype, args.cache_dtype, with_first_frame=with_image, hashes=hashes)
     latents = LatentReader(
-        root, recipe, decoder, geometry_of(model), latent_channels(model), with_image,
+        root, recipe, decoder, LatentLayout(geometry_of(model), latent_channels(model.first_stage_config), with_image),
         online=args.cache_missing == "online",
         how_to_fill=f"fill the cache with: {commands.cache([*config.files, *config.overrides])}",
     )  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cogvideox.config.findings import Reporter
+from cogvideox.config.signatures import read_signature
 from cogvideox.geometry import Geometry
 from cogvideox.released import V1_0
 
@@ -74,6 +75,11 @@ def read_sizes(network: dict[str, Any], vae: dict[str, Any]) -> ClipSizes:
         largest=grid if network and not any_size else None,
         longest=_longest(network, geometry) if network else None,
     )
+
+
+def latent_channels(vae: Mapping[str, Any]) -> int:
+    """Channels of a latent. vae: its node."""
+    return int({**read_signature(vae["target"]).defaults, **vae["params"]}["z_channels"])
 
 
 def positions(network: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.buckets import MAX_BUCKETS
-from cogvideox.data.order import Choices
+from cogvideox.data.order import Choices, SampleIds
 from cogvideox.errors import DataError
 from cogvideox.geometry import Bucket
 
@@ -78,6 +78,13 @@ class BucketPlan:
             f"in every epoch each sample gets one of {each} buckets that suit it, drawn anew (data.buckets.vary); "
             f"{len(used)} in all, {min(used)} to {max(used)} (frames, height, width)"
         )
+
+    def drawn_at(self, visit: int, ids: SampleIds, seed: int) -> NDArray[np.int64]:
+        """int64 [n], which of `shapes` each sample has in training when it was there so often before. ids: theirs."""
+        indices = np.arange(len(ids))
+        if self.choices is not None:
+            return self.choices.drawn(ids, indices, np.full_like(indices, visit), seed)
+        return np.zeros_like(indices) if self.numbers is None else self.numbers
 
     def counts(self, num_samples: int) -> dict[Bucket, int]:
         """How many samples have which bucket as their own, empty ones left out."""

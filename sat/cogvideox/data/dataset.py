@@ -14,10 +14,11 @@ from cogvideox.buckets import Buckets
 from cogvideox.data.bucket_plan import BucketPlan
 from cogvideox.data.clips import ClipDecoder, ProbeJob, SampleReader
 from cogvideox.data.decode import ClipInfo, VideoReader, open_reader
-from cogvideox.data.listing import find_samples, held_out_count
+from cogvideox.data.held_out import first_places, held_out
+from cogvideox.data.listing import find_samples
 from cogvideox.data.manifest import Manifest
 from cogvideox.data.media import Media
-from cogvideox.data.order import OrderedSamples, SampleIds, hash_each
+from cogvideox.data.order import OrderedSamples, SampleIds
 from cogvideox.data.pool import Task, open_pool
 from cogvideox.data.report import SourceInfo
 from cogvideox.data.sample import Sample, all_captions
@@ -84,13 +85,6 @@ class VideoDataset:
         ids, numbers = self.sample_ids(), self.plan.numbers
         return OrderedSamples(ids, numbers, choices, sources, repeats, len(self.buckets), self.views)
 
-    def buckets_at(self, visit: int, seed: int) -> NDArray[np.int64]:
-        """int64 [n], which of `buckets` each sample has in training when it was there so often before."""
-        indices = np.arange(len(self))
-        if self.plan.choices is not None:
-            return self.plan.choices.drawn(self.sample_ids(), indices, np.full_like(indices, visit), seed)
-        return np.zeros_like(indices) if self.plan.numbers is None else self.plan.numbers
-
     def _source_numbers(self) -> NDArray[np.int64] | None:
         """int64 [n], the entry of each sample; None where all come once."""
         if all(source.repeats == 1 for source in self.sources):
@@ -107,7 +101,7 @@ class VideoDataset:
 
     def first(self, count: int) -> VideoDataset:
         """At most `count` samples, chosen by their ids: the same ones whatever the order of folders."""
-        return self.only(_first_places(self.sample_ids(), count))
+        return self.only(first_places(self.sample_ids(), count))
 
     def only(self, places: NDArray[np.int64]) -> VideoDataset:
         """With the samples at these places."""
@@ -122,35 +116,14 @@ def select(samples: Sequence[Sample], places: NDArray[np.int64]) -> Sequence[Sam
 def split_held_out(dataset: VideoDataset, share: float) -> tuple[VideoDataset, VideoDataset]:
     """Divide into samples to train on and samples held out for evaluation.
 
-    Chosen by a hash of the sample ids: independent of the seed and of the order of folders. All windows of a file go
-    the same way.
-
     Args:
-        dataset: of at least two files.
-        share: of the files to hold out, rounded, at least one; between 0 and 1, both excluded.
+        share: of the files to hold out, see held_out.held_out.
 
     Raises:
         DataError: see listing.held_out_count.
     """
-    files = _files(dataset.samples)
-    _, first, file_of = np.unique(files, return_index=True, return_inverse=True)
-    held_files = _first_places(dataset.sample_ids()[first], held_out_count(len(first), share))
-    is_held = np.isin(file_of, held_files)
+    is_held = held_out(dataset.samples, dataset.sample_ids(), share)
     return dataset.only(np.flatnonzero(~is_held)), dataset.only(np.flatnonzero(is_held))
-
-
-def _files(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """int64 [n], the same number for samples of the same file."""
-    if isinstance(samples, Manifest):
-        return samples.file_numbers()
-    numbers: dict[Media, int] = {}
-    return np.array([numbers.setdefault(sample.media, len(numbers)) for sample in samples], np.int64)
-
-
-def _first_places(ids: SampleIds, count: int) -> NDArray[np.int64]:
-    """The places, ascending, of the ids that are held out before others."""
-    ranks = hash_each("held out", map(str, ids.tolist()))
-    return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
 def build_dataset(

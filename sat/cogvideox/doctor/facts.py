@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cogvideox.data.listing import held_out_count
+from cogvideox.data.held_out import held_out
 from cogvideox.data.report import Spread, shown
 from cogvideox.data.survey import Survey
+from cogvideox.doctor.cache_size import entries_of, sizes
 from cogvideox.doctor.clips import Clip, clips_of, names_of, row_of
 from cogvideox.doctor.findings import Finding, findings_of
 from cogvideox.doctor.histograms import histogram, most_common
 from cogvideox.doctor.look import Look, Part
+from cogvideox.doctor.subject import Subject
 from cogvideox.errors import DataError
 from cogvideox.geometry import Bucket
 
@@ -36,7 +39,7 @@ def facts_of(look: Look) -> dict[str, Any]:
         "command": list(look.subject.words),
         "settings": _settings(look),
         "verdict": verdict(look),
-        "parts": [_part(part, [clip for clip in clips if clip.part == part.name], look) for part in look.parts],
+        "parts": _parts(clips, look),
         "findings": [_finding(finding, names) for finding in findings],
         "clips": [row_of(clip, look, names[clip.number]) for clip in clips],
     }
@@ -81,11 +84,23 @@ def _finding(finding: Finding, names: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def _part(part: Part, clips: Sequence[Clip], look: Look) -> dict[str, Any]:
+def _parts(clips: Sequence[Clip], look: Look) -> list[dict[str, Any]]:
+    counted: set[str] = set()  # captions of the parts before, which a cache has once
+    found = []
+    for part in look.parts:
+        captions = set(part.found.listed.samples.captions()) - counted
+        counted |= captions
+        found.append(_part(part, [clip for clip in clips if clip.part == part.name], captions, look))
+    return found
+
+
+def _part(part: Part, clips: Sequence[Clip], new_captions: set[str], look: Look) -> dict[str, Any]:
     report, samples = part.found.listed.report, part.found.listed.samples
     surveys = [clip.survey for clip in clips if clip.survey is not None]
     used = [survey for survey in surveys if survey.is_usable]
     captions = {caption for clip in clips for caption in clip.captions}
+    is_held = _held_out(part, look.subject)
+    entries = entries_of(part, is_held, look.subject)
     return {
         "name": part.name,
         "found": len(clips),
@@ -110,9 +125,9 @@ def _part(part: Part, clips: Sequence[Clip], look: Look) -> dict[str, Any]:
             "effective_fps": _spread([survey.effective_fps for survey in used if survey.effective_fps]),
         },
         "histograms": _histograms(clips, surveys, used, look),
-        "buckets": _buckets(part, look),
-        "training": _training(part, look),
-        "cache": _cache(part, captions, look),
+        "buckets": _buckets(part, is_held, entries, look),
+        "training": _training(part, is_held, look),
+        "cache": sizes(entries, new_captions, look.subject),
     }
 
 
@@ -141,9 +156,9 @@ def _histograms(
     return bars
 
 
-def _buckets(part: Part, look: Look) -> list[dict[str, Any]]:
+def _buckets(part: Part, is_held: NDArray[np.bool_], entries: Mapping[Bucket, int], look: Look) -> list[dict[str, Any]]:
     subject, report = look.subject, part.found.listed.report
-    counts = _samples_per_epoch(part)
+    counts = _samples_per_epoch(part, is_held)
     found = []
     for info in report.buckets:
         batch = subject.batch_size(info.bucket)
@@ -158,60 +173,50 @@ def _buckets(part: Part, look: Look) -> list[dict[str, Any]]:
                 "tokens": subject.spec.geometry.num_video_tokens(*info.bucket),
                 "batch": batch,
                 "steps": round(counts.get(info.bucket, 0.0) / batch, 2),
-                "cache_bytes": info.num_samples * subject.moment_bytes(info.bucket),
+                "cache_bytes": entries[info.bucket] * subject.layout.num_bytes(info.bucket, subject.moment_bytes),
             }
         )
     return found
 
 
-def _samples_per_epoch(part: Part) -> dict[Bucket, float]:
-    """How many samples of each bucket an epoch has, with the repeats of their sources."""
+def _held_out(part: Part, subject: Subject) -> NDArray[np.bool_]:
+    """bool [n], which samples are evaluated on: all of valid_data, and what eval_split takes of train_data."""
+    samples, share = part.found.listed.samples, subject.args.eval_split
+    if part.name != "train_data":
+        return np.ones(len(samples), bool)
+    if share > 0 and not subject.args.valid_data and len(samples):
+        try:
+            return held_out(samples, samples.sample_ids(), share)
+        except DataError:  # too few clips to hold one out; training says so
+            pass
+    return np.zeros(len(samples), bool)
+
+
+def _samples_per_epoch(part: Part, is_held: NDArray[np.bool_]) -> dict[Bucket, float]:
+    """How many samples of each bucket an epoch has, with the repeats of their sources; of valid_data each once."""
     samples, report, plan = part.found.listed
     if not len(samples):
         return {}
     repeats = np.array([source.repeats for source in report.sources])
-    weights = repeats[np.asarray(samples.column("source"), dtype=np.int64)]
+    weights = repeats[np.asarray(samples.column("source"), dtype=np.int64)] * ~is_held
     numbers = np.zeros(len(samples), np.int64) if plan.numbers is None else plan.numbers
     found = np.bincount(numbers, weights=weights, minlength=len(plan.shapes)).tolist()
     return dict(zip(plan.shapes, found, strict=True))
 
 
-def _training(part: Part, look: Look) -> dict[str, Any]:
+def _training(part: Part, is_held: NDArray[np.bool_], look: Look) -> dict[str, Any]:
     """An epoch and its steps; of train_data alone, and without what eval_split holds out."""
-    subject = look.subject
+    subject, samples = look.subject, part.found.listed.samples
     if part.name != "train_data":
         return {}
-    counts = _samples_per_epoch(part)
-    steps = sum(count / subject.batch_size(bucket) for bucket, count in counts.items())
-    held_out, files = 0, len(set(part.found.listed.samples.file_numbers().tolist())) if counts else 0
-    if subject.args.eval_split > 0 and not subject.args.valid_data and files > 1:
-        try:
-            held_out = held_out_count(files, subject.args.eval_split)
-        except DataError:
-            held_out = 0
-    share = 1 - held_out / files if files else 1.0
-    steps_per_epoch = max(1, math.ceil(steps * share)) if counts else 0
+    counts = _samples_per_epoch(part, is_held)
+    steps = math.ceil(sum(count / subject.batch_size(bucket) for bucket, count in counts.items()))
     return {
-        "samples_per_epoch": round(sum(counts.values()) * share),
-        "held_out": held_out,
-        "steps_per_epoch": steps_per_epoch,
+        "samples_per_epoch": round(sum(counts.values())),
+        "held_out": len(np.unique(samples.file_numbers()[is_held])),
+        "steps_per_epoch": steps,
         "steps": subject.args.train_iters,
-        "epochs": round(subject.args.train_iters / steps_per_epoch, 1) if steps_per_epoch else 0.0,
-    }
-
-
-def _cache(part: Part, captions: set[str], look: Look) -> dict[str, Any]:
-    """Bytes of a cache that holds a view of every sample, and every caption once."""
-    subject, (samples, _, plan) = look.subject, part.found.listed
-    moments = sum(count * subject.moment_bytes(bucket) for bucket, count in plan.counts(len(samples)).items())
-    limit = subject.text_limit
-    contexts = sum(subject.context_bytes(look.tokens.get(caption, limit)) for caption in captions)
-    return {
-        "moments_bytes": moments,
-        "contexts_bytes": contexts,
-        "bytes": moments + contexts,
-        "bytes_per_number": subject.bytes_per_number,
-        "contexts_at_most": not look.tokens,
+        "epochs": round(subject.args.train_iters / steps, 1) if steps else 0.0,
     }
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cogvideox.buckets import Buckets, micro_batch_size
+from cogvideox.caching.layout import LatentLayout, context_bytes
+from cogvideox.config.clip_sizes import latent_channels
 from cogvideox.config.schema import Config, DataConfig, TrainArgs
+from cogvideox.config.signatures import read_signature
 from cogvideox.data.sources.spec import SourceSpec
 from cogvideox.data.timing import ClipSpec
 from cogvideox.geometry import Bucket
@@ -47,20 +50,31 @@ class Subject:
         return (*self.config.files, *self.config.overrides)
 
     @property
-    def bytes_per_number(self) -> int:
-        """Of what the model computes and a cache stores."""
-        return _BYTES[self.config.deepspeed.precision]
+    def moment_bytes(self) -> int:
+        """Of a number of a clip's latents in a cache, see training's dtype and `args.cache_dtype`."""
+        stored = self.args.cache_dtype
+        return _BYTES[self.config.deepspeed.precision if stored == "computed" else stored]
+
+    @property
+    def context_bytes(self) -> int:
+        """Of a caption's context in a cache."""
+        return context_bytes((self.text_limit, self.text_width), _BYTES[self.config.deepspeed.precision])
+
+    @property
+    def layout(self) -> LatentLayout:
+        """What a cache holds of a clip."""
+        model = self.config.model
+        return LatentLayout(self.spec.geometry, latent_channels(model.first_stage_config), model.noised_image_input)
 
     @property
     def text_encoder(self) -> str:
         """Its folder or name."""
-        return str(self._encoder.get("model_dir", ""))
+        return str(self._encoder["model_dir"])
 
     @property
     def text_limit(self) -> int:
         """Tokens of a caption that the text encoder reads."""
-        network = self.config.model.network_config["params"]
-        return int(self._encoder.get("max_length", network.get("text_length", 226)))
+        return int(self._encoder["max_length"])
 
     @property
     def text_width(self) -> int:
@@ -71,9 +85,8 @@ class Subject:
 
     @property
     def _encoder(self) -> dict[str, Any]:
-        params = self.config.model.conditioner_config.get("params", {})
-        found: dict[str, Any] = params.get("encoder", {}).get("params", {})
-        return found
+        node = self.config.model.conditioner_config["params"]["encoder"]
+        return {**read_signature(node["target"]).defaults, **node["params"]}
 
     def batch_size(self, bucket: Bucket) -> int:
         """Samples of an optimizer step of this bucket, over all processes."""
@@ -90,16 +103,3 @@ class Subject:
         if micro is None:
             return max(1, per_process // (accumulation or 1)), accumulation or 1
         return micro, accumulation or max(1, per_process // micro)
-
-    def moment_bytes(self, bucket: Bucket) -> int:
-        """Of a sample in a cache: mean and log variance of its latents, and for image-to-video its first frame."""
-        frames, height, width = bucket
-        vae = self.config.model.first_stage_config.get("params", {})
-        y, x = self.spec.geometry.latent_size(height, width)
-        latents = int(vae.get("z_channels", 16)) * self.spec.geometry.latent_frames(frames) * y * x
-        image = 3 * height * width if self.config.model.noised_image_input else 0
-        return 2 * latents * self.bytes_per_number + image
-
-    def context_bytes(self, tokens: int) -> int:
-        """Of a caption in a cache."""
-        return min(tokens, self.text_limit) * self.text_width * self.bytes_per_number

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from cogvideox.config.clip_sizes import latent_channels
 from cogvideox.config.schema import ModelConfig
 from cogvideox.config.targets import ComponentNode, instantiate
 from cogvideox.errors import ConfigError
 from cogvideox.model.files import check_text_encoder
-from cogvideox.model.frozen_parts import context_sizes, geometry_of, latent_channels, place_conditioner, place_vae
+from cogvideox.model.frozen_parts import context_sizes, geometry_of, place_conditioner, place_vae
 from cogvideox.model.image_condition import ImageCondition
 from cogvideox.model.video_diffusion import FrozenParts, VideoDiffusion
 from cogvideox.text.conditioner import Conditioner
@@ -75,7 +76,7 @@ def draft_model(
     with _seeded(seed):  # their constructors draw weights too, before the stored ones are loaded
         vae = instantiate(config.first_stage_config) if with_vae else None
         conditioner = instantiate(config.conditioner_config) if with_text_encoder else _without_encoder(config)
-    image, channels = image_condition(config), latent_channels(config)
+    image, channels = image_condition(config), latent_channels(config.first_stage_config)
     _check_fit(transformer, conditioner, channels, with_image=image is not None)
     return VideoDiffusion(
         transformer,

@@ -44,12 +44,6 @@ def geometry_of(config: ModelConfig) -> Geometry:
     return read_sizes(config.network_config["params"], config.first_stage_config["params"]).geometry
 
 
-def latent_channels(config: ModelConfig) -> int:
-    """Channels of a latent."""
-    node = config.first_stage_config
-    return int({**read_signature(node["target"]).defaults, **node["params"]}["z_channels"])
-
-
 def context_sizes(config: ModelConfig) -> ContextSizes:
     """Tokens and width of a context, without the text encoder's weights. Raises: CheckpointError."""
     node = config.conditioner_config["params"]["encoder"]

@@ -203,7 +203,7 @@ def _import(run: _Run, folder: Path) -> None:
     count = 0
     for found in find_npz(run.cache, run.jobs(), mirror):
         frame = None
-        if run.cache.latents.with_first_frame:
+        if run.cache.latents.layout.with_first_frame:
             job = decoder.job(found.sample, found.job.bucket, found.job.seed, found.job.epoch)
             frame = first_frame(decoder.read(job).values).clone()
         store(run.cache, found, frame, run.dtype)
