@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import check_dataset
+import numpy as np
 import pytest
 from cogvideox.doctor.page import FORMS, MOST_ROWS, render
 from cogvideox.errors import ConfigError, DataError
 from doctor.conftest import Check, facts_beside, write_clip
 from layout.source_tree import ROOT
+from PIL import Image
 
 VOID = {"meta", "img", "input", "rect", "br", "link"}
 
@@ -171,6 +173,21 @@ def test_more_clips_than_the_table_takes(page: Path) -> None:
     numbers = [row[0] for row in table["rows"]]
     assert len(numbers) == MOST_ROWS and numbers[-1] == MOST_ROWS + 500 and sorted(set(numbers)) == numbers
     assert len(text) < 10_000_000
+
+
+def test_images_beside_videos(check: Check, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_clip(folder / "video.mp4", "moves", 1)
+    for name, level in (("one.png", 40), ("two.jpg", 90), ("again.png", 40)):
+        pixels = np.full((32, 48, 3), level, np.uint8)
+        pixels[8:24, 10:30] = 255 - level
+        Image.fromarray(pixels).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(name)
+    facts = facts_beside(check(f"args.train_data=[{folder}]", "args.valid_data=[]", "data.max_num_frames=1"))
+    assert by_kind(facts)["near duplicate"] == {"one.png"}
+    assert not {"static", "damaged frames"} & by_kind(facts).keys()
+    assert {row["name"]: row["frames"] for row in facts["clips"]}["two.jpg"] == 1
 
 
 def places(tmp_path: Path) -> Iterator[tuple[list[str], str]]:

@@ -110,11 +110,16 @@ class PictureTaker:
         values = {
             "jpeg": torch.from_numpy(jpeg),
             "num_bytes": torch.tensor([len(pictures.jpeg)]),
-            "colours": torch.from_numpy(pictures.colours.copy()),
-            "hash": torch.from_numpy(pictures.hash),
+            "colours": _of_each(pictures.colours),
+            "hash": _of_each(pictures.hash),
             "figures": torch.tensor([getattr(pictures, name) for name in _FIGURES]),
         }
         return RowRead(values, decoded.reader)
+
+
+def _of_each(values: NDArray[np.uint8]) -> torch.Tensor:
+    """[k or 1, ...] to [k, ...]: an image is read as one frame, which stands for all."""
+    return torch.from_numpy(np.broadcast_to(values, (COUNT, *values.shape[1:])).copy())
 
 
 def spread_out(timestamps: Timestamps) -> FrameChoice:
