@@ -92,7 +92,7 @@ def test_a_signal_in_a_preview_before_the_first_step(interrupt, tmp_path):
 
 def test_a_signal_in_a_preview_after_some_steps(interrupt, tmp_path):
     """The first preview has three steps, so that the run gets past it; the second one would take long."""
-    overrides = (*PREVIEW, "args.sample_steps=400", "args.eval_interval=2")
+    overrides = (*PREVIEW, "args.sample_steps=1000", "args.eval_interval=2")
     status, written = interrupt(signal.SIGINT, lambda: steps_of(tmp_path / "runs") >= 2, *overrides)
     assert status == 75 and "step 2 of 100000 is finished and saved" in written
     assert not (newest_run(tmp_path / "runs") / "samples" / "2").exists()
