@@ -136,12 +136,12 @@ def _histograms(
 ) -> dict[str, dict[str, Any]]:
     captions = [caption for clip in clips for caption in clip.captions]
     found = {
-        "Frames per second": ([survey.source_fps for survey in surveys if survey.source_fps], "frames per second"),
+        "Frame rate": ([survey.source_fps for survey in surveys if survey.source_fps], "frames per second"),
         "Length": ([survey.duration_s for survey in surveys], "seconds"),
         "Aspect ratio": ([survey.width / survey.height for survey in surveys], "width to height"),
-        "Effective frames per second": (
+        "Effective frame rate": (
             [survey.effective_fps for survey in used if survey.effective_fps],
-            "per second",
+            "frames per second",
         ),
         "Picture kept by the crop": ([100 * survey.kept_share for survey in used], "percent of its area"),
     }

@@ -7,7 +7,7 @@
   const PER_PAGE = 50;
   const number = (value, digits) => value === null ? "" : String(Number(value.toFixed(digits)));
   const columns = [
-    ["number", "Clip", clip => "#" + clip.number, "figure"],
+    ["number", "Clip", clip => "#" + clip.number, "figure number"],
     ["name", "Name and caption", null, "wide"],
     ["status", "State", null, "wide"],
     ["width", "Size", clip => clip.width === null ? "" : clip.width + " × " + clip.height, "figure"],
@@ -59,14 +59,16 @@
   }
 
   function nameCell(clip) {
-    const cell = element("td", undefined, "wide");
+    const cell = element("td", undefined, "wide named");
     if (pictures.has(clip.number)) {
       const image = element("img");
       image.src = pictures.get(clip.number);
       image.alt = clip.caption || clip.name;
       cell.append(image);
     }
-    cell.append(element("div", clip.name, "clip-name"), element("div", clip.caption, "caption"));
+    const text = element("div");
+    text.append(element("div", clip.name, "clip-name"), element("div", clip.caption, "caption"));
+    cell.append(text);
     return cell;
   }
 
@@ -102,7 +104,7 @@
 
   const heads = element("tr");
   for (const [name, title, , kind] of columns) {
-    const head = element("th", undefined, kind === "figure" ? "figure" : "");
+    const head = element("th", undefined, kind.startsWith("figure") ? "figure" : kind);
     const button = element("button", title);
     button.type = "button";
     button.addEventListener("click", () => { up = key === name ? !up : true; key = name; apply(); });
