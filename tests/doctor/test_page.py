@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -197,6 +198,12 @@ def places(tmp_path: Path) -> Iterator[tuple[list[str], str]]:
     yield ["--output", str(tmp_path / "mine.html")], "was not written by this tool; --overwrite replaces it"
     yield ["--json", str(tmp_path / "mine.html")], "was not written by this tool"
     yield ["--output", str(tmp_path / "a"), "--json", str(tmp_path / "a")], "name the same file"
+    yield (
+        ["--output", str(tmp_path / "mine.html" / "a.html")],
+        "mine.html is a file, and nothing can be written below it",
+    )
+    os.mkfifo(tmp_path / "pipe")
+    yield ["--output", str(tmp_path / "pipe"), "--overwrite"], "pipe is a device, a pipe or a socket; name a file"
     yield ["--output", "x" * 300], "is no name that a file can have"
     yield ["--processes", "0"], "it has to be at least 1"
 

@@ -18,6 +18,10 @@ def check_output(file: Path, flag: str, overwrite: bool = False) -> None:
     folder = file.absolute().parent
     if file.is_dir():
         raise ConfigError(f"{flag}: {shown_path(file)} is a folder; name a file in it, such as {file / 'report.html'}")
+    if file.exists() and not file.is_file():  # renaming a page to it would take a device away
+        raise ConfigError(f"{flag}: {shown_path(file)} is a device, a pipe or a socket; name a file")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{flag}: {shown_path(folder)} is a file, and nothing can be written below it")
     if not folder.is_dir():
         raise ConfigError(f"{flag}: there is no folder {shown_path(folder)}; make it: mkdir -p {shown_path(folder)}")
     if not os.access(folder, os.W_OK | os.X_OK):
