@@ -204,7 +204,8 @@ def _errors(cache: Path) -> Path:
 
 def _wait(pids: list[int], cache: Path) -> None:
     """Until all have ended well."""
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids), _errors(cache).read_text(encoding="utf-8")
+    ends = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert ends == [0] * len(pids), _errors(cache).read_text(encoding="utf-8") if _errors(cache).exists() else ends
 
 
 def _entries(folder: Path) -> dict[str, tuple[dict[str, str], dict[str, list[float]]]]:

@@ -56,6 +56,45 @@ def test_more_clips_than_a_block() -> None:
     assert near_duplicates(hashes, np.zeros((1300, 4, 8, 8, 3), np.uint8)) == [[5, 1200]]
 
 
+def groups_one_by_one(hashes: np.ndarray, colours: np.ndarray) -> list[list[int]]:
+    """Each clip that is in no group yet takes those behind it that are nearly the same, and in no group either."""
+    bits, flat = np.unpackbits(hashes.reshape(len(hashes), -1), axis=1), colours.reshape(len(colours), -1).astype(int)
+    groups, taken = [], set[int]()
+    for one in range(len(bits)):
+        members = [
+            other
+            for other in range(one + 1, len(bits))
+            if one not in taken
+            and other not in taken
+            and (bits[one] != bits[other]).sum() <= MOST_BITS
+            and abs(flat[one] - flat[other]).mean() <= 6
+            and abs(flat[one] - flat[other]).max() <= 40
+        ]
+        taken.update(members)
+        groups += [[one, *members]] if members else []
+    return groups
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 40), origins=st.integers(1, 6))
+def test_groups_are_those_of_comparing_every_pair(seed: int, count: int, origins: int) -> None:
+    """Few different clips, many of them the same to the byte, others at the border of being near."""
+    random = np.random.default_rng(seed)
+    bits = random.integers(0, 2, (origins, 256))[random.integers(0, origins, count)].astype(np.uint8)
+    colours = np.full((count, 4, 8, 8, 3), 100, np.uint8)
+    for clip in range(count):
+        bits[clip, random.permutation(256)[: random.choice([0, 0, 5, 9, 17])]] ^= 1
+        colours[clip] += random.choice(np.array([0, 0, 4, 8], np.uint8))
+    hashes = np.packbits(bits, axis=1).reshape(count, 4, 8)
+    assert near_duplicates(hashes, colours) == groups_one_by_one(hashes, colours)
+
+
+def test_copies_by_the_thousand_are_one_group() -> None:
+    """As pairs they would be 200 million."""
+    hashes, colours = np.zeros((20_000, 4, 8), np.uint8), np.zeros((20_000, 4, 8, 8, 3), np.uint8)
+    assert near_duplicates(hashes, colours) == [list(range(20_000))]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

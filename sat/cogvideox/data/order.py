@@ -176,6 +176,13 @@ class SampleOrder:
         entry = first + (place + substitute) % (end - first)
         return int(epoch.visits[entry]), int(epoch.indices[entry])
 
+    def in_first_epoch(self, index: int) -> list[tuple[int, int]]:
+        """(bucket, position) of each time that a sample comes in the first epoch, bucket by bucket."""
+        epoch = self._epoch(0)
+        entries = np.flatnonzero(epoch.indices == index)
+        buckets = np.searchsorted(epoch.starts, entries, side="right") - 1
+        return list(zip(buckets.tolist(), (entries - epoch.starts[buckets]).tolist(), strict=True))
+
     def size(self, position: int, bucket: int = 0) -> int:
         """How many entries the epoch has in which a position of a bucket's stream lies."""
         starts = self._epoch(self._locate(bucket, position)[0]).starts

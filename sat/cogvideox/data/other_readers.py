@@ -8,6 +8,7 @@ Letters: t frames of the result, u different ones among them, h w pixels of the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ def open_other(name: str) -> VideoReader:
     return TorchCodecReader()
 
 
-class _OtherReader:
+class _OtherReader(ABC):
     """name: of the library. codecs: those whose frames it was found to return exactly (tests/data/test_decode.py)."""
 
     name: ClassVar[str]
@@ -54,9 +55,9 @@ class _OtherReader:
                 return DecodedFrames(pixels[where], request.choice, self.name)
         return PyAVReader().read(media, choose)
 
+    @abstractmethod
     def _fetch(self, media: Media, request: Request, unique: Indices) -> NDArray[np.uint8] | None:
         """uint8 [u, h, w, c]; None where the library finds other frames, or none."""
-        raise NotImplementedError
 
 
 class DecordReader(_OtherReader):

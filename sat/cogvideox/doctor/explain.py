@@ -225,12 +225,7 @@ def _first_epoch(subject: Subject, found: Found, sample: Sample, name: str) -> d
     if not len(numbers):
         return facts | {"use": "evaluation: args.eval_split holds it out"}
     order = SampleOrder(train.ordered(), seed)
-    found_at = [
-        (bucket, place)
-        for bucket in order.used
-        for place in range(int(order.counts[bucket]))
-        if order.at(place, bucket=bucket)[1] == int(numbers[0])
-    ]
+    found_at = order.in_first_epoch(int(numbers[0]))
     if not found_at:
         return facts | {"use": "training, but not in the first epoch"}
     bucket, place = found_at[0]

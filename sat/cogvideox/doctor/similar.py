@@ -6,6 +6,7 @@ Letters: n clips, k pictures of each, w bytes of a hash, p pairs, c = 3 colours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from itertools import combinations
 
 import numpy as np
@@ -30,8 +31,27 @@ def near_duplicates(hashes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> li
     """
     count = len(hashes)
     assert count, "nothing to compare"
-    flat = colours.reshape(count, -1)
-    pairs = close_pairs(hashes.reshape(count, -1), MOST_BITS)
+    hashes, colours = hashes.reshape(count, -1), colours.reshape(count, -1)
+    # What is the same to the byte counts once in the search: thousands of black clips would be millions of pairs.
+    copies: dict[bytes, list[int]] = {}
+    for clip in range(count):
+        copies.setdefault(blake2b(hashes[clip].tobytes() + colours[clip].tobytes()).digest(), []).append(clip)
+    alike = list(copies.values())
+    firsts = np.array([each[0] for each in alike])
+    near = _near(hashes[firsts], colours[firsts])
+    groups, taken = [], set[int]()
+    for one, clips in enumerate(alike):
+        if one not in taken:
+            others = [other for other in near.get(one, ()) if other not in taken]
+            taken.update(others)
+            if members := sorted([*clips[1:], *(clip for other in others for clip in alike[other])]):
+                groups.append([clips[0], *members])
+    return groups
+
+
+def _near(hashes: NDArray[np.uint8], flat: NDArray[np.uint8]) -> dict[int, list[int]]:
+    """The later clips that each one is nearly the same as. hashes: uint8 [n, k w]; flat: uint8 [n, colours]."""
+    pairs = close_pairs(hashes, MOST_BITS)
     near: dict[int, list[int]] = {}
     for first in range(0, len(pairs), _AT_A_TIME):
         some = pairs[first : first + _AT_A_TIME]
@@ -39,13 +59,7 @@ def near_duplicates(hashes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> li
         is_same = (differences.mean(axis=1) <= _MOST_MEAN) & (differences.max(axis=1, initial=0) <= _MOST_CELL)
         for one, other in some[is_same].tolist():
             near.setdefault(one, []).append(other)
-    groups, taken = [], set[int]()
-    for clip, others in near.items():  # ascending, as the pairs are
-        members = [other for other in others if other not in taken]
-        if clip not in taken and members:
-            taken.update(members)
-            groups.append([clip, *members])
-    return groups
+    return near
 
 
 def close_pairs(hashes: NDArray[np.uint8], most_bits: int) -> Pairs:

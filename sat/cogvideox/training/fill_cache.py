@@ -221,7 +221,10 @@ def _prune(run: _Run, *, yes: bool) -> None:
     found = find_unneeded(run.cache, run.jobs(), run.captions)
     print(f"{len(found.files)} entries ({amount(found.num_bytes)}) belong to none of the data sets given")
     if found.files and not yes:
-        print("nothing was deleted; with --yes they are")
+        print(
+            "nothing was deleted; with --yes they are. If other data sets share this cache, name them too in "
+            "args.train_data: what only they need is among these entries"
+        )
     elif yes:
         found.remove()
         print("deleted")
