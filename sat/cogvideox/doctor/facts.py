@@ -193,7 +193,7 @@ def _held_out(part: Part, subject: Subject) -> NDArray[np.bool_]:
 
 
 def _samples_per_epoch(part: Part, is_held: NDArray[np.bool_]) -> dict[Bucket, float]:
-    """How many samples of each bucket an epoch has, with the repeats of their sources; of valid_data each once."""
+    """Samples of each bucket in an epoch of training, with the repeats of their sources; none of valid_data."""
     samples, report, plan = part.found.listed
     if not len(samples):
         return {}
